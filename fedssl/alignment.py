@@ -1,0 +1,121 @@
+"""Losses that keep local training near the received global model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_methods import SSLMethod, StepOutput, Twin, Views, info_nce
+
+Memory = list[Tensor]
+
+
+class Alignment(ABC):
+    """Representation alignment: a loss between local and global projections of the same images.
+
+    It sees the prefix's outputs, so it costs one more forward pass of the active part only; the frozen prefix
+    is not run again, and the copies hold active layers only.
+
+    Args:
+        weight: alpha in ``total = ssl loss + alpha * alignment loss``.
+        temperature: Divides the cosine similarities.
+    """
+
+    def __init__(self, weight: float = 1.0, temperature: float = 0.2) -> None:
+        if weight < 0:
+            raise ValueError(f"the weight of the alignment must be at least 0, got {weight}")
+        if not temperature > 0:
+            raise ValueError(f"the temperature of the alignment must be above 0, got {temperature}")
+        self.weight = weight
+        self.temperature = temperature
+        self._received: Twin | None = None
+
+    def attach(self, method: SSLMethod) -> None:
+        """A new stage: makes copies that fit its active part."""
+        self._received = Twin(method.online())
+
+    def start(self, method: SSLMethod, memory: Memory | None) -> None:
+        """A client's round starts: copies what it received and what it remembers."""
+        assert self._received is not None
+        self._received.reset(method.online())
+
+    def remember(self, method: SSLMethod) -> Memory | None:
+        """What the client keeps until its next round; ``None`` if nothing."""
+        return None
+
+    def __call__(self, hidden: Views, output: StepOutput) -> Tensor:
+        """The weighted loss, the mean over both views."""
+        losses = [self.loss(view, local) for view, local in zip(hidden, output.projections, strict=True)]
+        return self.weight * torch.stack(losses).mean()
+
+    @abstractmethod
+    def loss(self, hidden: Tensor, local: Tensor) -> Tensor:
+        """Loss of one view from the prefix's output and the local projections (B, D)."""
+
+
+class GlobalAlignment(Alignment):
+    """In-batch InfoNCE against the received global model (our reading of LW-FedSSL v3).
+
+    Positive: the global model's projection of the same view; negatives: those of the batch's other images.
+    """
+
+    def loss(self, hidden: Tensor, local: Tensor) -> Tensor:
+        assert self._received is not None
+        return info_nce(local, self._received(hidden), self.temperature)
+
+
+class MoonAlignment(Alignment):
+    """MOON (Li, He, Song 2021, arXiv 2103.16257): towards the global, away from the previous local model.
+
+    A client has no previous model of the current active layers in its first round of a stage; the loss is
+    zero then (our reading for layer-wise training).
+    """
+
+    def __init__(self, weight: float = 1.0, temperature: float = 0.5) -> None:
+        super().__init__(weight, temperature)
+        self._previous: Twin | None = None
+        self._has_previous = False
+
+    def attach(self, method: SSLMethod) -> None:
+        super().attach(method)
+        self._previous = Twin(method.online())
+
+    def start(self, method: SSLMethod, memory: Memory | None) -> None:
+        super().start(method, memory)
+        assert self._previous is not None
+        self._has_previous = memory is not None
+        for own, remembered in zip(_tensors(self._previous.copy), memory or [], strict=memory is not None):
+            own.copy_(remembered)
+
+    def remember(self, method: SSLMethod) -> Memory:
+        return [tensor.detach().cpu().clone() for tensor in _tensors(method.online())]
+
+    def loss(self, hidden: Tensor, local: Tensor) -> Tensor:
+        if not self._has_previous:
+            return local.new_zeros(())
+        assert self._received is not None
+        assert self._previous is not None
+        towards = F.cosine_similarity(local, self._received(hidden))
+        away = F.cosine_similarity(local, self._previous(hidden))
+        logits = torch.stack([towards, away], dim=1) / self.temperature
+        return F.cross_entropy(logits, torch.zeros(len(local), dtype=torch.long, device=local.device))
+
+
+class ProximalTerm:
+    """FedProx (Li et al. 2020, arXiv 1812.06127): mu / 2 * squared distance to the received parameters."""
+
+    def __init__(self, method: SSLMethod, mu: float) -> None:
+        self._mu = mu
+        self._parameters = method.trained()
+        self._received = [parameter.detach().clone() for parameter in self._parameters]
+
+    def __call__(self, hidden: Views, output: StepOutput) -> Tensor:
+        pairs = zip(self._parameters, self._received, strict=True)
+        return self._mu / 2 * torch.stack([(now - then).square().sum() for now, then in pairs]).sum()
+
+
+def _tensors(module: torch.nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]

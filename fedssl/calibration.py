@@ -1,0 +1,68 @@
+"""Server-side calibration: the server trains the present layers to work together (LW-FedSSL v3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fedssl.datasets import ImageSet
+from fedssl.loop import CostBook, LoopReport, train_epochs
+from fedssl.model import SplitModel
+from fedssl.seeding import derive_seed, torch_generator
+from layerwise import Stage
+from ssl_methods import OptimizerFactory
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Trains all present layers and the heads end to end on unlabelled auxiliary images that no client holds.
+
+    When and how long is our reading: the paper's third version has the mechanism, its details are not given.
+
+    Args:
+        epochs: Passes over the auxiliary images.
+        batch_size: Images a step.
+        when: After every ``round``, or after the last round of every ``stage``.
+        optimizer: Makes the optimizer; ``None`` takes the clients' one.
+    """
+
+    epochs: int = 1
+    batch_size: int = 64
+    when: Literal["round", "stage"] = "round"
+    optimizer: OptimizerFactory | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"calibration.{name} must be at least 1, got {getattr(self, name)}")
+        if self.when not in ("round", "stage"):
+            raise ValueError(f"calibration.when must be 'round' or 'stage', got {self.when!r}")
+
+    def due(self, last_of_stage: bool) -> bool:
+        """Whether the server calibrates after this round."""
+        return self.when == "round" or last_of_stage
+
+    def run(self, model: SplitModel, stage: Stage, images: ImageSet, round_: int, seed: int) -> LoopReport:
+        """Calibrates the global model in place.
+
+        Raises:
+            NonFiniteLossError: The loss is not finite.
+        """
+        method = model.method
+        model.attach_whole(stage)
+        method.generator = torch_generator(seed, "calibrate-augment", round_)
+        shuffle = torch_generator(seed, "calibrate-shuffle", round_)
+        clients_optimizer, method.optimizer_factory = (
+            method.optimizer_factory,
+            self.optimizer or method.optimizer_factory,
+        )
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(derive_seed(seed, "calibrate", round_))
+                return train_epochs(
+                    method, images, self.epochs, self.batch_size, shuffle, CostBook(), stage.index
+                )
+        finally:
+            method.optimizer_factory = clients_optimizer

@@ -1,0 +1,226 @@
+"""The command line, on top of Lightning's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.trainer import Trainer
+
+from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
+from fedssl.data import FederatedData, ImageData
+from fedssl.export import export_encoder
+from fedssl.files import write_atomically
+from fedssl.pretraining import Pretraining
+from fedssl.progress import RoundProgress
+from fedssl.results import collect_results, print_results, write_results
+from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
+from fedssl.server import AllClientsFailedError
+from fedssl.tracking import MetricsCSV, wandb_logger
+from linear_eval import EvaluatedModule
+
+CONFIG_FOLDERS = (Path(), Path("configs"), Path(__file__).parent.parent / "configs")
+SUBCOMMANDS = ("fit", "validate", "test")
+TRAINER_DEFAULTS = {
+    "devices": 1,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+}
+USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError)
+
+
+class FedSSLCLI(LightningCLI):
+    """LightningCLI with one folder a run, exact resume and results at the end."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit``, ``validate`` and ``test``."""
+        every = LightningCLI.subcommands()
+        return {name: every[name] for name in SUBCOMMANDS}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed is always a number: a run that nobody can repeat is no use."""
+        parser.add_argument("--seed_everything", type=int, default=42, help="Seed of every random choice.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where the run writes."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of the run; by default the next free runs/<name of the configuration>/<number>.",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Finds folder and checkpoint, and sets what follows from the model."""
+        config = self._config
+        ckpt_path = config.get("ckpt_path")
+        self.folder = choose_run_folder(config.run_dir, ckpt_path, Path("runs") / run_name(sys.argv[1:]))
+        checkpoint = find_checkpoint(ckpt_path, self.folder)
+        if checkpoint:
+            read_checkpoint(checkpoint)
+            config.ckpt_path = str(checkpoint)
+        self._set_rounds()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds run folder, loggers, checkpoints and progress display to the configured trainer."""
+        configured = self._get(self.config_init, "trainer")
+        callbacks, plugins = _as_list(configured["callbacks"]), _as_list(configured["plugins"])
+        wanted = configured["enable_checkpointing"] is not False
+        if wanted and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+            callbacks.append(RoundCheckpoint(self.folder / CHECKPOINTS))
+        if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(RoundProgress())
+        return super().instantiate_trainer(
+            default_root_dir=str(self.folder),
+            logger=self._loggers(configured["logger"]),
+            callbacks=callbacks,
+            plugins=[*plugins, AtomicCheckpointIO()],
+            **kwargs,
+        )
+
+    def before_fit(self) -> None:
+        """Writes the configuration."""
+        self._started = time.perf_counter()
+        if not self._config.trainer.fast_dev_run:
+            self._dump_config()
+            text = yaml.safe_dump(self.config_dump, sort_keys=False)
+            write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
+        if isinstance(self.datamodule, FederatedData):
+            self.datamodule.setup("fit")
+            print(self.datamodule.table(), file=sys.stderr)
+
+    def after_fit(self) -> None:
+        """Evaluates, exports the encoder and prints the results."""
+        if self._config.trainer.fast_dev_run:
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        self._finish("results.json", time.perf_counter() - self._started)
+
+    def before_test(self) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def after_test(self) -> None:
+        """Prints and keeps what the evaluation found."""
+        self._finish("test.json", time.perf_counter() - self._started)
+
+    def _finish(self, file: str, seconds: float) -> None:
+        assert isinstance(self.model, EvaluatedModule)
+        results = collect_results(self.model, seconds)
+        if isinstance(self.model, Pretraining) and file == "results.json":
+            views = self.model.augment
+            export_encoder(
+                self.model.model.encoder, self.folder / "encoder", list(views.mean), list(views.std)
+            )
+        write_results(results, self.folder / file)
+        print_results(results, self.folder)
+
+    def _loggers(self, configured: Any) -> list[Logger]:
+        """A CSV file always; W&B unless other loggers are configured or ``logger`` is false."""
+        csv = MetricsCSV(self.folder / "metrics.csv")
+        if self.subcommand != "fit" or self._config.trainer.fast_dev_run:
+            return []
+        if configured in (None, True):
+            self._dump_config()
+            return [csv, wandb_logger(self.folder, "-".join(self.folder.parts[-2:]), self.config_dump)]
+        return [csv, *_as_list(configured)]
+
+    @property
+    def _config(self) -> Any:
+        return self.config[self.subcommand]
+
+    def _set_rounds(self) -> None:
+        """A federated round is an epoch, so the number of epochs follows from the rounds."""
+        rounds = self._config.model.get("init_args", {}).get("rounds")
+        if rounds is None:
+            return
+        given = self._config.trainer.max_epochs
+        if given not in (None, rounds):
+            raise ValueError(f"trainer.max_epochs {given} differs from model.rounds {rounds}: leave it out")
+        self._config.trainer.max_epochs = rounds
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning looks for hyper-parameters in the checkpoint here; ours has none."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line.
+
+    Args:
+        arguments: Instead of the program's own.
+    """
+    arguments = prepare_arguments(sys.argv[1:] if arguments is None else arguments)
+    sys.argv[1:] = arguments
+    try:
+        FedSSLCLI(
+            EvaluatedModule,
+            ImageData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults=TRAINER_DEFAULTS,
+        )
+    except USER_ERRORS as error:
+        if os.environ.get("FEDSSL_DEBUG"):
+            raise
+        sys.exit(f"error: {error}\n(FEDSSL_DEBUG=1 shows where)")
+
+
+def prepare_arguments(arguments: list[str]) -> list[str]:
+    """Completes bare configuration names and refuses a configuration before the sub-command.
+
+    Raises:
+        SystemExit: A configuration stands before the sub-command, where LightningCLI would ignore it, or a
+            file does not exist.
+    """
+    prepared: list[str] = []
+    after_flag = False
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        is_config = flag in ("-c", "--config")
+        if is_config and not any(name in prepared for name in SUBCOMMANDS):
+            sys.exit(f"error: {argument} must follow the sub-command: train.py fit -c FILE")
+        if after_flag:
+            argument = str(find_config(argument))
+        elif is_config and value:
+            argument = f"{flag}={find_config(value)}"
+        after_flag = is_config and not value
+        prepared.append(argument)
+    return prepared
+
+
+def find_config(name: str) -> Path:
+    """A configuration file, as given or in ``configs/``.
+
+    Raises:
+        SystemExit: There is none of that name.
+    """
+    for folder in CONFIG_FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    known = sorted(path.name for path in CONFIG_FOLDERS[-1].glob("*.yaml"))
+    sys.exit(f"error: no configuration {name!r}, neither here nor in configs/: there are {', '.join(known)}")
+
+
+def run_name(arguments: list[str]) -> str:
+    """Name of the configuration: the stem of the last file given, or ``run``."""
+    files = [argument for argument in arguments if argument.endswith((".yaml", ".yml"))]
+    return Path(files[-1].partition("=")[2] or files[-1]).stem if files else "run"
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return list(value)
+    return [] if value in (None, True, False) else [value]

@@ -1,0 +1,279 @@
+"""Lightning data modules: images for pretraining, for the federation and for evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from fedssl.datasets import ImageSet, load_images
+from fedssl.partition import IID, Partitioner, partition_table
+from fedssl.seeding import numpy_generator, run_seed, torch_generator
+
+
+class ImageData(LightningDataModule):
+    """Images of one data set, pooled: what centralised training uses.
+
+    Args:
+        dataset: Name of the data set to pretrain on.
+        root: Folder of all data sets.
+        image_size: Side in pixels; ``None`` keeps the data set's own.
+        channels: 1 or 3; ``None`` keeps the data set's own.
+        split: The split to pretrain on (``unlabeled`` for STL-10).
+        train_images: Use only this many images of the split, drawn at random; ``None`` uses all.
+        batch_size: Images a training step.
+        eval_dataset: A labelled data set to evaluate on; ``None`` takes ``dataset`` (transfer otherwise).
+        eval_train_split: Labelled images of the kNN bank and the probe.
+        eval_test_split: Images the final evaluation is about.
+        validation_fraction: Part of the labelled training images that are the queries of the online kNN.
+        eval_batch_size: Images a batch in evaluation.
+        in_memory: Hold the images in memory; ``None`` decides by size.
+        download: Whether absent data sets may be downloaded.
+        seed: Seed of all splits; ``None`` takes the run's.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        root: str = "data",
+        image_size: int | None = None,
+        channels: int | None = None,
+        split: str = "train",
+        train_images: int | None = None,
+        batch_size: int = 64,
+        eval_dataset: str | None = None,
+        eval_train_split: str = "train",
+        eval_test_split: str = "test",
+        validation_fraction: float = 0.1,
+        eval_batch_size: int = 256,
+        in_memory: bool | None = None,
+        download: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size)
+        if not 0 < validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
+        self.dataset, self.root, self.split = dataset, root, split
+        self.image_size, self.channels = image_size, channels
+        self.train_images, self.batch_size = train_images, batch_size
+        self.eval_dataset = eval_dataset or dataset
+        self.eval_splits = (eval_train_split, eval_test_split)
+        self.validation_fraction, self.eval_batch_size = validation_fraction, eval_batch_size
+        self.in_memory, self.download = in_memory, download
+        self.seed = run_seed(seed)
+        self._evaluation: tuple[ImageSet, ImageSet] | None = None
+        self._pool: ImageSet | None = None
+
+    def setup(self, stage: str) -> None:
+        """Loads what the stage needs."""
+        if stage == "fit" and self._pool is None:
+            self._pool = self._load_pool()
+        if self._evaluation is None:
+            self._evaluation = self._load_evaluation()
+
+    @property
+    def pool(self) -> ImageSet:
+        """All images to pretrain on."""
+        assert self._pool is not None
+        return self._pool
+
+    @property
+    def eval_train(self) -> ImageSet:
+        """Labelled training images of the evaluation."""
+        assert self._evaluation is not None
+        return self._evaluation[0]
+
+    @property
+    def eval_test(self) -> ImageSet:
+        """Test images of the evaluation."""
+        assert self._evaluation is not None
+        return self._evaluation[1]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the evaluation."""
+        return len(self.eval_train.classes)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled uint8 batches (B, C, H, W) of the pool; every epoch has its own seed."""
+        return DataLoader(
+            _Batches(self.pool),
+            sampler=_EpochSampler(len(self.pool), self.batch_size, self.seed),
+            batch_size=None,
+        )
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Bank and queries of the online kNN, both cut from the labelled training images."""
+        order = torch.randperm(len(self.eval_train), generator=torch_generator(self.seed, "validation split"))
+        queries = max(1, round(self.validation_fraction * len(order)))
+        return [self._loader(self.eval_train.subset(part)) for part in (order[queries:], order[:queries])]
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """Labelled training images and test images."""
+        return [self._loader(self.eval_train), self._loader(self.eval_test)]
+
+    def _load_pool(self) -> ImageSet:
+        images = self._load(self.dataset, self.split)
+        if self.train_images is None:
+            return images
+        if not 1 <= self.train_images <= len(images):
+            raise ValueError(f"train_images {self.train_images}: {self.dataset} has 1 to {len(images)}")
+        rng = numpy_generator(self.seed, "train images")
+        return images.subset(torch.from_numpy(np.sort(rng.permutation(len(images))[: self.train_images])))
+
+    def _load_evaluation(self) -> tuple[ImageSet, ImageSet]:
+        train, test = (self._load(self.eval_dataset, split) for split in self.eval_splits)
+        if (train.labels < 0).any():
+            raise ValueError(
+                f"{self.eval_dataset}/{self.eval_splits[0]} has no labels to evaluate with; name a labelled "
+                "eval_dataset"
+            )
+        return train, test
+
+    def _load(self, name: str, split: str) -> ImageSet:
+        return load_images(
+            name, split, self.root, self.image_size, self.channels, self.in_memory, self.download
+        )
+
+    def _loader(self, images: ImageSet) -> DataLoader:
+        chunks = torch.arange(len(images)).split(self.eval_batch_size)
+        return DataLoader(_Labelled(images, list(chunks)), batch_size=None)
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who holds which images.
+
+    Args:
+        clients: Images of each client; the position is the client's id.
+        auxiliary: Unlabelled images that no client holds, for server-side calibration; ``None`` if there are
+            none.
+    """
+
+    clients: list[ImageSet]
+    auxiliary: ImageSet | None
+
+
+class FederatedData(ImageData):
+    """The same images, divided among clients.
+
+    Args:
+        clients: Number of clients.
+        partition: How the images are divided.
+        auxiliary_fraction: Part of the pool set aside before the division for server-side calibration.
+        auxiliary_dataset: Another data set for it; excludes ``auxiliary_fraction``.
+        **kwargs: Those of :class:`ImageData`.
+    """
+
+    def __init__(
+        self,
+        clients: int = 10,
+        partition: Partitioner = IID(),  # noqa: B008 (immutable)
+        auxiliary_fraction: float = 0.0,
+        auxiliary_dataset: str | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        _check_positive(clients=clients)
+        if not 0 <= auxiliary_fraction < 1:
+            raise ValueError(f"auxiliary_fraction must be at least 0 and below 1, got {auxiliary_fraction}")
+        if auxiliary_fraction and auxiliary_dataset:
+            raise ValueError("set auxiliary_fraction or auxiliary_dataset, not both")
+        self.num_clients = clients
+        self.partition = partition
+        self.auxiliary_fraction = auxiliary_fraction
+        self.auxiliary_dataset = auxiliary_dataset
+        self._federation: Federation | None = None
+
+    @property
+    def federation(self) -> Federation:
+        """The clients' images."""
+        assert self._federation is not None
+        return self._federation
+
+    def setup(self, stage: str) -> None:
+        """Loads and divides the images."""
+        super().setup(stage)
+        if stage == "fit" and self._federation is None:
+            self._federation = self._divide(self.pool)
+
+    def train_dataloader(self) -> DataLoader:
+        """One item an epoch: an epoch of the trainer is a communication round."""
+        return DataLoader([self.federation], batch_size=None)
+
+    def table(self) -> str:
+        """The division as a table, one row a client."""
+        parts, position = [], 0
+        for client in self.federation.clients:
+            parts.append(np.arange(position, position + len(client)))
+            position += len(client)
+        labels = torch.cat([client.labels for client in self.federation.clients]).numpy()
+        return partition_table(parts, labels, self.pool.classes)
+
+    def _divide(self, pool: ImageSet) -> Federation:
+        rng = numpy_generator(self.seed, "partition")
+        order = torch.from_numpy(rng.permutation(len(pool)))
+        aside = round(self.auxiliary_fraction * len(pool))
+        held = pool.subset(order[aside:].sort().values)
+        parts = self.partition(held.labels.numpy(), self.num_clients, rng)
+        clients = [held.subset(torch.from_numpy(part)) for part in parts]
+        return Federation(clients, self._auxiliary(pool.subset(order[:aside].sort().values)))
+
+    def _auxiliary(self, set_aside: ImageSet) -> ImageSet | None:
+        if self.auxiliary_dataset:
+            return self._load(self.auxiliary_dataset, "train")
+        return set_aside if len(set_aside) else None
+
+
+class _EpochSampler(Sampler[Tensor]):
+    """Index batches of one epoch; Lightning tells it the epoch, so a resumed run shuffles as it would have."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+        self.num_images, self.batch_size, self.seed, self.epoch = num_images, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch_generator(self.seed, "centralized shuffle", self.epoch)
+        return iter(torch.randperm(self.num_images, generator=generator).split(self.batch_size))
+
+
+class _Batches(torch.utils.data.Dataset):
+    """Whole batches by index tensor."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self.images = images
+
+    def __getitem__(self, indices: Tensor) -> Tensor:
+        return self.images.gather(indices)
+
+
+class _Labelled(torch.utils.data.Dataset):
+    """Whole labelled batches by position."""
+
+    def __init__(self, images: ImageSet, chunks: list[Tensor]) -> None:
+        self.images, self.chunks = images, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        chunk = self.chunks[position]
+        return self.images.gather(chunk), self.images.labels[chunk]
+
+
+def _check_positive(**settings: int) -> None:
+    for name, value in settings.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

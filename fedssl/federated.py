@@ -1,0 +1,237 @@
+"""Federated self-supervised pretraining in one process: a round is one training step of a Lightning Trainer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from fedssl.aggregation import Aggregation, WeightedMean
+from fedssl.alignment import Alignment
+from fedssl.calibration import Calibration
+from fedssl.data import FederatedData, Federation
+from fedssl.local_update import LocalUpdate
+from fedssl.messages import Failure, Result, Tensors
+from fedssl.model import MethodFactory
+from fedssl.participation import Cohort, check_dropout, cohort_size
+from fedssl.pretraining import Pretraining
+from fedssl.round_report import RoundReport
+from fedssl.server import Server
+from layerwise import EncoderSpec, Scheme
+from linear_eval import EvaluationSettings, FinetuneSettings
+from ssl_methods import OptimizerFactory, TwoViews
+
+
+def sgd(parameters: Any) -> Optimizer:
+    """SGD with learning rate 1, which makes the server step plain FedAvg."""
+    return SGD(parameters, lr=1.0)
+
+
+class FederatedSSL(Pretraining):
+    """End-to-end, layer-wise or progressive federated SSL (LW-FedSSL, arXiv 2401.11647).
+
+    One epoch of the trainer is one communication round, and ``global_step`` is the number of rounds done.
+
+    Args:
+        encoder: The encoder to build.
+        method: The self-supervised objective: SimCLR, BYOL or MoCoV3.
+        augment: Makes two views of a batch of images.
+        optimizer: The clients' optimizer, made anew for every client and round.
+        scheme: Cuts the run into stages: EndToEnd, LayerWise or Progressive.
+        rounds: Communication rounds of the whole run.
+        local_epochs: Epochs each client trains in a round.
+        batch_size: Images a local step.
+        participation: Clients a round: an ``int`` is a number, a ``float`` a fraction of all.
+        dropout: Probability that a drawn client cannot be reached.
+        alignment: Representation alignment with the received global model; ``None`` switches it off.
+        proximal: mu of the FedProx term; 0 switches it off.
+        calibration: Server-side calibration on auxiliary images; ``None`` switches it off.
+        aggregation: How the clients' results become one.
+        server_optimizer: Steps the global model along ``global - aggregate``: SGD with lr 1 is FedAvg, with
+            momentum FedAvgM, Adam FedAdam.
+        evaluation: Neighbours and probe.
+        finetuning: Fine-tunes a copy in the final evaluation; ``None`` does not.
+        seed: Seed of every random choice; ``None`` takes the run's.
+    """
+
+    def __init__(
+        self,
+        encoder: EncoderSpec,
+        method: MethodFactory,
+        augment: TwoViews,
+        optimizer: OptimizerFactory,
+        scheme: Scheme,
+        rounds: int,
+        local_epochs: int = 1,
+        batch_size: int = 64,
+        participation: int | float = 1.0,
+        dropout: float = 0.0,
+        alignment: Alignment | None = None,
+        proximal: float = 0.0,
+        calibration: Calibration | None = None,
+        aggregation: Aggregation = WeightedMean(),  # noqa: B008 (a round starts it anew)
+        server_optimizer: OptimizerFactory = sgd,
+        evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
+        finetuning: FinetuneSettings | None = None,
+        seed: int | None = None,
+    ) -> None:
+        _check_at_least(1, local_epochs=local_epochs, batch_size=batch_size)
+        _check_at_least(0, proximal=proximal)
+        check_dropout(dropout)
+        super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
+        scheme.stages(len(self.model.encoder.blocks), rounds)
+        self.automatic_optimization = False
+        self.heads = nn.ModuleDict(self.model.method.heads())
+        self.scheme, self.rounds = scheme, rounds
+        self.local_epochs, self.batch_size = local_epochs, batch_size
+        self.participation, self.dropout = participation, dropout
+        self.alignment, self.proximal, self.calibration = alignment, proximal, calibration
+        self.aggregation, self.server_optimizer = aggregation, server_optimizer
+        self.server: Server | None = None
+        self.local: LocalUpdate | None = None
+        self.on_client: Callable[[Cohort, int], None] | None = None
+        self.last_report: RoundReport | None = None
+
+    @property
+    def summary(self) -> dict[str, str]:
+        """Scheme and method, for tables and results."""
+        return super().summary | {"scheme": self.scheme.name}
+
+    def setup(self, stage: str) -> None:
+        """Builds server and resident client from the data module's federation, before any work starts.
+
+        Raises:
+            ValueError: Trainer, data and model do not fit together.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.check_images(data.eval_train)
+        if stage != "fit":
+            return
+        if not isinstance(data, FederatedData):
+            raise ValueError(f"FederatedSSL needs FederatedData, got {type(data).__name__}")
+        self.check_images(data.pool)
+        self._check_trainer()
+        self.server = self._make_server(data.federation)
+        self.local = LocalUpdate(
+            self.build(),
+            self.local_epochs,
+            self.batch_size,
+            self.alignment,
+            self.proximal,
+            self.seed,
+            self._recall,
+        )
+
+    def configure_optimizers(self) -> Optimizer:
+        """The server optimizer; it steps once a round."""
+        assert self.server is not None
+        return self.server.optimizer
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Clients move their own batches."""
+        return batch
+
+    def on_fit_start(self) -> None:
+        """Lightning's hook; brings the resident client to the device."""
+        assert self.local is not None
+        self.model.to(self.device)
+        self.local.model.to(self.device)
+
+    def training_step(self, batch: Federation, batch_idx: int) -> None:
+        """One communication round."""
+        assert self.server is not None
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        cohort = self.server.begin_round()
+        self.last_report = self.server.absorb(self._train_clients(cohort, batch), optimizer.step)
+        self._log(self.last_report)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what Lightning does not know: the server's books and what clients remember."""
+        assert self.server is not None
+        assert self.local is not None
+        checkpoint["server"] = self.server.state_dict()
+        checkpoint["local"] = self.local.state_dict()
+        checkpoint["depth"] = self.model.encoder.depth
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores it."""
+        self.model.encoder.depth = checkpoint["depth"]
+        if self.server is not None and self.local is not None:
+            self.server.load_state_dict(checkpoint["server"])
+            self.local.load_state_dict(checkpoint["local"])
+
+    def _train_clients(self, cohort: Cohort, federation: Federation) -> Iterator[Result | Failure]:
+        assert self.server is not None
+        assert self.local is not None
+        for client_id in cohort.participants:
+            yield self.local(self.server.make_task(client_id), federation.clients[client_id])
+            if self.on_client:
+                self.on_client(cohort, client_id)
+
+    def _recall(self, name: str, content: str) -> Tensors:
+        """In one process a frozen part that a client holds is read from the server's model."""
+        return self.model.read([name])[name]
+
+    def _make_server(self, federation: Federation) -> Server:
+        num_clients = len(federation.clients)
+        parameters = [p for module in self.model.modules.values() for p in module.parameters()]
+        return Server(
+            self.model,
+            self.scheme,
+            self.rounds,
+            num_clients,
+            cohort_size(self.participation, num_clients),
+            self.dropout,
+            self.aggregation,
+            self.server_optimizer(parameters),
+            self.calibration,
+            federation.auxiliary,
+            self.seed,
+        )
+
+    def _check_trainer(self) -> None:
+        trainer = self.trainer
+        if trainer.max_epochs != self.rounds and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ValueError(
+                f"trainer.max_epochs {trainer.max_epochs} differs from rounds {self.rounds}: a round is an "
+                "epoch; leave trainer.max_epochs out and set model.rounds"
+            )
+        if trainer.world_size > 1:
+            raise ValueError(
+                f"FederatedSSL runs on one device, got {trainer.world_size}: set trainer.devices to 1"
+            )
+        if trainer.precision not in ("32-true", "bf16-mixed"):
+            raise ValueError(
+                f"trainer.precision {trainer.precision} is not supported: use 32-true or bf16-mixed"
+            )
+
+    def _log(self, report: RoundReport) -> None:
+        assert self.server is not None
+        metrics: dict[str, float] = {
+            "round": report.round,
+            "stage": report.stage,
+            "client/participants": len(report.trained),
+            "client/dropped": len(report.dropped),
+            "client/failed": len(report.failures),
+            "cost/down_bytes": report.down_bytes,
+            "cost/up_bytes": report.up_bytes,
+            "cost/macs": report.macs,
+            "cost/peak_activation_bytes": report.activation_bytes,
+        }
+        if not math.isnan(report.loss):
+            metrics["client/loss"] = report.loss
+        if report.calibration_loss is not None:
+            metrics["server/calibration_loss"] = report.calibration_loss
+        self.log_dict({key: float(value) for key, value in metrics.items()}, batch_size=1)
+
+
+def _check_at_least(least: float, **settings: float) -> None:
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")

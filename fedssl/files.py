@@ -1,0 +1,40 @@
+"""Files that are either whole or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file under a temporary name in the same folder and renames it.
+
+    Args:
+        path: The file; its folder is created.
+        write: Writes the temporary file it is given.
+
+    Raises:
+        OSError: The disk refused; a file that was there before is untouched and nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def replace_folder(fresh: Path, target: Path) -> None:
+    """Moves the folder ``fresh`` to ``target``; an older one is removed."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    shutil.copytree(fresh, target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""Takes in the results of one round, one client at a time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fedssl.aggregation import Aggregation
+from fedssl.messages import Failure, Result, Tensors, flatten, num_bytes
+
+
+class Intake:
+    """Checks each result, hands the good ones to the aggregation rule and keeps running totals.
+
+    Args:
+        reference: The global tensors of the trained parts.
+        aggregation: The rule; it gets the floating-point tensors. Of integer tensors (batch norm's step
+            counters) the largest one counts.
+    """
+
+    def __init__(self, reference: Tensors, aggregation: Aggregation) -> None:
+        self.trained: list[int] = []
+        self.failures: list[Failure] = []
+        self.counters: Tensors = {}
+        self.up_bytes = 0
+        self.macs = 0
+        self.activation_bytes = 0
+        self._reference = reference
+        self._floating = {key: tensor for key, tensor in reference.items() if tensor.is_floating_point()}
+        self._aggregation = aggregation
+        self._images = 0
+        self._loss = 0.0
+        aggregation.begin(self._floating)
+
+    def take(self, result: Result | Failure) -> Result | None:
+        """Adds one client; returns its result if it can be used."""
+        failure = result if isinstance(result, Failure) else find_fault(result, self._reference)
+        if failure:
+            self.failures.append(failure)
+            return None
+        assert isinstance(result, Result)
+        tensors = flatten(result.parts)
+        self._aggregation.add(tensors, result.num_images)
+        _keep_largest(self.counters, {k: t for k, t in tensors.items() if k not in self._floating})
+        self._count(result)
+        return result
+
+    def mean_loss(self) -> float:
+        """Mean training loss weighted by images; NaN if no client gave a result."""
+        return self._loss / self._images if self._images else math.nan
+
+    def reasons(self) -> str:
+        """Why clients gave nothing usable."""
+        return "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in self.failures)
+
+    def _count(self, result: Result) -> None:
+        self.trained.append(result.client_id)
+        self._images += result.num_images
+        self._loss += result.loss * result.num_images
+        self.up_bytes += num_bytes(result.parts)
+        self.macs += result.macs
+        self.activation_bytes = max(self.activation_bytes, result.activation_bytes)
+
+
+def find_fault(result: Result, reference: Tensors) -> Failure | None:
+    """Why a client's result cannot be used: wrong names or shapes, or values that are not finite."""
+    tensors = flatten(result.parts)
+    if tensors.keys() != reference.keys():
+        return Failure(result.client_id, "its update has other tensors than its task")
+    for key, tensor in tensors.items():
+        if tensor.shape != reference[key].shape:
+            return Failure(result.client_id, f"{key} has shape {tuple(tensor.shape)}")
+        if not torch.isfinite(tensor).all():
+            return Failure(result.client_id, f"{key} is not finite")
+    return None
+
+
+def _keep_largest(counters: Tensors, tensors: Tensors) -> None:
+    """Integer tensors (batch norm's step counters) are not averaged: the largest one counts."""
+    for key, tensor in tensors.items():
+        counters[key] = torch.maximum(counters[key], tensor) if key in counters else tensor.clone()

@@ -1,0 +1,118 @@
+"""What a client does in a round: a plain, deterministic function of task, data and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fedssl.alignment import Alignment, Memory, ProximalTerm
+from fedssl.datasets import ImageSet
+from fedssl.loop import CostBook, LoopReport, NonFiniteLossError, train_epochs
+from fedssl.messages import Failure, Result, Task, Tensors
+from fedssl.model import SplitModel
+from fedssl.seeding import derive_seed, torch_generator
+from layerwise import Stage, StepCost
+
+
+class LocalUpdate:
+    """One resident model that trains any number of clients, one after the other.
+
+    Args:
+        model: The resident model; its weights are overwritten by every task.
+        epochs: Local epochs a round.
+        batch_size: Images a step.
+        alignment: Representation alignment, if any.
+        proximal: mu of the FedProx term; 0 switches it off.
+        seed: Seed of the run.
+        recall: Gives a frozen part that the client holds, by part name and content id.
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        epochs: int,
+        batch_size: int,
+        alignment: Alignment | None,
+        proximal: float,
+        seed: int,
+        recall: Callable[[str, str], Tensors],
+    ) -> None:
+        self.model = model
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.alignment = alignment
+        self.proximal = proximal
+        self.seed = seed
+        self.book = CostBook()
+        self._recall = recall
+        self._loaded: dict[str, str] = {}
+        self._stage: Stage | None = None
+        self._memories: dict[int, tuple[int, Memory]] = {}
+
+    def __call__(self, task: Task, images: ImageSet) -> Result | Failure:
+        """Trains on one client's images from the task's weights."""
+        self._receive(task)
+        self._start(task)
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, "local", task.round, task.client_id))
+            try:
+                report = self._train(task, images)
+            except NonFiniteLossError as error:
+                return Failure(task.client_id, str(error))
+        if report.steps == 0:
+            return Failure(task.client_id, f"{len(images)} images are too few to contrast")
+        self._remember(task)
+        return self._result(task, len(images), report)
+
+    def _receive(self, task: Task) -> None:
+        for name, content in task.frozen_ids.items():
+            if self._loaded.get(name) != content:
+                self.model.write({name: task.frozen.get(name) or self._recall(name, content)})
+                self._loaded[name] = content
+        self.model.write(task.active)
+        for name in task.active:
+            self._loaded.pop(name, None)
+        if task.stage != self._stage:
+            self.model.attach(task.stage)
+            if self.alignment:
+                self.alignment.attach(self.model.method)
+            self._stage = task.stage
+
+    def _start(self, task: Task) -> None:
+        method = self.model.method
+        method.start()
+        method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
+        method.loss_terms = []
+        if self.alignment:
+            stage, memory = self._memories.get(task.client_id, (-1, None))
+            self.alignment.start(method, memory if stage == task.stage.index else None)
+            method.loss_terms.append(self.alignment)
+        if self.proximal:
+            method.loss_terms.append(ProximalTerm(method, self.proximal))
+
+    def _train(self, task: Task, images: ImageSet) -> LoopReport:
+        shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
+        method, stage = self.model.method, task.stage.index
+        return train_epochs(method, images, self.epochs, self.batch_size, shuffle, self.book, stage)
+
+    def _remember(self, task: Task) -> None:
+        memory = self.alignment.remember(self.model.method) if self.alignment else None
+        if memory is not None:
+            self._memories[task.client_id] = (task.stage.index, memory)
+
+    def _result(self, task: Task, num_images: int, report: LoopReport) -> Result:
+        parts = self.model.read(self.model.trained_names(task.stage))
+        return Result(task.client_id, parts, num_images, report.loss, report.macs, report.activation_bytes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What clients remember between rounds, and the step costs measured so far."""
+        costs = [[*key, cost.macs, cost.activation_bytes] for key, cost in self.book.costs.items()]
+        memories = {client: [stage, memory] for client, (stage, memory) in self._memories.items()}
+        return {"costs": costs, "memories": memories}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.book.costs = {(stage, batch): StepCost(m, a) for stage, batch, m, a in state["costs"]}
+        self._memories = {client: (stage, memory) for client, (stage, memory) in state["memories"].items()}

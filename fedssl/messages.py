@@ -1,0 +1,84 @@
+"""What travels between server and client."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layerwise import Stage
+
+Tensors = dict[str, Tensor]
+Parts = dict[str, Tensors]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the server sends to one client for one round.
+
+    Args:
+        client_id: Who it is for.
+        round: Communication round, from 0.
+        stage: Which layers exist and which are trained.
+        active: Tensors of the trained parts, by part name.
+        frozen_ids: Content hash of every frozen part the client needs.
+        frozen: Tensors of those frozen parts that the client does not hold yet.
+    """
+
+    client_id: int
+    round: int
+    stage: Stage
+    active: Parts
+    frozen_ids: dict[str, str]
+    frozen: Parts
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a client sends back.
+
+    Args:
+        client_id: Who it is from.
+        parts: Trained tensors by part name. They may share memory with the client's model: read them before
+            the client trains again.
+        num_images: Images the client trained on, its weight in the average.
+        loss: Mean training loss over the local steps.
+        macs: Multiply-accumulates of the local training.
+        activation_bytes: Largest number of bytes kept for backward in one step.
+    """
+
+    client_id: int
+    parts: Parts
+    num_images: int
+    loss: float
+    macs: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A client that took part but has nothing usable to give."""
+
+    client_id: int
+    reason: str
+
+
+def flatten(parts: Parts) -> Tensors:
+    """One flat mapping ``part/tensor name -> tensor``."""
+    return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def num_bytes(parts: Parts) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in flatten(parts).values())
+
+
+def content_id(tensors: Tensors) -> str:
+    """Content hash of a part: equal tensors have equal ids on every machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

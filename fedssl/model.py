@@ -1,0 +1,76 @@
+"""An encoder and an SSL method, addressed by the named parts that stages freeze, train and send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import nn
+
+from fedssl.messages import Parts
+from fedssl.seeding import derive_seed
+from layerwise import EncoderSpec, Stage, StagedEncoder, build_encoder, split_encoder
+from ssl_methods import OptimizerFactory, SSLMethod, TwoViews
+
+MethodFactory = Callable[[nn.Module, int, TwoViews, OptimizerFactory], SSLMethod]
+
+
+class SplitModel:
+    """Server and clients each own one; both have the same part names.
+
+    Part names are those of the encoder (``stem``, ``block.0``, ..., ``tail``, ``reshape.0``, ...) and
+    ``head.projector``, ``head.predictor``, ... of the method. Parts without tensors are left out everywhere.
+    """
+
+    def __init__(self, encoder: StagedEncoder, method: SSLMethod) -> None:
+        self.encoder = encoder
+        self.method = method
+        modules = encoder.parts() | {f"head.{name}": head for name, head in method.heads().items()}
+        self.modules = {name: module for name, module in modules.items() if module.state_dict()}
+        self.heads = [name for name in self.modules if name.startswith("head.")]
+
+    def trained_names(self, stage: Stage) -> list[str]:
+        """Parts that are trained and travel both ways: the stage's layers and all heads."""
+        return [name for name in stage.trained_parts() if name in self.modules] + self.heads
+
+    def frozen_names(self, stage: Stage) -> list[str]:
+        """Parts that clients need but do not train."""
+        return [name for name in stage.frozen_parts() if name in self.modules]
+
+    def read(self, names: Iterable[str]) -> Parts:
+        """Tensors of the named parts, sharing memory with the model."""
+        return {name: dict(self.modules[name].state_dict()) for name in names}
+
+    @torch.no_grad()
+    def write(self, parts: Parts) -> None:
+        """Copies tensors into the model in place."""
+        for part, tensors in parts.items():
+            own = self.modules[part].state_dict()
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+
+    def attach(self, stage: Stage) -> None:
+        """Points the method at the stage's active part, on top of its frozen prefix."""
+        self.method.attach(*split_encoder(self.encoder, stage))
+
+    def attach_whole(self, stage: Stage) -> None:
+        """Points the method at everything the stage has, with nothing frozen (server-side calibration)."""
+        whole = Stage(stage.index, stage.present, stage.present, True, stage.rounds)
+        self.method.attach(*split_encoder(self.encoder, whole))
+
+    def to(self, device: torch.device) -> SplitModel:
+        """Moves encoder and heads."""
+        self.encoder.to(device)
+        self.method.to(device)
+        return self
+
+
+def build_model(
+    spec: EncoderSpec, method: MethodFactory, augment: TwoViews, optimizer: OptimizerFactory, seed: int
+) -> SplitModel:
+    """A freshly initialised model; the same arguments give the same weights."""
+    encoder = build_encoder(spec, derive_seed(seed, "encoder"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "heads"))
+        objective = method(encoder, encoder.feature_dim, augment, optimizer)
+    return SplitModel(encoder, objective)

@@ -1,0 +1,250 @@
+"""Division of a data set among clients: independent, skewed in classes, or skewed in size."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+TABLE_CLIENTS = 20
+TABLE_CLASSES = 20
+
+
+class Partitioner(ABC):
+    """Gives every image of a data set to exactly one client.
+
+    Attributes:
+        uses_labels: Whether the division depends on the labels.
+        min_size: The fewest images a client gets.
+    """
+
+    uses_labels: ClassVar[bool]
+    min_size: int = 1
+
+    def __call__(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Divides the images.
+
+        Args:
+            labels: Class of each image, (N,); -1 for unlabelled images.
+            num_clients: Number of clients.
+            rng: Source of all randomness; the same state gives the same division.
+
+        Returns:
+            For each client the sorted int64 indices of its images.
+
+        Raises:
+            ValueError: If there are too few images for the clients, or no labels where they are needed.
+        """
+        labels = np.asarray(labels)
+        self._check(labels, num_clients)
+        parts = [np.sort(part).astype(np.int64) for part in self._divide(labels, num_clients, rng)]
+        assert len(parts) == num_clients
+        assert min(map(len, parts)) >= self.min_size
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+        return parts
+
+    def _check(self, labels: np.ndarray, num_clients: int) -> None:
+        if labels.ndim != 1 or len(labels) == 0:
+            raise ValueError(f"labels must have shape (N,) with N > 0, got {labels.shape}")
+        if num_clients < 1:
+            raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+        if num_clients * self.min_size > len(labels):
+            raise ValueError(
+                f"{num_clients} clients with at least {self.min_size} image(s) each need "
+                f"{num_clients * self.min_size} images, but there are {len(labels)}"
+            )
+        if self.uses_labels and labels.min() < 0:
+            raise ValueError(
+                f"{type(self).__name__} divides by label, but {np.count_nonzero(labels < 0)} images "
+                "have none (-1): use IID or PowerLaw"
+            )
+
+    @abstractmethod
+    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        """Divides checked input; the order inside a client does not matter."""
+
+
+class IID(Partitioner):
+    """Shuffles the images and deals them out; the sizes of clients differ by one at most."""
+
+    uses_labels = False
+
+    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        return np.array_split(rng.permutation(len(labels)), num_clients)
+
+
+class Dirichlet(Partitioner):
+    """Divides each class among the clients in proportions drawn from a symmetric Dirichlet distribution.
+
+    Source: Yurochkin et al. 2019, Bayesian Nonparametric Federated Learning of Neural Networks, experiments;
+    the skew is that of Hsu et al. 2019 (arXiv 1909.06335), who draw each client's mixture of classes instead
+    and keep the clients equally large. Deviation: others draw again until every client has ``min_size``
+    images, which may never end; here the largest clients give to the smallest after a single draw.
+
+    Args:
+        beta: Concentration: small means few classes a client, large means equal clients.
+        min_size: The fewest images a client gets.
+
+    Raises:
+        ValueError: If beta is not in (0, 1e6] or min_size is below 1.
+    """
+
+    uses_labels = True
+
+    def __init__(self, beta: float, min_size: int = 1) -> None:
+        if not 0 < beta <= 1e6:
+            raise ValueError(f"beta must be in (0, 1e6], got {beta}; IID divides evenly")
+        self.beta = beta
+        self.min_size = checked_min_size(min_size)
+
+    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        classes = np.unique(labels)
+        members = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
+        counts = np.empty((num_clients, len(classes)), dtype=np.int64)
+        for column, indices in enumerate(members):
+            shares = rng.dirichlet(np.full(num_clients, self.beta))
+            counts[:, column] = apportion(shares, len(indices))
+        raise_to_minimum(counts, self.min_size)
+        pieces = [np.split(indices, np.cumsum(counts[:-1, column])) for column, indices in enumerate(members)]
+        return [np.concatenate(client) for client in zip(*pieces, strict=True)]
+
+
+class Shards(Partitioner):
+    """Sorts the images by class, cuts them into equal shards, and deals the same number to each client.
+
+    Source: McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data,
+    section 3 (the pathological division). Deviation: no shard spans two classes, so a client never has more
+    than ``classes_per_client`` classes even if the classes are not equally large. As there, a client may draw
+    several shards of one class, and then has fewer.
+
+    Args:
+        classes_per_client: Shards each client gets.
+
+    Raises:
+        ValueError: If classes_per_client is below 1.
+    """
+
+    uses_labels = True
+
+    def __init__(self, classes_per_client: int = 2) -> None:
+        if classes_per_client < 1:
+            raise ValueError(f"classes_per_client must be at least 1, got {classes_per_client}")
+        self.classes_per_client = classes_per_client
+
+    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        classes, sizes = np.unique(labels, return_counts=True)
+        total = num_clients * self.classes_per_client
+        if not len(classes) <= total <= len(labels):
+            raise ValueError(
+                f"{num_clients} clients x classes_per_client {self.classes_per_client} = {total} shards, "
+                f"must be from {len(classes)} (number of classes) to {len(labels)} (number of images)"
+            )
+        per_class = apportion(sizes / len(labels), total)
+        raise_to_minimum(per_class[:, None], 1)
+        shards: list[np.ndarray] = []
+        for label, number in zip(classes, per_class, strict=True):
+            shards += np.array_split(rng.permutation(np.flatnonzero(labels == label)), number)
+        hands = rng.permutation(total).reshape(num_clients, self.classes_per_client)
+        return [np.concatenate([shards[i] for i in hand]) for hand in hands]
+
+
+class PowerLaw(Partitioner):
+    """Random images, but sizes of clients proportional to rank^-exponent: the first client is the largest.
+
+    Args:
+        exponent: 0 gives equal clients, 1 Zipf's law.
+        min_size: The fewest images a client gets; what is missing comes from the largest clients.
+
+    Raises:
+        ValueError: If exponent is negative or not finite, or min_size is below 1.
+    """
+
+    uses_labels = False
+
+    def __init__(self, exponent: float, min_size: int = 1) -> None:
+        if not 0 <= exponent < math.inf:
+            raise ValueError(f"exponent must be finite and not negative, got {exponent}")
+        self.exponent = exponent
+        self.min_size = checked_min_size(min_size)
+
+    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        weights = np.exp(-self.exponent * np.log(np.arange(1, num_clients + 1)))
+        sizes = apportion(weights / weights.sum(), len(labels))
+        raise_to_minimum(sizes[:, None], self.min_size)
+        return np.split(rng.permutation(len(labels)), np.cumsum(sizes[:-1]))
+
+
+def checked_min_size(min_size: int) -> int:
+    """Returns ``min_size``; raises ValueError below 1."""
+    if min_size < 1:
+        raise ValueError(f"min_size must be at least 1, got {min_size}")
+    return min_size
+
+
+def apportion(shares: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers (K,) near ``shares * total`` that sum to ``total``: largest remainders, ties in order.
+
+    Args:
+        shares: (K,), not negative, sum 1.
+        total: The sum of the result.
+    """
+    exact = shares * total
+    counts = np.floor(exact).astype(np.int64)
+    by_remainder = np.argsort(counts - exact, kind="stable")
+    counts[by_remainder[: total - counts.sum()]] += 1
+    assert counts.sum() == total
+    return counts
+
+
+def raise_to_minimum(counts: np.ndarray, min_size: int) -> None:
+    """Moves images, in place, until each row of ``counts`` (clients, classes) sums to ``min_size`` or more.
+
+    Each image comes from the client that is the largest then, and from its largest class, so that the skew of
+    the giver suffers least. Ends because the largest client has more than ``min_size`` while any has less.
+    """
+    sizes = counts.sum(axis=1)
+    assert sizes.sum() >= min_size * len(sizes)
+    for taker in np.flatnonzero(sizes < min_size):
+        while sizes[taker] < min_size:
+            giver = sizes.argmax()
+            column = counts[giver].argmax()
+            counts[giver, column] -= 1
+            counts[taker, column] += 1
+            sizes[giver] -= 1
+            sizes[taker] += 1
+
+
+def partition_table(parts: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> str:
+    """A plain-text table of a division: one row a client with its images and the number of each class.
+
+    Clients beyond the first 20 are summed in one row; with more than 20 classes only the number of different
+    classes is shown, and nothing about classes if there are none.
+
+    Args:
+        parts: Indices of each client's images.
+        labels: Class of each image, (N,).
+        classes: Names of the classes; empty for unlabelled images.
+    """
+    labels = np.asarray(labels)
+    held = np.stack([(labels[part, None] == np.arange(len(classes))).sum(axis=0) for part in parts])
+    sizes = np.array([len(part) for part in parts])
+    rows = [str(client) for client in range(min(len(parts), TABLE_CLIENTS))]
+    groups = [slice(client, client + 1) for client in range(len(rows))]
+    if len(parts) > TABLE_CLIENTS:
+        rows.append(f"{TABLE_CLIENTS}-{len(parts) - 1}")
+        groups.append(slice(TABLE_CLIENTS, None))
+    rows, groups = [*rows, "all"], [*groups, slice(None)]
+    cells = [["client", "images", *_class_header(classes)]]
+    for row, group in zip(rows, groups, strict=True):
+        in_group = held[group].sum(axis=0)
+        numbers = in_group if len(classes) <= TABLE_CLASSES else [np.count_nonzero(in_group)]
+        cells.append([row, str(sizes[group].sum()), *(str(n) for n in numbers)])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in cells]
+    spread = f"images a client: min {sizes.min()}, median {np.median(sizes):g}, max {sizes.max()}"
+    return "\n".join([*lines, spread])
+
+
+def _class_header(classes: Sequence[str]) -> list[str]:
+    return list(classes) if len(classes) <= TABLE_CLASSES else ["classes"]

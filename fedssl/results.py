@@ -1,0 +1,129 @@
+"""What a run found: ``results.json`` and the table at its end."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedssl.federated import FederatedSSL
+from fedssl.files import write_atomically
+from fedssl.pretraining import Pretraining
+from linear_eval import EvaluatedModule
+
+PACKAGES = ("fedssl", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "scikit-learn", "numpy")
+MIB = 2**20
+
+
+def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, Any]:
+    """Everything worth keeping of a run, in plain types; accuracies in percent, sizes in bytes."""
+    results: dict[str, Any] = {"seed": module.seed}
+    if isinstance(module, Pretraining):
+        results |= module.summary | {
+            "encoder": module.model.encoder.spec.name,
+            "depth": module.model.encoder.depth,
+        }
+    if isinstance(module, FederatedSSL) and module.server:
+        server = module.server
+        results |= {
+            "rounds": server.round,
+            "clients": server.num_clients,
+            "clients_per_round": server.cohort_size,
+            "local_epochs": module.local_epochs,
+            "failed_updates": server.failed_updates,
+        } | server.ledger.summary()
+    results |= evaluation_results(module)
+    return results | {"wall_seconds": round(wall_seconds, 1), "versions": versions(), "commit": commit()}
+
+
+def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
+    """The reports of the final evaluation, random initialisation under ``random_init_...``."""
+    results: dict[str, Any] = {}
+    for name, report in module.reports.items():
+        prefix = "" if name == "encoder" else f"{name}_"
+        results |= {prefix + key: value for key, value in report.as_dict().items()}
+    if module.finetuned:
+        results["finetuned_top1"] = module.finetuned.accuracy
+        results["finetuned_mean_per_class"] = module.finetuned.mean_per_class_accuracy
+    return results
+
+
+def write_results(results: dict[str, Any], path: Path) -> None:
+    """Writes JSON, all or nothing."""
+    text = json.dumps(results, indent=2, sort_keys=True) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def print_results(results: dict[str, Any], folder: Path, console: Console | None = None) -> None:
+    """A table for people: the representation, what it cost each device, where the files are."""
+    console = console or Console()
+    title = " ".join(str(results[key]) for key in ("scheme", "method", "encoder") if key in results)
+    console.print(_quality_table(results, title))
+    if "down_bytes_per_client" in results:
+        console.print(_cost_table(results))
+    console.print(
+        f"{results['wall_seconds']:.0f} s; everything is in {folder}", highlight=False, soft_wrap=True
+    )
+
+
+def _quality_table(results: dict[str, Any], title: str) -> Table:
+    table = Table(title=title or "evaluation", title_justify="left")
+    table.add_column("representation")
+    for column in ("kNN top-1 %", "linear top-1 %", "linear per class %", "RankMe"):
+        table.add_column(column, justify="right")
+    for label, prefix in (("trained", ""), ("random init", "random_init_")):
+        if f"{prefix}knn_top1" in results:
+            keys = ("knn_top1", "linear_top1", "linear_mean_per_class", "rankme")
+            table.add_row(label, *(f"{results[prefix + key]:.2f}" for key in keys))
+    if "finetuned_top1" in results:
+        table.add_row(
+            "fine-tuned",
+            "",
+            f"{results['finetuned_top1']:.2f}",
+            f"{results['finetuned_mean_per_class']:.2f}",
+            "",
+        )
+    return table
+
+
+def _cost_table(results: dict[str, Any]) -> Table:
+    table = Table(title="cost of a device over the whole run", title_justify="left")
+    table.add_column("")
+    for column in ("received MiB", "sent MiB", "GMACs"):
+        table.add_column(column, justify="right")
+    for label in ("per_client", "max_client"):
+        mib = [results[f"{key}_{label}"] / MIB for key in ("down_bytes", "up_bytes")]
+        gmacs = results[f"macs_{label}"] / 1e9
+        table.add_row(
+            {"per_client": "mean", "max_client": "largest"}[label], *(f"{v:,.2f}" for v in (*mib, gmacs))
+        )
+    table.caption = (
+        f"activations kept for backward, peak of a step: {results['peak_activation_bytes'] / MIB:,.2f} MiB"
+    )
+    return table
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the results."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """Git commit of the code, with ``-dirty`` if it was changed; ``None`` outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,161 @@
+"""An encoder as a stem, a list of blocks and a tail: the form in which layers can be added one by one."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models import is_model_in_modules
+from timm.models.resnet import ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from layerwise.resnet import split_resnet
+from layerwise.vit import split_vit
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What to build; enough to build it again anywhere.
+
+    Args:
+        name: A timm Vision Transformer or ResNet, for example ``vit_tiny_patch16_224`` or ``resnet18``.
+        image_size: Side of the square input in pixels.
+        in_channels: Colour channels of the input, 1 or 3.
+        position: How a ViT's position embedding starts: timm's ``learned`` initialisation, or fixed 2-D
+            ``sincos`` values. It is trained either way (LW-FedSSL section 3 trains it, MoCo v3 does not).
+        options: Further keyword arguments of ``timm.create_model``, for example ``{"depth": 6}``.
+    """
+
+    name: str = "vit_tiny_patch16_224"
+    image_size: int = 32
+    in_channels: int = 3
+    position: Literal["learned", "sincos"] = "learned"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not timm.is_model(self.name):
+            near = difflib.get_close_matches(self.name, timm.list_models(), n=3, cutoff=0.4)
+            raise ValueError(f"timm knows no model {self.name!r}; nearest names: {', '.join(near) or 'none'}")
+        if self.image_size < 1:
+            raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
+        if self.in_channels not in (1, 3):
+            raise ValueError(f"in_channels must be 1 or 3, got {self.in_channels}")
+
+
+class StagedEncoder(nn.Module):
+    """An encoder whose blocks can be present or absent.
+
+    The parts are ``stem`` (patch or convolution embedding), ``blocks``, ``tail`` (final norm and pooling) and
+    ``reshape`` (one entry a block: the temporary linear layer that maps a narrower intermediate output to the
+    final feature width, as LW-FedSSL section 4 does for ResNet-18; identity where the width already agrees).
+
+    Args:
+        spec: What was built.
+        stem: Maps images (B, C, H, W) to the first block's input.
+        blocks: The layers that a scheme adds one by one.
+        tail: Maps any block's output to features (B, D_i).
+        widths: D_i, the feature width after each block.
+
+    Attributes:
+        depth: Number of leading blocks that :meth:`forward` runs; all of them at first.
+    """
+
+    def __init__(
+        self, spec: EncoderSpec, stem: nn.Module, blocks: list[nn.Module], tail: nn.Module, widths: list[int]
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.stem = stem
+        self.blocks = nn.ModuleList(blocks)
+        self.tail = tail
+        self.widths = widths
+        self.feature_dim = widths[-1]
+        self.reshape = nn.ModuleList(
+            nn.Identity() if width == self.feature_dim else nn.Linear(width, self.feature_dim)
+            for width in widths
+        )
+        self.depth = len(blocks)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of the first ``depth`` blocks, without the temporary reshaping layer.
+
+        Args:
+            images: Normalised images (B, C, H, W).
+
+        Returns:
+            Features (B, D) with D the width after block ``depth``.
+        """
+        hidden = self.stem(images)
+        for block in self.blocks[: self.depth]:
+            hidden = block(hidden)
+        return self.tail(hidden)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Every separately trained and transferred part by name, in forward order."""
+        parts: dict[str, nn.Module] = {"stem": self.stem}
+        parts |= {f"block.{i}": block for i, block in enumerate(self.blocks)}
+        parts["tail"] = self.tail
+        parts |= {f"reshape.{i}": layer for i, layer in enumerate(self.reshape)}
+        return parts
+
+
+def build_encoder(spec: EncoderSpec, seed: int) -> StagedEncoder:
+    """Builds a freshly initialised encoder; the same spec and seed give the same weights.
+
+    Raises:
+        ValueError: The model is neither a ViT nor a ResNet, an option is unknown to it, or the image size
+            does not fit its patches.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _create_timm_model(spec)
+        if isinstance(model, VisionTransformer):
+            _check_patches(model, spec.image_size)
+            if spec.position == "sincos":
+                _set_sincos(model)
+            return StagedEncoder(spec, *split_vit(model))
+        if isinstance(model, ResNet):
+            return StagedEncoder(spec, *split_resnet(model))
+    raise ValueError(
+        f"{spec.name!r} is a {type(model).__name__}; a timm VisionTransformer or ResNet is needed"
+    )
+
+
+def timm_arguments(spec: EncoderSpec) -> dict[str, Any]:
+    """The keyword arguments with which ``timm.create_model`` builds this encoder."""
+    arguments = {"in_chans": spec.in_channels, "num_classes": 0, **spec.options}
+    if is_model_in_modules(spec.name, ["vision_transformer"]):
+        arguments.setdefault("img_size", spec.image_size)
+    return arguments
+
+
+def _create_timm_model(spec: EncoderSpec) -> nn.Module:
+    try:
+        return timm.create_model(spec.name, pretrained=False, **timm_arguments(spec))
+    except (TypeError, AssertionError) as error:
+        raise ValueError(
+            f"timm refuses to build {spec.name!r} with {timm_arguments(spec)}: {error}"
+        ) from error
+
+
+def _check_patches(model: VisionTransformer, image_size: int) -> None:
+    patch = model.patch_embed.patch_size[0]
+    if image_size % patch:
+        raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch}")
+
+
+def _set_sincos(model: VisionTransformer) -> None:
+    if model.pos_embed is None:
+        raise ValueError("position 'sincos' needs a ViT with an absolute position embedding")
+    width = model.embed_dim
+    if width % 4:
+        raise ValueError(f"position 'sincos' needs an embed_dim that is a multiple of 4, got {width}")
+    grid = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), dim=width, interleave_sin_cos=False)
+    with torch.no_grad():
+        model.pos_embed.zero_()
+        model.pos_embed[0, -grid.shape[0] :] = grid

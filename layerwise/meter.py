@@ -1,0 +1,77 @@
+"""What one training step really costs: executed operations and activations kept for backward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of one local training step.
+
+    Args:
+        macs: Multiply-accumulates of matrix products, convolutions and attention, forward and backward, all
+            views and branches.
+        activation_bytes: Bytes of the distinct storages that autograd kept for backward, parameters excluded.
+    """
+
+    macs: int
+    activation_bytes: int
+
+
+class StepMeter:
+    """Context manager that counts the step executed inside it, without changing what it computes.
+
+    Args:
+        parameters: Tensors that do not count as activations.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        self._parameters = {p.untyped_storage().data_ptr() for p in parameters}
+        self._saved: dict[int, int] = {}
+        self._flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+        self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
+
+    def __enter__(self) -> StepMeter:
+        self._flops.__enter__()
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._hooks.__exit__(kind, error, trace)
+        self._flops.__exit__(kind, error, trace)
+
+    def cost(self) -> StepCost:
+        """What was counted so far."""
+        return StepCost(self._flops.get_total_flops() // 2, sum(self._saved.values()))
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._parameters:
+            self._saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+# torch's counter knows the CUDA attention kernels but not the CPU one.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}

@@ -1,0 +1,27 @@
+"""Takes a timm ResNet apart into stem, four residual stages and tail."""
+
+from __future__ import annotations
+
+from timm.models.resnet import ResNet
+from torch import nn
+
+
+def split_resnet(model: ResNet) -> tuple[nn.Module, list[nn.Module], nn.Module, list[int]]:
+    """Stem, the four residual stages, pooling, and the feature width after each stage.
+
+    LW-FedSSL section 4 counts one residual stage as one layer (S = 4 for ResNet-18).
+    """
+    stem = nn.Sequential()
+    for name in ("conv1", "bn1", "act1", "maxpool"):
+        stem.add_module(name, getattr(model, name))
+    blocks = [model.layer1, model.layer2, model.layer3, model.layer4]
+    tail = nn.Sequential()
+    tail.add_module("global_pool", model.global_pool)
+    return stem, blocks, tail, [_width(block) for block in blocks]
+
+
+def _width(block: nn.Module) -> int:
+    """Output channels of a residual stage: those of its last convolution."""
+    convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
+    last = convolutions[-1]
+    return last.out_channels

@@ -1,0 +1,53 @@
+"""Takes a timm Vision Transformer apart into stem, blocks and tail."""
+
+from __future__ import annotations
+
+from timm.layers import global_pool_nlc
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+
+class ViTStem(nn.Module):
+    """Patch embedding, class token, position embedding: images (B, C, H, W) to tokens (B, T, D).
+
+    It keeps timm's own module, emptied of blocks, norms and head, so that every embedding variant timm knows
+    (class token, register tokens, no token, dropout) works unchanged.
+    """
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        model = self.model
+        tokens = model._pos_embed(model.patch_embed(images))
+        return model.norm_pre(model.patch_drop(tokens))
+
+
+class ViTTail(nn.Module):
+    """Final norm and pooling: tokens (B, T, D) to features (B, D)."""
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.norm = model.norm
+        self.fc_norm = model.fc_norm
+        self.pool = model.global_pool
+        self.prefix_tokens = model.num_prefix_tokens
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        pooled = global_pool_nlc(self.norm(tokens), self.pool, num_prefix_tokens=self.prefix_tokens)
+        return self.fc_norm(pooled)
+
+
+def split_vit(model: VisionTransformer) -> tuple[ViTStem, list[nn.Module], ViTTail, list[int]]:
+    """Stem, blocks, tail and the feature width after each block.
+
+    Raises:
+        ValueError: The model pools by attention, which has no counterpart in the papers.
+    """
+    if model.attn_pool is not None:
+        raise ValueError("global_pool 'map' (attention pooling) is not supported; use 'token' or 'avg'")
+    blocks, tail = list(model.blocks), ViTTail(model)
+    model.blocks = nn.Sequential()
+    model.norm, model.fc_norm, model.head = nn.Identity(), nn.Identity(), nn.Identity()
+    return ViTStem(model), blocks, tail, [model.embed_dim] * len(blocks)

@@ -1,0 +1,170 @@
+"""The whole frozen evaluation: kNN, linear probe and collapse measures from one pass of features."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from linear_eval.collapse import feature_std, rankme
+from linear_eval.features import Features
+from linear_eval.knn import knn_predict
+from linear_eval.logistic_probe import LogisticProbe
+from linear_eval.metrics import ClassificationMetrics, classification_metrics
+from linear_eval.probe import Probe
+from linear_eval.sgd_probe import SGDProbe
+
+ProbeName = Literal["auto", "logistic", "sgd"]
+
+LOGISTIC_MAX_IMAGES = 10_000
+"""Up to this many training images `probe="auto"` takes the logistic probe, above it the SGD probe."""
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How to evaluate frozen features.
+
+    Attributes:
+        knn_k: Neighbours that vote.
+        knn_temperature: Sharpness of their votes.
+        probe: "logistic", "sgd", or "auto": logistic up to `LOGISTIC_MAX_IMAGES` training images, SGD above.
+        probe_seed: Seed of the probe.
+
+    Raises:
+        ValueError: On a value out of its range.
+    """
+
+    knn_k: int = 20
+    knn_temperature: float = 0.07
+    probe: ProbeName = "auto"
+    probe_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.knn_k < 1:
+            raise ValueError(f"knn_k must be 1 or more, got {self.knn_k}")
+        if not self.knn_temperature > 0:
+            raise ValueError(f"knn_temperature must be above 0, got {self.knn_temperature}")
+        if self.probe not in get_args(ProbeName):
+            raise ValueError(f"probe must be one of {', '.join(get_args(ProbeName))}, got {self.probe!r}")
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What a representation is worth. Accuracies, precision, recall and F1 are in percent.
+
+    Attributes:
+        knn: Test images classified by their nearest training images.
+        linear: Test images classified by the linear probe.
+        feature_std: Spread of the test features; 1 is isotropic, 0 collapsed.
+        rankme: Effective rank of the test features, at most min(test images, feature_dim).
+        feature_dim: Width D of the features.
+        train_images: Number of training images.
+        test_images: Number of test images.
+        probe: The probe used, "logistic" or "sgd".
+        probe_regularization: The strength it chose: C if logistic, weight decay if SGD.
+    """
+
+    knn: ClassificationMetrics
+    linear: ClassificationMetrics
+    feature_std: float
+    rankme: float
+    feature_dim: int
+    train_images: int
+    test_images: int
+    probe: str
+    probe_regularization: float
+
+    def as_dict(self) -> dict[str, float | int | str]:
+        """One flat level, ready for JSON; per-class figures are left to `knn` and `linear`."""
+        return {
+            "knn_top1": self.knn.accuracy,
+            "knn_mean_per_class": self.knn.mean_per_class_accuracy,
+            "linear_top1": self.linear.accuracy,
+            "linear_mean_per_class": self.linear.mean_per_class_accuracy,
+            "linear_precision": self.linear.precision,
+            "linear_recall": self.linear.recall,
+            "linear_f1": self.linear.f1,
+            "feature_std": self.feature_std,
+            "rankme": self.rankme,
+            "feature_dim": self.feature_dim,
+            "train_images": self.train_images,
+            "test_images": self.test_images,
+            "probe": self.probe,
+            "probe_regularization": self.probe_regularization,
+        }
+
+
+def evaluate_features(
+    train: Features, test: Features, num_classes: int, settings: EvaluationSettings
+) -> EvaluationReport:
+    """Evaluates frozen features. The test labels are used for the metrics and for nothing else.
+
+    Args:
+        train: Labelled training features, (N, D); the bank of kNN and the training set of the probe.
+        test: Labelled test features, (M, D).
+        num_classes: Number of classes; every label must be below it.
+        settings: Neighbours and probe.
+
+    Raises:
+        ValueError: On different widths, a label out of range, or a training set with one class.
+    """
+    _check(train, test, num_classes)
+    fitted = choose_probe(settings, len(train)).fit(train)
+    return EvaluationReport(
+        knn=_knn_metrics(train, test, num_classes, settings),
+        linear=classification_metrics(test.y, fitted.predict(test.x), num_classes),
+        feature_std=feature_std(test.x),
+        rankme=rankme(test.x),
+        feature_dim=train.dim,
+        train_images=len(train),
+        test_images=len(test),
+        probe=fitted.name,
+        probe_regularization=fitted.regularization,
+    )
+
+
+def knn_report(
+    bank: Features, query: Features, num_classes: int, settings: EvaluationSettings
+) -> dict[str, float]:
+    """Cheap evaluation for use during training, nothing is fitted.
+
+    Args:
+        bank: Labelled features that vote, (N, D).
+        query: Labelled features to classify and to measure, (M, D).
+        num_classes: Number of classes; every label must be below it.
+        settings: Neighbours; the probe's settings are not used.
+
+    Returns:
+        `knn_top1` in percent, `feature_std` and `rankme` of the query features.
+
+    Raises:
+        ValueError: On different widths or a label out of range.
+    """
+    _check(bank, query, num_classes)
+    return {
+        "knn_top1": _knn_metrics(bank, query, num_classes, settings).accuracy,
+        "feature_std": feature_std(query.x),
+        "rankme": rankme(query.x),
+    }
+
+
+def choose_probe(settings: EvaluationSettings, train_images: int) -> Probe:
+    """The probe that the settings name; "auto" decides by the number of training images."""
+    small = train_images <= LOGISTIC_MAX_IMAGES
+    if settings.probe == "logistic" or (settings.probe == "auto" and small):
+        return LogisticProbe(seed=settings.probe_seed)
+    return SGDProbe(seed=settings.probe_seed)
+
+
+def _knn_metrics(
+    bank: Features, query: Features, num_classes: int, settings: EvaluationSettings
+) -> ClassificationMetrics:
+    predicted = knn_predict(bank, query.x, num_classes, settings.knn_k, settings.knn_temperature)
+    return classification_metrics(query.y, predicted, num_classes)
+
+
+def _check(train: Features, test: Features, num_classes: int) -> None:
+    if train.dim != test.dim:
+        raise ValueError(f"train and test features must have one width, got {train.dim} and {test.dim}")
+    for name, part in (("train", train), ("test", test)):
+        if int(part.y.max()) >= num_classes:
+            raise ValueError(
+                f"{name} labels must be below num_classes = {num_classes}, got {int(part.y.max())}"
+            )

@@ -1,0 +1,90 @@
+"""Weighted k-nearest-neighbour classification of features."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linear_eval.features import Features
+
+
+def knn_predict(
+    bank: Features,
+    query: Tensor,
+    num_classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    chunk_bytes: int = 64 * 2**20,
+) -> Tensor:
+    """Classifies features by the weighted vote of their nearest labelled features.
+
+    The k features of the bank with the largest cosine similarity s vote for their class with weight
+    exp(s / temperature). Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
+    Discrimination", CVPR 2018, section 3.4, which votes with k = 200; k = 20 is the later habit (Caron et
+    al., DINO, 2021). Weights are taken relative to the nearest neighbour's, which leaves the winner
+    unchanged and cannot overflow at a low temperature.
+
+    Ties are settled the same way every time: of equally similar bank features the earlier one is a neighbour,
+    and of classes with equal votes the lower one wins.
+
+    Args:
+        bank: Labelled features, (N, D).
+        query: Features to classify, (M, D).
+        num_classes: Number of classes; the labels of the bank must be below it.
+        k: Number of neighbours. If it exceeds N, all N features vote.
+        temperature: Sharpness of the weights, above 0.
+        chunk_bytes: Bytes of the similarity matrix held at once, at least the 4 N bytes of one query row.
+
+    Returns:
+        Predicted classes, int64 (M,), on the query's device.
+
+    Raises:
+        ValueError: On a query that is not (M, D), a label of num_classes or above, or an argument out of
+            range.
+    """
+    _check(bank, query, num_classes, k, temperature, chunk_bytes)
+    if len(query) == 0:
+        return torch.empty(0, dtype=torch.int64, device=query.device)
+    bank_x = F.normalize(bank.x, dim=1)
+    rows = max(1, chunk_bytes // (4 * len(bank)))
+    predicted = []
+    for chunk in query.to(bank_x.device, bank_x.dtype).split(rows):
+        similarity = F.normalize(chunk, dim=1) @ bank_x.T
+        values, index = _nearest(similarity, min(k, len(bank)))
+        predicted.append(_vote(values, bank.y[index], num_classes, temperature))
+    return torch.cat(predicted).to(query.device)
+
+
+def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their columns; at the k-th value the lower columns are taken."""
+    values, index = similarity.topk(k, dim=1)
+    ambiguous = ((similarity >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
+    if len(ambiguous):  # topk promises no order among equals, a stable sort does, but it is far slower
+        ordered, columns = similarity[ambiguous].sort(dim=1, descending=True, stable=True)
+        values[ambiguous], index[ambiguous] = ordered[:, :k], columns[:, :k]
+    return values, index
+
+
+def _vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
+    """Class with the largest sum of weights; similarity descending and labels, both (B, k)."""
+    weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
+    votes = weights.new_zeros(len(weights), num_classes)
+    for column in range(
+        labels.shape[1]
+    ):  # one neighbour at a time: no two additions meet, so the sum has one order
+        votes.scatter_add_(1, labels[:, column : column + 1], weights[:, column : column + 1])
+    return votes.argmax(dim=1)
+
+
+def _check(
+    bank: Features, query: Tensor, num_classes: int, k: int, temperature: float, chunk_bytes: int
+) -> None:
+    if query.ndim != 2 or query.shape[1] != bank.dim:
+        raise ValueError(f"query must be (M, {bank.dim}) like the bank's features, got {tuple(query.shape)}")
+    if k < 1:
+        raise ValueError(f"k must be 1 or more, got {k}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    if chunk_bytes < 1:
+        raise ValueError(f"chunk_bytes must be 1 or more, got {chunk_bytes}")
+    if int(bank.y.max()) >= num_classes:
+        raise ValueError(f"labels must be below num_classes = {num_classes}, got {int(bank.y.max())}")

@@ -1,0 +1,79 @@
+"""Measures of a classification, all in percent."""
+
+from dataclasses import dataclass
+
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClassificationMetrics:
+    """What a set of predictions is worth. Every figure but the confusion matrix is in percent, 0 to 100.
+
+    Means over classes ("macro") run over the classes that occur in the targets: a class without test images
+    has no recall, so it is left out. A prediction of such a class still counts as a mistake for the image's
+    class.
+
+    Attributes:
+        accuracy: Share of images that are right.
+        mean_per_class_accuracy: Mean over classes of the share of that class's images that are right.
+        precision: Macro precision; a class that is never predicted has precision 0.
+        recall: Macro recall, the same number as `mean_per_class_accuracy` under its other name.
+        f1: Mean over classes of the F1 score.
+        per_class_accuracy: Accuracy of each class, None for a class without test images.
+        confusion: Counts of images, row = target, column = predicted.
+    """
+
+    accuracy: float
+    mean_per_class_accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    per_class_accuracy: tuple[float | None, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+def classification_metrics(target: Tensor, predicted: Tensor, num_classes: int) -> ClassificationMetrics:
+    """Compares predicted with true classes.
+
+    Args:
+        target: True classes, integers (N,) from 0 to num_classes - 1.
+        predicted: Predicted classes, same shape and range.
+        num_classes: Number of classes.
+
+    Raises:
+        ValueError: On shapes that differ or are empty, or a class out of range.
+    """
+    _check("target", target, num_classes)
+    _check("predicted", predicted, num_classes)
+    if target.shape != predicted.shape:
+        raise ValueError(
+            f"target and predicted must have one shape, got {len(target)} and {len(predicted)} images"
+        )
+    true, guess = target.cpu().numpy(), predicted.cpu().numpy()
+    confusion = confusion_matrix(true, guess, labels=range(num_classes))
+    counts, right = confusion.sum(axis=1), confusion.diagonal()
+    precision, recall, f1, _ = precision_recall_fscore_support(
+        true, guess, labels=counts.nonzero()[0], average="macro", zero_division=0
+    )
+    return ClassificationMetrics(
+        accuracy=100.0 * float(right.sum() / counts.sum()),
+        mean_per_class_accuracy=100.0 * float(recall),
+        precision=100.0 * float(precision),
+        recall=100.0 * float(recall),
+        f1=100.0 * float(f1),
+        per_class_accuracy=tuple(
+            100.0 * float(r / n) if n else None for r, n in zip(right, counts, strict=True)
+        ),
+        confusion=tuple(tuple(int(count) for count in row) for row in confusion),
+    )
+
+
+def _check(name: str, classes: Tensor, num_classes: int) -> None:
+    if classes.ndim != 1 or len(classes) == 0 or classes.is_floating_point():
+        raise ValueError(
+            f"{name} must be integers (N,) with N >= 1, got {classes.dtype} {tuple(classes.shape)}"
+        )
+    low, high = int(classes.min()), int(classes.max())
+    if low < 0 or high >= num_classes:
+        raise ValueError(f"{name} must be within 0..{num_classes - 1}, got {low}..{high}")

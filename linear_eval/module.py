@@ -1,0 +1,137 @@
+"""A Lightning module that can be validated (kNN) and tested (the whole evaluation)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from linear_eval.evaluate import EvaluationReport, EvaluationSettings, evaluate_features, knn_report
+from linear_eval.features import Features
+from linear_eval.finetune import FinetuneSettings, finetune
+from linear_eval.metrics import ClassificationMetrics
+
+
+class EvaluatedModule(LightningModule):
+    """Evaluates ``encoder`` on labelled images, in one pass of features.
+
+    The data module must give two loaders of (uint8 images (B, C, H, W), labels (B,)): for ``validate`` the
+    bank and the queries of kNN, both cut from the training split; for ``test`` the training and the test
+    split. It must have ``num_classes``, and for fine-tuning the data sets ``eval_train`` and ``eval_test``.
+
+    Args:
+        encoder: Maps normalised images to features (B, D).
+        evaluation: Neighbours and probe.
+        finetuning: Fine-tunes a copy of the encoder in ``test`` too; ``None`` does not.
+        seed: Seed of the fine-tuning.
+
+    Attributes:
+        reports: After ``test``: the report of the ``encoder`` and, where there is one, of its
+            ``random_init``.
+        finetuned: After ``test``: the fine-tuned accuracy, if asked for.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        evaluation: EvaluationSettings,
+        finetuning: FinetuneSettings | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.evaluation = evaluation
+        self.finetuning = finetuning
+        self.seed = seed
+        self.reports: dict[str, EvaluationReport] = {}
+        self.finetuned: ClassificationMetrics | None = None
+
+    @abstractmethod
+    def normalize(self, images: Tensor) -> Tensor:
+        """Maps uint8 images to the encoder's float input."""
+
+    def random_init(self) -> nn.Module | None:
+        """The encoder as it was before training, to be evaluated beside the trained one."""
+        return None
+
+    def on_validation_epoch_start(self) -> None:
+        """Lightning's hook."""
+        self._collected = _Collected({"encoder": self.encoder})
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collects features of the bank (loader 0) and the queries (loader 1)."""
+        self._collected.add(self.normalize(batch[0]), batch[1], dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``eval/knn_top1``, ``eval/feature_std`` and ``eval/rankme``."""
+        bank, query = self._collected.features("encoder")
+        report = knn_report(bank, query, self._num_classes(), self.evaluation)
+        self.log_dict({f"eval/{key}": value for key, value in report.items()})
+
+    def on_test_epoch_start(self) -> None:
+        """Lightning's hook."""
+        encoders = {"encoder": self.encoder}
+        random_init = self.random_init()
+        if random_init is not None:
+            encoders["random_init"] = random_init.to(self.device).eval()
+        self._collected = _Collected(encoders)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Collects features of the training split (loader 0) and the test split (loader 1)."""
+        self._collected.add(self.normalize(batch[0]), batch[1], dataloader_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """Fills :attr:`reports` and logs them as ``eval/...`` and ``eval/random_init_...``."""
+        for name in self._collected.encoders:
+            train, test = self._collected.features(name)
+            self.reports[name] = evaluate_features(train, test, self._num_classes(), self.evaluation)
+            prefix = "eval/" if name == "encoder" else f"eval/{name}_"
+            values = self.reports[name].as_dict()
+            self.log_dict({prefix + k: float(v) for k, v in values.items() if not isinstance(v, str)})
+        if self.finetuning:
+            self.finetuned = self._finetune(self.reports["encoder"].feature_dim)
+            self.log("eval/finetuned_top1", self.finetuned.accuracy)
+
+    def _finetune(self, feature_dim: int) -> ClassificationMetrics:
+        assert self.finetuning is not None
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        with torch.inference_mode(False), torch.enable_grad():
+            return finetune(
+                self.encoder,
+                feature_dim,
+                data.eval_train,
+                data.eval_test,
+                data.num_classes,
+                self.finetuning,
+                self.normalize,
+                self.seed,
+                self.device,
+            )
+
+    def _num_classes(self) -> int:
+        return self.trainer.datamodule.num_classes  # type: ignore[attr-defined]
+
+
+class _Collected:
+    """Features of several encoders over two loaders, gathered batch by batch."""
+
+    def __init__(self, encoders: dict[str, nn.Module]) -> None:
+        self.encoders = encoders
+        self._x: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in encoders}
+        self._y: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def add(self, images: Tensor, labels: Tensor, loader: int) -> None:
+        """Encodes one batch of a loader with every encoder."""
+        for name, encoder in self.encoders.items():
+            self._x[name][loader].append(encoder(images).float())
+        self._y[loader].append(labels)
+
+    def features(self, name: str) -> tuple[Features, Features]:
+        """Features of both loaders."""
+        first, second = (
+            Features(torch.cat(x), torch.cat(y)) for x, y in zip(self._x[name], self._y, strict=True)
+        )
+        return first, second

@@ -1,0 +1,155 @@
+"""What all linear probes share: the fitted classifier, standardisation, the choice of the regularisation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linear_eval.features import Features
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """Shift and scale that give each feature dimension mean 0 and deviation 1 on the training features.
+
+    Attributes:
+        mean: (D,), float32.
+        scale: (D,), float32; 1 where a dimension is constant up to rounding, so that no noise is blown up.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def fit(cls, x: Tensor) -> "Standardizer":
+        """Measures features (N, D)."""
+        std, mean = torch.std_mean(x.double(), dim=0, correction=0)
+        constant = std <= 1e-6 * mean.abs()
+        return cls(mean.float(), std.masked_fill(constant, 1.0).float())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Standardises features (M, D)."""
+        return (x - self.mean) / self.scale
+
+
+@dataclass(frozen=True)
+class FittedProbe:
+    """A linear classifier on standardised features. It predicts only classes it has seen.
+
+    Attributes:
+        name: "logistic" or "sgd".
+        regularization: The chosen strength: C of a logistic probe (larger is weaker), weight decay of an SGD
+            probe.
+        classes: The K classes of the training set in rising order, int64 (K,).
+        standardize: Applied to features before the classifier.
+        weight: (K, D), float32.
+        bias: (K,), float32.
+    """
+
+    name: str
+    regularization: float
+    classes: Tensor
+    standardize: Standardizer
+    weight: Tensor
+    bias: Tensor
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Classes, int64 (M,), of features (M, D), on the device of `x`.
+
+        Raises:
+            ValueError: If `x` is not (M, D).
+        """
+        if x.ndim != 2 or x.shape[1] != self.weight.shape[1]:
+            raise ValueError(
+                f"features must be (M, {self.weight.shape[1]}) as in training, got {tuple(x.shape)}"
+            )
+        scores = F.linear(self.standardize(x.to(self.weight.device)), self.weight, self.bias)
+        return self.classes[scores.argmax(dim=1)].to(x.device)
+
+
+class Probe(Protocol):
+    """Learns a linear classifier from labelled features; test features never reach it."""
+
+    def fit(self, train: Features) -> FittedProbe:
+        """Fits on training features only, without changing them."""
+        ...
+
+
+def check_classes(train: Features) -> None:
+    """Refuses a training set with one class.
+
+    Raises:
+        ValueError: If all labels are equal.
+    """
+    if bool((train.y == train.y[0]).all()):
+        raise ValueError(
+            f"a probe needs at least 2 classes to tell apart, all {len(train)} labels are {int(train.y[0])}"
+        )
+
+
+def check_search(candidates: Sequence[float], validation_fraction: float, lowest: float) -> None:
+    """Refuses a search for the regularisation that cannot work.
+
+    Raises:
+        ValueError: No candidates, one below `lowest` or not finite, or a fraction not strictly between 0
+            and 1.
+    """
+    if not candidates or not all(lowest <= value < float("inf") for value in candidates):
+        raise ValueError(
+            f"regularisation candidates must be one or more finite numbers >= {lowest}, got {candidates}"
+        )
+    if not 0.0 < validation_fraction < 1.0:
+        raise ValueError(f"validation_fraction must be between 0 and 1, got {validation_fraction}")
+
+
+def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Splits positions into a part to fit and a part to validate, class by class.
+
+    A class gives `fraction` of its images (rounded, at least one) to validation but always keeps one to
+    fit; a class with one image therefore has none in validation.
+
+    Args:
+        y: Class labels, int64 (N,).
+        fraction: Share of the images to validate on.
+        seed: Decides which images those are.
+
+    Returns:
+        Positions to fit and positions to validate, both int64, rising, on the device of `y`. The second is
+        empty if every class has one image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    labels = y.cpu()
+    validation = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero()[:, 0]
+        count = min(max(1, round(fraction * len(members))), len(members) - 1)
+        validation[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~validation).nonzero()[:, 0].to(y.device), validation.nonzero()[:, 0].to(y.device)
+
+
+def choose_regularization(
+    train: Features,
+    candidates: Sequence[float],
+    fit: Callable[[Features, float], FittedProbe],
+    fraction: float,
+    seed: int,
+) -> float:
+    """The candidate with the best accuracy on a stratified part of the training features.
+
+    Args:
+        train: Training features; a part of them is set aside to validate.
+        candidates: Strengths from the strongest to the weakest. Of equally good ones the strongest wins; it
+            is also taken when nothing can be set aside because each class has one image.
+        fit: Fits a probe with one strength.
+        fraction: Share of the training features to validate on.
+        seed: Seed of the split.
+    """
+    fit_rows, validation_rows = stratified_split(train.y, fraction, seed)
+    if len(candidates) == 1 or len(validation_rows) == 0:
+        return candidates[0]
+    part, held_out = train.select(fit_rows), train.select(validation_rows)
+    right = [int((fit(part, value).predict(held_out.x) == held_out.y).sum()) for value in candidates]
+    return candidates[right.index(max(right))]

@@ -1,0 +1,51 @@
+"""Evaluates any encoder that timm can load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from linear_eval.evaluate import EvaluationSettings
+from linear_eval.finetune import FinetuneSettings
+from linear_eval.module import EvaluatedModule
+
+
+class TimmEncoder(EvaluatedModule):
+    """A folder with timm's ``config.json`` and ``model.safetensors``, for ``validate`` and ``test``.
+
+    Normalisation is taken from the folder's ``pretrained_cfg``.
+
+    Args:
+        folder: For example the ``encoder`` folder of a run.
+        evaluation: Neighbours and probe.
+        finetuning: Fine-tunes a copy too; ``None`` does not.
+        seed: Seed of the fine-tuning.
+
+    Raises:
+        FileNotFoundError: The folder has no ``config.json``.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
+        finetuning: FinetuneSettings | None = None,
+        seed: int = 42,
+    ) -> None:
+        if not (Path(folder) / "config.json").is_file():
+            raise FileNotFoundError(f"{folder} is no timm encoder folder: it has no config.json")
+        encoder = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+        super().__init__(encoder, evaluation, finetuning, seed)
+        config = encoder.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1), persistent=False)
+        self.image_size = int(config["input_size"][-1])
+        self.in_channels = int(config["input_size"][0])
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(images / 255 - mean) / std."""
+        mean, std = self.get_buffer("mean"), self.get_buffer("std")
+        return (images.float() / 255 - mean) / std

@@ -1,0 +1,25 @@
+"""Self-supervised objectives as Lightning modules, losses, augmentation."""
+
+from ssl_methods.augment import DigitsViews, MedicalViews, NaturalViews, TwoViews
+from ssl_methods.byol import BYOL
+from ssl_methods.losses import info_nce
+from ssl_methods.method import OptimizerFactory, SSLMethod, StepOutput, Views
+from ssl_methods.moco_v3 import MoCoV3
+from ssl_methods.simclr import SimCLR
+from ssl_methods.twin import Twin
+
+__all__ = [
+    "BYOL",
+    "DigitsViews",
+    "MedicalViews",
+    "MoCoV3",
+    "NaturalViews",
+    "OptimizerFactory",
+    "SSLMethod",
+    "SimCLR",
+    "StepOutput",
+    "Twin",
+    "TwoViews",
+    "Views",
+    "info_nce",
+]

@@ -1,0 +1,49 @@
+"""Gaussian blur with a standard deviation per image."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def gaussian_blur(images: Tensor, sigmas: Tensor) -> Tensor:
+    """Blurs rows, then columns, reflecting at the edges.
+
+    Each direction is one matrix product per image. That is more arithmetic than a convolution with a group
+    per image and channel, yet several times faster for small images, as such convolutions reuse too little.
+    The kernel ends where the weight falls below 1e-6 of the centre's, after some five standard deviations, or
+    where reflection ends, one pixel short of the side's length.
+
+    Args:
+        images: (B, C, H, W).
+        sigmas: standard deviations in pixels, above 0, (B,).
+
+    Returns:
+        (B, C, H, W), a new tensor.
+    """
+    batch, channels, height, width = images.shape
+    along_rows = blur_matrices(sigmas, width)
+    along_columns = along_rows if height == width else blur_matrices(sigmas, height)
+    blurred = images.reshape(batch, channels * height, width).bmm(along_rows.mT)
+    return along_columns[:, None] @ blurred.view(images.shape)
+
+
+def blur_matrices(sigmas: Tensor, size: int) -> Tensor:
+    """Weights (B, size, size) of a line's input pixels (last) in each of its output pixels; rows sum to 1.
+
+    Reflection does not repeat the edge pixel, so an input pixel counts at its own place and at its mirror
+    image beyond either end; the two end pixels have no image beyond their own end.
+    """
+    places = torch.arange(size, device=sigmas.device)
+    weights = torch.exp(-0.5 * (places / sigmas[:, None]) ** 2)
+    # Cut before weights become denormal numbers, which slow CPUs down. Steps of `size` and more weigh nothing.
+    weights = F.pad(F.threshold(weights, 1e-6, 0.0), (0, size))
+    nothing = 2 * size - 1
+    sums = places[:, None] + places
+    left = torch.where(places > 0, sums, nothing)
+    right = torch.where(places < size - 1, 2 * (size - 1) - sums, nothing)
+    distances = (sums - 2 * places).abs()
+    # Flat indices, because indexing with a table is several times slower.
+    ways = (distances, left, right)
+    own, from_left, from_right = (weights.index_select(1, way.flatten()) for way in ways)
+    matrices = own.add_(from_left).add_(from_right).view(-1, size, size)
+    return matrices.div_(matrices.sum(dim=2, keepdim=True))

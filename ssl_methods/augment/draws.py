@@ -1,0 +1,70 @@
+"""The random numbers behind one view: a fixed set per image, whatever is switched on."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class UnitDraws(NamedTuple):
+    """Uniform numbers in [0, 1), one (B,) tensor per random decision of a view."""
+
+    crop_area: Tensor
+    crop_ratio: Tensor
+    crop_top: Tensor
+    crop_left: Tensor
+    flip: Tensor
+    vertical_flip: Tensor
+    rotation: Tensor
+    shear: Tensor
+    zoom: Tensor
+    shift_x: Tensor
+    shift_y: Tensor
+    jitter: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    grayscale: Tensor
+    blur: Tensor
+    blur_sigma: Tensor
+    solarize: Tensor
+
+
+def draw_units(count: int, generator: torch.Generator) -> UnitDraws:
+    """Draws all decisions for `count` images in one call, on the generator's device.
+
+    The set is always complete, so switching one augmentation off leaves the others' numbers as they were.
+    """
+    decisions = len(UnitDraws._fields)
+    return UnitDraws(*torch.rand(decisions, count, generator=generator, device=generator.device))
+
+
+def between(unit: Tensor, low: float, high: float) -> Tensor:
+    """Maps uniform numbers in [0, 1) to uniform numbers in [low, high)."""
+    return low + (high - low) * unit
+
+
+def apply_where_(
+    mask: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor
+) -> Tensor:
+    """Runs an operation on the masked images only.
+
+    Args:
+        mask: bool (B,). On the CPU the choice needs no synchronisation with an accelerator.
+        operation: called with the chosen images and the chosen rows of each parameter; may overwrite them.
+        images: (B, C, H, W), overwritten.
+        parameters: tensors with B rows, on the mask's device.
+
+    Returns:
+        (B, C, H, W); images outside the mask keep their exact values.
+    """
+    chosen = mask.nonzero().squeeze(1)
+    if len(chosen) == 0:
+        return images
+    rows = [each[chosen].to(images.device) for each in parameters]
+    if len(chosen) == len(images):
+        return operation(images, *rows)
+    chosen = chosen.to(images.device)
+    return images.index_copy_(0, chosen, operation(images[chosen], *rows))

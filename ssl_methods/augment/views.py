@@ -1,0 +1,217 @@
+"""Two independently augmented views of a batch of images."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ssl_methods.augment import checks, color
+from ssl_methods.augment.blur import gaussian_blur
+from ssl_methods.augment.draws import UnitDraws, apply_where_, between, draw_units
+from ssl_methods.augment.geometry import affine_matrices, crop_boxes, crop_matrices, flip_matrices, resample
+
+PADDINGS = ("zeros", "border")
+
+
+class TwoViews:
+    """Draws two random views of every image in a batch, each image with its own parameters.
+
+    The order is crop, flip, affine motion (one bilinear resampling for the three), brightness, contrast,
+    saturation, hue, grayscale, blur, solarisation, noise, normalisation. By default everything is off: a
+    probability or amount of 0, or None, switches an augmentation off.
+
+    Deviations from torchvision: jitter has this fixed order, where torchvision draws one per image; for crops
+    see `crop_boxes`. Values stay float from the resampling on, without rounding to 8 bits.
+
+    Args:
+        mean: what normalisation subtracts, on the scale 0..1; one value for all channels or one each.
+        std: what normalisation divides by; one value for all channels or one each.
+        crop_scale: smallest and largest share of the area in a random resized crop, or None for no crop.
+        crop_ratio: smallest and largest aspect ratio (width over height) of the crop.
+        flip: probability of a left-right flip.
+        vertical_flip: probability of a top-bottom flip.
+        rotation: largest angle in degrees, uniform in both directions.
+        shear: largest angle of the shear along x in degrees, uniform in both directions.
+        zoom: smallest and largest factor of size, uniform, or None for no change.
+        shift: largest shift as a share of each side, uniform in both directions.
+        padding: what lies outside of the image: "border" repeats the edge pixels, "zeros" is black.
+        brightness: factor uniform in [max(0, 1 - brightness), 1 + brightness].
+        contrast: factor uniform in [max(0, 1 - contrast), 1 + contrast].
+        saturation: factor uniform in [max(0, 1 - saturation), 1 + saturation]; colour images only.
+        hue: shift uniform in [-hue, hue], in turns of the colour circle, at most 0.5; colour images only.
+        jitter_probability: probability that an image gets the four changes above at all.
+        grayscale: probability that colour is removed; colour images only.
+        blur: probability of Gaussian blur in the first and in the second view.
+        blur_sigma: smallest and largest standard deviation of the blur in pixels, uniform.
+        solarize: probability of inverting values of at least 0.5, in the first and in the second view.
+        noise: standard deviation of Gaussian pixel noise on the scale 0..1, to which the result is clamped.
+
+    Raises:
+        ValueError: if a setting is outside of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        mean: tuple[float, ...] = (0.5,),
+        std: tuple[float, ...] = (0.5,),
+        crop_scale: tuple[float, float] | None = None,
+        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: float = 0.0,
+        vertical_flip: float = 0.0,
+        rotation: float = 0.0,
+        shear: float = 0.0,
+        zoom: tuple[float, float] | None = None,
+        shift: float = 0.0,
+        padding: Literal["zeros", "border"] = "border",
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+        jitter_probability: float = 1.0,
+        grayscale: float = 0.0,
+        blur: tuple[float, float] = (0.0, 0.0),
+        blur_sigma: tuple[float, float] = (0.1, 2.0),
+        solarize: tuple[float, float] = (0.0, 0.0),
+        noise: float = 0.0,
+    ) -> None:
+        if padding not in PADDINGS:
+            raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}")
+        self.mean = checks.channel_values("mean", mean)
+        self.std = checks.channel_values("std", std, positive=True)
+        self.crop_scale = None if crop_scale is None else checks.positive_range("crop_scale", crop_scale, 1.0)
+        self.crop_ratio = checks.positive_range("crop_ratio", crop_ratio)
+        self.flip = checks.probability("flip", flip)
+        self.vertical_flip = checks.probability("vertical_flip", vertical_flip)
+        self.rotation = checks.bounded("rotation", rotation, 180.0)
+        self.shear = checks.bounded("shear", shear, 80.0)
+        self.zoom = None if zoom is None else checks.positive_range("zoom", zoom)
+        self.shift = checks.bounded("shift", shift, 1.0)
+        self.padding = padding
+        self.brightness = checks.bounded("brightness", brightness)
+        self.contrast = checks.bounded("contrast", contrast)
+        self.saturation = checks.bounded("saturation", saturation)
+        self.hue = checks.bounded("hue", hue, 0.5)
+        self.jitter_probability = checks.probability("jitter_probability", jitter_probability)
+        self.grayscale = checks.probability("grayscale", grayscale)
+        self.blur = checks.probability_per_view("blur", blur)
+        self.blur_sigma = checks.positive_range("blur_sigma", blur_sigma)
+        self.solarize = checks.probability_per_view("solarize", solarize)
+        self.noise = checks.bounded("noise", noise)
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draws the two views.
+
+        Args:
+            images: uint8 (B, C, H, W) with C 1 or 3.
+            generator: the only source of randomness, on any device; it advances by an amount that depends
+                on B (and with noise on the images' shape), never on outcomes.
+
+        Returns:
+            Two normalised float32 tensors (B, C, H, W) on the images' device.
+
+        Raises:
+            ValueError: if the images are empty or of another type or shape, or do not fit `mean` and `std`.
+        """
+        pixels = self._to_unit_scale(images)
+        # Mixed precision is for the network: in half precision the views would lose their last bits.
+        with torch.autocast(images.device.type, enabled=False):
+            return self._view(pixels, 0, generator), self._view(pixels, 1, generator)
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Normalises without augmentation, for evaluation.
+
+        Args:
+            images: uint8 (B, C, H, W) with C 1 or 3.
+
+        Returns:
+            float32 (B, C, H, W).
+
+        Raises:
+            ValueError: as for two views.
+        """
+        return self._normalize_(self._to_unit_scale(images))
+
+    def _view(self, pixels: Tensor, view: int, generator: torch.Generator) -> Tensor:
+        units = draw_units(len(pixels), generator)
+        matrices = self._matrices(units, (pixels.shape[2], pixels.shape[3]))
+        # From here on the view owns its pixels, and what follows overwrites them.
+        pixels = (
+            pixels.clone() if matrices is None else resample(pixels, matrices.to(pixels.device), self.padding)
+        )
+        pixels = self._recolor_(pixels, units)
+        pixels = self._degrade_(pixels, units, view)
+        if self.noise > 0:
+            noise = torch.randn(pixels.shape, generator=generator, device=generator.device)
+            pixels.add_(noise.to(pixels.device), alpha=self.noise).clamp_(0, 1)
+        return self._normalize_(pixels)
+
+    def _matrices(self, units: UnitDraws, image_size: tuple[int, int]) -> Tensor | None:
+        parts = []
+        if self.crop_scale is not None:
+            draws = (units.crop_area, units.crop_ratio, units.crop_top, units.crop_left)
+            boxes = crop_boxes(*draws, image_size, scale=self.crop_scale, ratio_range=self.crop_ratio)
+            parts.append(crop_matrices(boxes, image_size))
+        if self.flip > 0 or self.vertical_flip > 0:
+            parts.append(flip_matrices(units.flip < self.flip, units.vertical_flip < self.vertical_flip))
+        if self.rotation > 0 or self.shear > 0 or self.zoom is not None or self.shift > 0:
+            angle = between(units.rotation, -self.rotation, self.rotation)
+            shear = between(units.shear, -self.shear, self.shear)
+            zoom = between(units.zoom, *(self.zoom or (1.0, 1.0)))
+            shift_x, shift_y = (
+                between(unit, -self.shift, self.shift) for unit in (units.shift_x, units.shift_y)
+            )
+            parts.append(affine_matrices(angle, shear, zoom, shift_x, shift_y, image_size))
+        if not parts:
+            return None
+        # The last motion's matrix is the rightmost: it meets the output coordinates first.
+        product = parts[0]
+        for part in parts[1:]:
+            product = product @ part
+        return product
+
+    def _recolor_(self, pixels: Tensor, units: UnitDraws) -> Tensor:
+        factors = [
+            between(unit, max(0.0, 1 - amount), 1 + amount)
+            for unit, amount in (
+                (units.brightness, self.brightness),
+                (units.contrast, self.contrast),
+                (units.saturation, self.saturation),
+            )
+        ]
+        shift = between(units.hue, -self.hue, self.hue)
+        pixels = apply_where_(units.jitter < self.jitter_probability, self._jitter_, pixels, *factors, shift)
+        return apply_where_(units.grayscale < self.grayscale, color.to_grayscale_, pixels)
+
+    def _jitter_(
+        self, pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor
+    ) -> Tensor:
+        if self.brightness > 0:
+            pixels = color.adjust_brightness_(pixels, brightness)
+        if self.contrast > 0:
+            pixels = color.adjust_contrast_(pixels, contrast)
+        if self.saturation > 0:
+            pixels = color.adjust_saturation_(pixels, saturation)
+        return color.adjust_hue_(pixels, hue) if self.hue > 0 else pixels
+
+    def _degrade_(self, pixels: Tensor, units: UnitDraws, view: int) -> Tensor:
+        sigmas = between(units.blur_sigma, *self.blur_sigma)
+        pixels = apply_where_(units.blur < self.blur[view], gaussian_blur, pixels, sigmas)
+        return apply_where_(units.solarize < self.solarize[view], color.solarize_, pixels)
+
+    def _to_unit_scale(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+            shape = tuple(images.shape)
+            raise ValueError(f"images must be a non-empty (B, C, H, W) with C 1 or 3, got shape {shape}")
+        if images.dtype != torch.uint8:
+            raise ValueError(f"images must be torch.uint8, got {images.dtype}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, images.shape[1]):
+                raise ValueError(
+                    f"{name} has {len(values)} values, but the images have {images.shape[1]} channels"
+                )
+        return images.float().div_(255)
+
+    def _normalize_(self, pixels: Tensor) -> Tensor:
+        mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return pixels.sub_(mean).div_(std)

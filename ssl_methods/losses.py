@@ -1,0 +1,47 @@
+"""Losses as pure functions of embeddings."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """InfoNCE: each query must recognise the key at its own place among all keys of the batch.
+
+    Plain cross-entropy over cosine similarities / temperature (LW-FedSSL algorithm 2). MoCo v3's own code
+    multiplies by 2 * temperature; the paper followed here does not.
+
+    Args:
+        query: Embeddings (B, D).
+        key: Embeddings (B, D); row i is the positive of query i, the other rows are its negatives.
+        temperature: Divides the cosine similarities.
+
+    Returns:
+        Mean loss, a scalar.
+    """
+    logits = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(query), device=query.device))
+
+
+def check_temperature(temperature: float) -> float:
+    """Returns the temperature if it is positive.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    return temperature
+
+
+def check_momentum(momentum: float) -> float:
+    """Returns the momentum of a target branch if it lies in 0..1.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
+    return momentum

@@ -1,0 +1,62 @@
+"""MoCo v3: contrast against a momentum branch within the batch."""
+
+from __future__ import annotations
+
+from lightly.models.modules import MoCoProjectionHead
+from torch import nn
+
+from ssl_methods.augment import TwoViews
+from ssl_methods.losses import check_momentum, check_temperature, info_nce
+from ssl_methods.method import MomentumMethod, OptimizerFactory, StepOutput, Views
+
+
+class MoCoV3(MomentumMethod):
+    """MoCo v3 (Chen et al. 2021, arXiv 2104.02057) as LW-FedSSL uses it (algorithms 2 and 4, section 4).
+
+    Differences from the original: the patch embedding is trained, the momentum is constant, the loss is not
+    multiplied by 2 * temperature, and the target starts as a copy of the online branch in every round.
+
+    Args:
+        backbone: Maps the input to features (B, feature_dim).
+        feature_dim: Width of the features.
+        augment: Makes the two views.
+        optimizer: Makes the optimizer.
+        temperature: Of InfoNCE.
+        momentum: Of the target branch.
+        hidden_dim: Width of the hidden layers of both heads.
+        output_dim: Width of projections and predictions.
+        projector_layers: Linear layers of the projector.
+        predictor_layers: Linear layers of the predictor.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        augment: TwoViews,
+        optimizer: OptimizerFactory,
+        temperature: float = 0.05,
+        momentum: float = 0.99,
+        hidden_dim: int = 512,
+        output_dim: int = 256,
+        projector_layers: int = 3,
+        predictor_layers: int = 2,
+    ) -> None:
+        super().__init__(backbone, feature_dim, augment, optimizer)
+        self.projector = MoCoProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers, True)
+        self.predictor = MoCoProjectionHead(output_dim, hidden_dim, output_dim, predictor_layers, True)
+        self.temperature = check_temperature(temperature)
+        self.momentum = check_momentum(momentum)
+
+    def heads(self) -> dict[str, nn.Module]:
+        """Projector and predictor."""
+        return {"projector": self.projector, "predictor": self.predictor}
+
+    def step(self, hidden: Views) -> StepOutput:
+        """InfoNCE of each view's prediction against the other view's target projection."""
+        assert self.target is not None
+        first, second = (self.projector(self.backbone(view)) for view in hidden)
+        target_first, target_second = (self.target(view) for view in hidden)
+        forward = info_nce(self.predictor(first), target_second, self.temperature)
+        backward = info_nce(self.predictor(second), target_first, self.temperature)
+        return StepOutput(forward + backward, (first, second))

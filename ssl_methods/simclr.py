@@ -1,0 +1,53 @@
+"""SimCLR: two views of an image attract, all other images of the batch repel."""
+
+from __future__ import annotations
+
+from lightly.loss import NTXentLoss
+from lightly.models.modules import SimCLRProjectionHead
+from torch import nn
+
+from ssl_methods.augment import TwoViews
+from ssl_methods.losses import check_temperature
+from ssl_methods.method import OptimizerFactory, SSLMethod, StepOutput, Views
+
+
+class SimCLR(SSLMethod):
+    """SimCLR (Chen et al. 2020, arXiv 2002.05709) with the heads of LW-FedSSL section 4.
+
+    No predictor and no target branch. Both views pass the network one after the other, so batch norms see one
+    view at a time (the original concatenates them).
+
+    Args:
+        backbone: Maps the input to features (B, feature_dim).
+        feature_dim: Width of the features.
+        augment: Makes the two views.
+        optimizer: Makes the optimizer.
+        temperature: Of NT-Xent.
+        hidden_dim: Width of the projector's hidden layers.
+        output_dim: Width of the projections.
+        projector_layers: Linear layers of the projector.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        augment: TwoViews,
+        optimizer: OptimizerFactory,
+        temperature: float = 0.2,
+        hidden_dim: int = 512,
+        output_dim: int = 256,
+        projector_layers: int = 3,
+    ) -> None:
+        super().__init__(backbone, feature_dim, augment, optimizer)
+        self.projector = SimCLRProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers)
+        self.loss = NTXentLoss(check_temperature(temperature))
+
+    def heads(self) -> dict[str, nn.Module]:
+        """The projector."""
+        return {"projector": self.projector}
+
+    def step(self, hidden: Views) -> StepOutput:
+        """NT-Xent between the projections of both views."""
+        first, second = (self.projector(self.backbone(view)) for view in hidden)
+        return StepOutput(self.loss(first, second), (first, second))

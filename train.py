@@ -1,0 +1,6 @@
+"""The command line: ``python train.py {fit,validate,test} -c FILE [--any.setting value]``."""
+
+from fedssl.cli import main
+
+if __name__ == "__main__":
+    main()
