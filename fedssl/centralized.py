@@ -46,9 +46,10 @@ class CentralizedSSL(Pretraining):
     def setup(self, stage: str) -> None:
         """Checks that images and encoder fit."""
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.check_images(data.eval_train)
         if stage == "fit":
-            self.check_images(data.pool)
+            self.prepare(data)
+        else:
+            self.check_images(data.eval_train)
 
     def on_train_epoch_start(self) -> None:
         """Every epoch has its own augmentation, so that a resumed run continues as it would have."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.trainer import Trainer
 
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
+from fedssl.cli_errors import BriefParser, root_cause
 from fedssl.data import FederatedData, ImageData
 from fedssl.export import export_encoder
 from fedssl.files import write_atomically
@@ -23,7 +27,7 @@ from fedssl.progress import RoundProgress
 from fedssl.results import collect_results, print_results, write_results
 from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
 from fedssl.server import AllClientsFailedError
-from fedssl.tracking import MetricsCSV, wandb_logger
+from fedssl.tracking import WANDB_ID, MetricsCSV, wandb_logger
 from linear_eval import EvaluatedModule
 
 CONFIG_FOLDERS = (Path(), Path("configs"), Path(__file__).parent.parent / "configs")
@@ -79,6 +83,8 @@ class FedSSLCLI(LightningCLI):
             callbacks.append(RoundCheckpoint(self.folder / CHECKPOINTS))
         if not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(RoundProgress())
+        if self.subcommand == "fit" and not configured["fast_dev_run"]:
+            callbacks.append(LambdaCallback(on_fit_start=self._open_folder))
         return super().instantiate_trainer(
             default_root_dir=str(self.folder),
             logger=self._loggers(configured["logger"]),
@@ -88,14 +94,12 @@ class FedSSLCLI(LightningCLI):
         )
 
     def before_fit(self) -> None:
-        """Writes the configuration."""
+        """Loads the data, checks that everything fits, and shows who holds what."""
         self._started = time.perf_counter()
-        if not self._config.trainer.fast_dev_run:
-            self._dump_config()
-            text = yaml.safe_dump(self.config_dump, sort_keys=False)
-            write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
+        self.datamodule.setup("fit")
+        if isinstance(self.model, Pretraining):
+            self.model.prepare(self.datamodule)
         if isinstance(self.datamodule, FederatedData):
-            self.datamodule.setup("fit")
             print(self.datamodule.table(), file=sys.stderr)
 
     def after_fit(self) -> None:
@@ -113,24 +117,35 @@ class FedSSLCLI(LightningCLI):
         """Prints and keeps what the evaluation found."""
         self._finish("test.json", time.perf_counter() - self._started)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's own table of the test metrics is left out: ours follows."""
+        quiet = {"verbose": False} if subcommand == "test" else {}
+        return super()._prepare_subcommand_kwargs(subcommand) | quiet
+
     def _finish(self, file: str, seconds: float) -> None:
         assert isinstance(self.model, EvaluatedModule)
         results = collect_results(self.model, seconds)
         if isinstance(self.model, Pretraining) and file == "results.json":
             views = self.model.augment
-            export_encoder(
-                self.model.model.encoder, self.folder / "encoder", list(views.mean), list(views.std)
-            )
+            export_encoder(self.model.model.encoder, self.folder / "encoder", list(views.mean), list(views.std))
         write_results(results, self.folder / file)
         print_results(results, self.folder)
+
+    def _open_folder(self, trainer: Trainer, module: LightningModule) -> None:
+        """Everything was checked: writes the configuration, which makes the folder a run."""
+        text = yaml.safe_dump(self.config_dump, sort_keys=False)
+        write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
+        identities = [str(logger.version) for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        if identities:
+            write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(identities[0]))
 
     def _loggers(self, configured: Any) -> list[Logger]:
         """A CSV file always; W&B unless other loggers are configured or ``logger`` is false."""
         csv = MetricsCSV(self.folder / "metrics.csv")
         if self.subcommand != "fit" or self._config.trainer.fast_dev_run:
             return []
+        self._dump_config()
         if configured in (None, True):
-            self._dump_config()
             return [csv, wandb_logger(self.folder, "-".join(self.folder.parts[-2:]), self.config_dump)]
         return [csv, *_as_list(configured)]
 
@@ -160,10 +175,12 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = prepare_arguments(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = arguments
+    _quieten()
     try:
         FedSSLCLI(
             EvaluatedModule,
             ImageData,
+            parser_class=BriefParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
@@ -175,7 +192,21 @@ def main(arguments: list[str] | None = None) -> None:
     except USER_ERRORS as error:
         if os.environ.get("FEDSSL_DEBUG"):
             raise
-        sys.exit(f"error: {error}\n(FEDSSL_DEBUG=1 shows where)")
+        sys.exit(f"error: {root_cause(error)}\n(FEDSSL_DEBUG=1 shows where)")
+
+
+def _quieten() -> None:
+    """Silences what is of no use to a user of this command line."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*overridden `transfer_batch_to_device`.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:

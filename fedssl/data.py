@@ -103,11 +103,10 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled uint8 batches (B, C, H, W) of the pool; every epoch has its own seed."""
-        return DataLoader(
-            _Batches(self.pool),
-            sampler=_EpochSampler(len(self.pool), self.batch_size, self.seed),
-            batch_size=None,
-        )
+        sampler = _EpochSampler(len(self.pool), self.batch_size, self.seed)
+        # A resumed run takes its first iterator before Lightning sets the epoch.
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        return DataLoader(_Batches(self.pool), sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Bank and queries of the online kNN, both cut from the labelled training images."""
@@ -138,9 +137,7 @@ class ImageData(LightningDataModule):
         return train, test
 
     def _load(self, name: str, split: str) -> ImageSet:
-        return load_images(
-            name, split, self.root, self.image_size, self.channels, self.in_memory, self.download
-        )
+        return load_images(name, split, self.root, self.image_size, self.channels, self.in_memory, self.download)
 
     def _loader(self, images: ImageSet) -> DataLoader:
         chunks = torch.arange(len(images)).split(self.eval_batch_size)
@@ -178,7 +175,7 @@ class FederatedData(ImageData):
         partition: Partitioner = IID(),  # noqa: B008 (immutable)
         auxiliary_fraction: float = 0.0,
         auxiliary_dataset: str | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         _check_positive(clients=clients)
@@ -233,7 +230,7 @@ class FederatedData(ImageData):
 
 
 class _EpochSampler(Sampler[Tensor]):
-    """Index batches of one epoch; Lightning tells it the epoch, so a resumed run shuffles as it would have."""
+    """Index batches of one epoch; Lightning sets the epoch, so a resumed run shuffles as it would have."""
 
     def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
         self.num_images, self.batch_size, self.seed, self.epoch = num_images, batch_size, seed, 0

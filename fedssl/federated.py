@@ -1,4 +1,4 @@
-"""Federated self-supervised pretraining in one process: a round is one training step of a Lightning Trainer."""
+"""Federated pretraining in one process: a round is one training step of a Lightning Trainer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from fedssl.aggregation import Aggregation, WeightedMean
 from fedssl.alignment import Alignment
 from fedssl.calibration import Calibration
-from fedssl.data import FederatedData, Federation
+from fedssl.data import FederatedData, Federation, ImageData
 from fedssl.local_update import LocalUpdate
 from fedssl.messages import Failure, Result, Tensors
 from fedssl.model import MethodFactory
@@ -103,19 +103,28 @@ class FederatedSSL(Pretraining):
         return super().summary | {"scheme": self.scheme.name}
 
     def setup(self, stage: str) -> None:
-        """Builds server and resident client from the data module's federation, before any work starts.
+        """Lightning's hook; prepares training if that was not done yet.
 
         Raises:
             ValueError: Trainer, data and model do not fit together.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.check_images(data.eval_train)
         if stage != "fit":
+            self.check_images(data.eval_train)
             return
+        self._check_trainer()
+        if self.server is None:
+            self.prepare(data)
+
+    def prepare(self, data: ImageData) -> None:
+        """Builds server and resident client from the data module's federation.
+
+        Raises:
+            ValueError: Data and model do not fit together.
+        """
         if not isinstance(data, FederatedData):
             raise ValueError(f"FederatedSSL needs FederatedData, got {type(data).__name__}")
-        self.check_images(data.pool)
-        self._check_trainer()
+        super().prepare(data)
         self.server = self._make_server(data.federation)
         self.local = LocalUpdate(
             self.build(),
@@ -203,13 +212,9 @@ class FederatedSSL(Pretraining):
                 "epoch; leave trainer.max_epochs out and set model.rounds"
             )
         if trainer.world_size > 1:
-            raise ValueError(
-                f"FederatedSSL runs on one device, got {trainer.world_size}: set trainer.devices to 1"
-            )
+            raise ValueError(f"FederatedSSL runs on one device, got {trainer.world_size}: set trainer.devices to 1")
         if trainer.precision not in ("32-true", "bf16-mixed"):
-            raise ValueError(
-                f"trainer.precision {trainer.precision} is not supported: use 32-true or bf16-mixed"
-            )
+            raise ValueError(f"trainer.precision {trainer.precision} is not supported: use 32-true or bf16-mixed")
 
     def _log(self, report: RoundReport) -> None:
         assert self.server is not None

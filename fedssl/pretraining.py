@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fedssl.data import ImageData
 from fedssl.datasets import ImageSet
 from fedssl.model import MethodFactory, SplitModel, build_model
 from fedssl.seeding import derive_seed, run_seed
@@ -60,6 +61,15 @@ class Pretraining(EvaluatedModule):
         encoder = build_encoder(self._recipe[0], derive_seed(self.seed, "encoder"))
         encoder.depth = self.model.encoder.depth
         return encoder
+
+    def prepare(self, data: ImageData) -> None:
+        """Checks that the data fit the model; called before training starts.
+
+        Raises:
+            ValueError: They do not.
+        """
+        self.check_images(data.eval_train)
+        self.check_images(data.pool)
 
     def check_images(self, images: ImageSet) -> None:
         """Compares images with what the encoder was built for.

@@ -89,9 +89,7 @@ class RoundProgress(ProgressBar):
         self._stop()
         if isinstance(exception, KeyboardInterrupt):
             rounds = trainer.current_epoch
-            self._console.print(
-                f"stopped after {rounds} rounds; continue with --ckpt_path last", highlight=False
-            )
+            self._console.print(f"stopped after {rounds} rounds; continue with --ckpt_path last", highlight=False)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says that the final evaluation runs."""

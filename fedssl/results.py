@@ -67,9 +67,7 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
     console.print(_quality_table(results, title))
     if "down_bytes_per_client" in results:
         console.print(_cost_table(results))
-    console.print(
-        f"{results['wall_seconds']:.0f} s; everything is in {folder}", highlight=False, soft_wrap=True
-    )
+    console.print(f"{results['wall_seconds']:.0f} s; everything is in {folder}", highlight=False, soft_wrap=True)
 
 
 def _quality_table(results: dict[str, Any], title: str) -> Table:
@@ -100,12 +98,8 @@ def _cost_table(results: dict[str, Any]) -> Table:
     for label in ("per_client", "max_client"):
         mib = [results[f"{key}_{label}"] / MIB for key in ("down_bytes", "up_bytes")]
         gmacs = results[f"macs_{label}"] / 1e9
-        table.add_row(
-            {"per_client": "mean", "max_client": "largest"}[label], *(f"{v:,.2f}" for v in (*mib, gmacs))
-        )
-    table.caption = (
-        f"activations kept for backward, peak of a step: {results['peak_activation_bytes'] / MIB:,.2f} MiB"
-    )
+        table.add_row({"per_client": "mean", "max_client": "largest"}[label], *(f"{v:,.2f}" for v in (*mib, gmacs)))
+    table.caption = f"activations kept for backward, peak of a step: {results['peak_activation_bytes'] / MIB:,.2f} MiB"
     return table
 
 

@@ -46,9 +46,7 @@ def choose_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) 
         return folder_of_checkpoint(Path(str(ckpt_path))) or new_run_folder(parent)
     folder = Path(run_dir)
     if ckpt_path is None and (folder / CONFIG).exists():
-        raise ValueError(
-            f"{folder} already holds a run: resume it with --ckpt_path last, or choose another --run_dir"
-        )
+        raise ValueError(f"{folder} already holds a run: resume it with --ckpt_path last, or choose another --run_dir")
     return folder
 
 

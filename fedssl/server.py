@@ -135,9 +135,7 @@ class Server:
         self._down_bytes += sent
         return task
 
-    def absorb(
-        self, results: Iterable[Result | Failure], step: Callable[[], Any] | None = None
-    ) -> RoundReport:
+    def absorb(self, results: Iterable[Result | Failure], step: Callable[[], Any] | None = None) -> RoundReport:
         """Ends the round: aggregates, steps the server optimizer, calibrates.
 
         Args:

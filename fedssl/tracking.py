@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import wandb
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from fedssl.files import write_atomically
+
+WANDB_ID = "wandb_id"
 
 
 class MetricsCSV(Logger):
@@ -102,18 +105,17 @@ class MetricsCSV(Logger):
 
 def wandb_logger(folder: Path, name: str, config: dict[str, Any]) -> WandbLogger:
     """One W&B run an experiment: offline unless logged in, and the same id after a resume."""
-    remembered = folder / "wandb_id"
-    if not remembered.exists():
-        identity = uuid.uuid4().hex[:8]
-        write_atomically(remembered, lambda path: path.write_text(identity))
+    remembered = folder / WANDB_ID
+    identity = remembered.read_text().strip() if remembered.exists() else uuid.uuid4().hex[:8]
     return WandbLogger(
         name=name,
         save_dir=folder,
-        id=remembered.read_text().strip(),
+        id=identity,
         project="fedssl",
         resume="allow",
         offline=not logged_in(),
         config=config,
+        settings=wandb.Settings(silent=True),
     )
 
 

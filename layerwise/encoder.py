@@ -76,8 +76,7 @@ class StagedEncoder(nn.Module):
         self.widths = widths
         self.feature_dim = widths[-1]
         self.reshape = nn.ModuleList(
-            nn.Identity() if width == self.feature_dim else nn.Linear(width, self.feature_dim)
-            for width in widths
+            nn.Identity() if width == self.feature_dim else nn.Linear(width, self.feature_dim) for width in widths
         )
         self.depth = len(blocks)
 
@@ -121,9 +120,7 @@ def build_encoder(spec: EncoderSpec, seed: int) -> StagedEncoder:
             return StagedEncoder(spec, *split_vit(model))
         if isinstance(model, ResNet):
             return StagedEncoder(spec, *split_resnet(model))
-    raise ValueError(
-        f"{spec.name!r} is a {type(model).__name__}; a timm VisionTransformer or ResNet is needed"
-    )
+    raise ValueError(f"{spec.name!r} is a {type(model).__name__}; a timm VisionTransformer or ResNet is needed")
 
 
 def timm_arguments(spec: EncoderSpec) -> dict[str, Any]:
@@ -138,9 +135,7 @@ def _create_timm_model(spec: EncoderSpec) -> nn.Module:
     try:
         return timm.create_model(spec.name, pretrained=False, **timm_arguments(spec))
     except (TypeError, AssertionError) as error:
-        raise ValueError(
-            f"timm refuses to build {spec.name!r} with {timm_arguments(spec)}: {error}"
-        ) from error
+        raise ValueError(f"timm refuses to build {spec.name!r} with {timm_arguments(spec)}: {error}") from error
 
 
 def _check_patches(model: VisionTransformer, image_size: int) -> None:

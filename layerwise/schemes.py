@@ -134,9 +134,7 @@ def rounds_of_stages(rounds_per_stage: list[int] | None, num_stages: int, rounds
     if len(rounds_per_stage) != num_stages:
         raise ValueError(f"rounds_per_stage has {len(rounds_per_stage)} entries for {num_stages} stages")
     if any(n < 1 for n in rounds_per_stage) or sum(rounds_per_stage) != rounds:
-        raise ValueError(
-            f"rounds_per_stage {rounds_per_stage} must be positive and add up to rounds {rounds}"
-        )
+        raise ValueError(f"rounds_per_stage {rounds_per_stage} must be positive and add up to rounds {rounds}")
     return rounds_per_stage
 
 

@@ -120,9 +120,7 @@ def evaluate_features(
     )
 
 
-def knn_report(
-    bank: Features, query: Features, num_classes: int, settings: EvaluationSettings
-) -> dict[str, float]:
+def knn_report(bank: Features, query: Features, num_classes: int, settings: EvaluationSettings) -> dict[str, float]:
     """Cheap evaluation for use during training, nothing is fitted.
 
     Args:
@@ -165,6 +163,4 @@ def _check(train: Features, test: Features, num_classes: int) -> None:
         raise ValueError(f"train and test features must have one width, got {train.dim} and {test.dim}")
     for name, part in (("train", train), ("test", test)):
         if int(part.y.max()) >= num_classes:
-            raise ValueError(
-                f"{name} labels must be below num_classes = {num_classes}, got {int(part.y.max())}"
-            )
+            raise ValueError(f"{name} labels must be below num_classes = {num_classes}, got {int(part.y.max())}")

@@ -28,9 +28,7 @@ class Features:
         if x.ndim != 2 or x.dtype != torch.float32 or 0 in x.shape:
             raise ValueError(f"features must be non-empty float32 (N, D), got {x.dtype} {tuple(x.shape)}")
         if y.ndim != 1 or y.dtype != torch.int64 or len(y) != len(x):
-            raise ValueError(
-                f"labels must be int64 ({len(x)},), one per feature row, got {y.dtype} {tuple(y.shape)}"
-            )
+            raise ValueError(f"labels must be int64 ({len(x)},), one per feature row, got {y.dtype} {tuple(y.shape)}")
         if x.device != y.device:
             raise ValueError(f"features and labels must share a device, got {x.device} and {y.device}")
         _refuse_negative(y)
@@ -53,9 +51,7 @@ class Features:
         return Features(self.x[index], self.y[index])
 
 
-def extract_features(
-    encoder: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]
-) -> Features:
+def extract_features(encoder: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Features:
     """Runs a frozen encoder once over labelled batches.
 
     Args:
@@ -77,9 +73,7 @@ def extract_features(
             _check_labels(labels)
             x = encoder(inputs)
             if x.ndim != 2 or len(x) != len(labels):
-                raise ValueError(
-                    f"the encoder must give pooled features ({len(labels)}, D), got {tuple(x.shape)}"
-                )
+                raise ValueError(f"the encoder must give pooled features ({len(labels)}, D), got {tuple(x.shape)}")
             xs.append(x.float())
             ys.append(labels.to(x.device, torch.int64))
     if not xs:

@@ -41,9 +41,7 @@ class FinetuneSettings:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"epochs and batch_size must be 1 or more, got {self.epochs} and {self.batch_size}"
-            )
+            raise ValueError(f"epochs and batch_size must be 1 or more, got {self.epochs} and {self.batch_size}")
         if not 0 <= self.warmup_epochs < self.epochs:
             raise ValueError(
                 f"warmup_epochs must be at least 0 and below epochs = {self.epochs}, got {self.warmup_epochs}"
@@ -157,9 +155,7 @@ def _training_loader(data: LabelledImages, batch_size: int, seed: int) -> DataLo
 def _logits(model: nn.Sequential, inputs: Tensor) -> Tensor:
     features = model[0](inputs)
     if features.shape != (len(inputs), model[1].in_features):
-        raise ValueError(
-            f"the encoder must give features (B, {model[1].in_features}), got {tuple(features.shape)}"
-        )
+        raise ValueError(f"the encoder must give features (B, {model[1].in_features}), got {tuple(features.shape)}")
     return model[1](features)
 
 
@@ -168,9 +164,7 @@ def _check_images(name: str, data: LabelledImages) -> None:
         raise ValueError(f"the {name} set has no images")
     image = data[0][0]
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(
-            f"{name} images must be uint8 (1 or 3, H, W), got {image.dtype} {tuple(image.shape)}"
-        )
+        raise ValueError(f"{name} images must be uint8 (1 or 3, H, W), got {image.dtype} {tuple(image.shape)}")
 
 
 def _check_labels(labels: Tensor, num_classes: int) -> None:

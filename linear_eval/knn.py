@@ -68,16 +68,12 @@ def _vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: flo
     """Class with the largest sum of weights; similarity descending and labels, both (B, k)."""
     weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
     votes = weights.new_zeros(len(weights), num_classes)
-    for column in range(
-        labels.shape[1]
-    ):  # one neighbour at a time: no two additions meet, so the sum has one order
+    for column in range(labels.shape[1]):  # one neighbour at a time: no two additions meet, so the sum has one order
         votes.scatter_add_(1, labels[:, column : column + 1], weights[:, column : column + 1])
     return votes.argmax(dim=1)
 
 
-def _check(
-    bank: Features, query: Tensor, num_classes: int, k: int, temperature: float, chunk_bytes: int
-) -> None:
+def _check(bank: Features, query: Tensor, num_classes: int, k: int, temperature: float, chunk_bytes: int) -> None:
     if query.ndim != 2 or query.shape[1] != bank.dim:
         raise ValueError(f"query must be (M, {bank.dim}) like the bank's features, got {tuple(query.shape)}")
     if k < 1:

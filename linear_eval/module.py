@@ -14,6 +14,8 @@ from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
 from linear_eval.metrics import ClassificationMetrics
 
+LOGGED = ("knn_top1", "linear_top1", "linear_mean_per_class", "feature_std", "rankme")
+
 
 class EvaluatedModule(LightningModule):
     """Evaluates ``encoder`` on labelled images, in one pass of features.
@@ -90,7 +92,7 @@ class EvaluatedModule(LightningModule):
             self.reports[name] = evaluate_features(train, test, self._num_classes(), self.evaluation)
             prefix = "eval/" if name == "encoder" else f"eval/{name}_"
             values = self.reports[name].as_dict()
-            self.log_dict({prefix + k: float(v) for k, v in values.items() if not isinstance(v, str)})
+            self.log_dict({prefix + key: float(values[key]) for key in LOGGED})
         if self.finetuning:
             self.finetuned = self._finetune(self.reports["encoder"].feature_dim)
             self.log("eval/finetuned_top1", self.finetuned.accuracy)
@@ -131,7 +133,5 @@ class _Collected:
 
     def features(self, name: str) -> tuple[Features, Features]:
         """Features of both loaders."""
-        first, second = (
-            Features(torch.cat(x), torch.cat(y)) for x, y in zip(self._x[name], self._y, strict=True)
-        )
+        first, second = (Features(torch.cat(x), torch.cat(y)) for x, y in zip(self._x[name], self._y, strict=True))
         return first, second

@@ -63,9 +63,7 @@ class FittedProbe:
             ValueError: If `x` is not (M, D).
         """
         if x.ndim != 2 or x.shape[1] != self.weight.shape[1]:
-            raise ValueError(
-                f"features must be (M, {self.weight.shape[1]}) as in training, got {tuple(x.shape)}"
-            )
+            raise ValueError(f"features must be (M, {self.weight.shape[1]}) as in training, got {tuple(x.shape)}")
         scores = F.linear(self.standardize(x.to(self.weight.device)), self.weight, self.bias)
         return self.classes[scores.argmax(dim=1)].to(x.device)
 
@@ -98,9 +96,7 @@ def check_search(candidates: Sequence[float], validation_fraction: float, lowest
             and 1.
     """
     if not candidates or not all(lowest <= value < float("inf") for value in candidates):
-        raise ValueError(
-            f"regularisation candidates must be one or more finite numbers >= {lowest}, got {candidates}"
-        )
+        raise ValueError(f"regularisation candidates must be one or more finite numbers >= {lowest}, got {candidates}")
     if not 0.0 < validation_fraction < 1.0:
         raise ValueError(f"validation_fraction must be between 0 and 1, got {validation_fraction}")
 

@@ -51,9 +51,7 @@ class SGDProbe:
     def __post_init__(self) -> None:
         check_search(self.candidates, self.validation_fraction, lowest=0.0)
         if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(
-                f"epochs and batch_size must be 1 or more, got {self.epochs} and {self.batch_size}"
-            )
+            raise ValueError(f"epochs and batch_size must be 1 or more, got {self.epochs} and {self.batch_size}")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr}")
         if not 0.0 <= self.momentum < 1.0:
@@ -75,9 +73,7 @@ class SGDProbe:
             weight, bias = self._train(x @ whiten, target.clone(), len(classes), weight_decay)
         return FittedProbe("sgd", weight_decay, classes, standardize, weight @ whiten.T, bias)
 
-    def _train(
-        self, x: Tensor, target: Tensor, num_classes: int, weight_decay: float
-    ) -> tuple[Tensor, Tensor]:
+    def _train(self, x: Tensor, target: Tensor, num_classes: int, weight_decay: float) -> tuple[Tensor, Tensor]:
         weight = torch.zeros(num_classes, x.shape[1], device=x.device, requires_grad=True)
         bias = torch.zeros(num_classes, device=x.device, requires_grad=True)
         groups = [{"params": [weight], "weight_decay": weight_decay}, {"params": [bias], "weight_decay": 0.0}]

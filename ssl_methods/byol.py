@@ -7,7 +7,6 @@ from lightly.models.modules import BYOLPredictionHead, SimCLRProjectionHead
 from torch import nn
 
 from ssl_methods.augment import TwoViews
-from ssl_methods.losses import check_momentum
 from ssl_methods.method import MomentumMethod, OptimizerFactory, StepOutput, Views
 
 
@@ -39,11 +38,10 @@ class BYOL(MomentumMethod):
         output_dim: int = 256,
         projector_layers: int = 3,
     ) -> None:
-        super().__init__(backbone, feature_dim, augment, optimizer)
+        super().__init__(backbone, feature_dim, augment, optimizer, momentum)
         self.projector = SimCLRProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers)
         self.predictor = BYOLPredictionHead(output_dim, hidden_dim, output_dim)
         self.loss = NegativeCosineSimilarity()
-        self.momentum = check_momentum(momentum)
 
     def heads(self) -> dict[str, nn.Module]:
         """Projector and predictor."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_methods.augment import TwoViews
+from ssl_methods.losses import check_momentum
 from ssl_methods.twin import Twin
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -53,9 +54,7 @@ class SSLMethod(LightningModule):
 
     projector: nn.Module
 
-    def __init__(
-        self, backbone: nn.Module, feature_dim: int, augment: TwoViews, optimizer: OptimizerFactory
-    ) -> None:
+    def __init__(self, backbone: nn.Module, feature_dim: int, augment: TwoViews, optimizer: OptimizerFactory) -> None:
         super().__init__()
         self.prefix: nn.Module = nn.Sequential()
         self.backbone = backbone
@@ -131,10 +130,27 @@ class SSLMethod(LightningModule):
 
 
 class MomentumMethod(SSLMethod):
-    """A method with a target branch that follows the online branch (BYOL, MoCo v3)."""
+    """A method with a target branch that follows the online branch (BYOL, MoCo v3).
 
-    momentum: float
-    target: Twin | None = None
+    Args:
+        backbone: Maps the input to features (B, feature_dim).
+        feature_dim: Width of the features.
+        augment: Makes the two views.
+        optimizer: Makes the optimizer.
+        momentum: Of the target branch, 0 to 1.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        augment: TwoViews,
+        optimizer: OptimizerFactory,
+        momentum: float,
+    ) -> None:
+        super().__init__(backbone, feature_dim, augment, optimizer)
+        self.momentum = check_momentum(momentum)
+        self.target: Twin | None = None
 
     def attach(self, prefix: nn.Module, backbone: nn.Module) -> None:
         """As in the base class; the target is built anew for the new active part only."""

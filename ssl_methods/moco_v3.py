@@ -6,7 +6,7 @@ from lightly.models.modules import MoCoProjectionHead
 from torch import nn
 
 from ssl_methods.augment import TwoViews
-from ssl_methods.losses import check_momentum, check_temperature, info_nce
+from ssl_methods.losses import check_temperature, info_nce
 from ssl_methods.method import MomentumMethod, OptimizerFactory, StepOutput, Views
 
 
@@ -42,11 +42,10 @@ class MoCoV3(MomentumMethod):
         projector_layers: int = 3,
         predictor_layers: int = 2,
     ) -> None:
-        super().__init__(backbone, feature_dim, augment, optimizer)
+        super().__init__(backbone, feature_dim, augment, optimizer, momentum)
         self.projector = MoCoProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers, True)
         self.predictor = MoCoProjectionHead(output_dim, hidden_dim, output_dim, predictor_layers, True)
         self.temperature = check_temperature(temperature)
-        self.momentum = check_momentum(momentum)
 
     def heads(self) -> dict[str, nn.Module]:
         """Projector and predictor."""

@@ -55,9 +55,7 @@ def read_cifar(dataset: type[tv.CIFAR10], root: Path, split: str, download: bool
     """
     folder = root / dataset.base_folder
     archives = [root / f"{dataset.filename.removesuffix('.gz')}.{end}" for end in ("gz", "xz")]
-    source = Source(
-        dataset.__name__, PAGE, f"{folder.name}/*, or {' or '.join(path.name for path in archives)}"
-    )
+    source = Source(dataset.__name__, PAGE, f"{folder.name}/*, or {' or '.join(path.name for path in archives)}")
     if not folder.is_dir():
         lying_there = [path for path in archives if path.is_file()]
         if lying_there:
@@ -68,9 +66,7 @@ def read_cifar(dataset: type[tv.CIFAR10], root: Path, split: str, download: bool
     md5s = {folder / name: md5 for name, md5 in batches}
     names = folder / dataset.meta["filename"]
     check_files({**md5s, names: dataset.meta["md5"]}, root, source)
-    images, labels = zip(
-        *(unpickle(path, ("data",), ("labels", "fine_labels")) for path in md5s), strict=True
-    )
+    images, labels = zip(*(unpickle(path, ("data",), ("labels", "fine_labels")) for path in md5s), strict=True)
     (classes,) = unpickle(names, (dataset.meta["key"],))
     return Arrays(np.concatenate(images).reshape(-1, 3, 32, 32), np.concatenate(labels), classes)
 
@@ -105,9 +101,7 @@ def unpack(archive: Path, folder: Path, source: Source) -> None:
     try:
         scratch = tempfile.TemporaryDirectory(dir=folder.parent)
     except OSError as error:
-        reason = (
-            f"{archive.name} is there but the root is not writable; unpack it elsewhere, use that as root"
-        )
+        reason = f"{archive.name} is there but the root is not writable; unpack it elsewhere, use that as root"
         raise source.missing(folder, folder.parent, reason) from error
     with scratch as inside:
         try:

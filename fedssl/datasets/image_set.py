@@ -34,9 +34,7 @@ class ImageSet(Dataset, ABC):
 
     in_memory: ClassVar[bool]
 
-    def __init__(
-        self, name: str, labels: Tensor, classes: Sequence[str], image_size: int, channels: int
-    ) -> None:
+    def __init__(self, name: str, labels: Tensor, classes: Sequence[str], image_size: int, channels: int) -> None:
         self.name = name
         self.labels = labels.to(torch.int64)
         self.classes = tuple(classes)

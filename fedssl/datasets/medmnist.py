@@ -50,9 +50,7 @@ def read_medmnist(stem: str, root: Path, split: str, download: bool) -> Arrays:
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable npz file: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
-        raise ValueError(
-            f"{path}: images must be uint8 (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}"
-        )
+        raise ValueError(f"{path}: images must be uint8 (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}")
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return Arrays(images, *one_label_an_image(path, f"{split}_labels", labels))
 
@@ -73,9 +71,7 @@ def download_member(stem: str, root: Path) -> None:
     """Downloads a member with the ``medmnist`` package; raises RuntimeError without it or for other files."""
     match = MEMBER_AT_SIZE.fullmatch(stem)
     if match is None:
-        raise RuntimeError(
-            f"{stem} is not a member of MedMNIST: {', '.join(MEMBERS)}, or one with _64, _128, _224"
-        )
+        raise RuntimeError(f"{stem} is not a member of MedMNIST: {', '.join(MEMBERS)}, or one with _64, _128, _224")
     try:
         package = importlib.import_module("medmnist")
     except ImportError as error:

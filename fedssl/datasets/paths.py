@@ -32,9 +32,7 @@ def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        names = [
-            e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS) and not e.name.startswith(".")
-        ]
+        names = [e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS) and not e.name.startswith(".")]
     return [folder / name for name in sorted(names)]
 
 

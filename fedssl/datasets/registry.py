@@ -39,9 +39,7 @@ def find_loader(name: str) -> Loader:
     near = get_close_matches(name.lower(), DATASETS, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     known = ", ".join(DATASETS)
-    raise ValueError(
-        f"unknown data set {name!r}: {hint}known are {known}, and medmnist:<name of an npz file>"
-    )
+    raise ValueError(f"unknown data set {name!r}: {hint}known are {known}, and medmnist:<name of an npz file>")
 
 
 def load_images(

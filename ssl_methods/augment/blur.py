@@ -35,7 +35,7 @@ def blur_matrices(sigmas: Tensor, size: int) -> Tensor:
     """
     places = torch.arange(size, device=sigmas.device)
     weights = torch.exp(-0.5 * (places / sigmas[:, None]) ** 2)
-    # Cut before weights become denormal numbers, which slow CPUs down. Steps of `size` and more weigh nothing.
+    # Denormal numbers would slow CPUs down, hence the cut. Steps of `size` and more weigh nothing.
     weights = F.pad(F.threshold(weights, 1e-6, 0.0), (0, size))
     nothing = 2 * size - 1
     sums = places[:, None] + places

@@ -46,9 +46,7 @@ def between(unit: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * unit
 
 
-def apply_where_(
-    mask: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor
-) -> Tensor:
+def apply_where_(mask: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
     """Runs an operation on the masked images only.
 
     Args:

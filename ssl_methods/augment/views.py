@@ -1,5 +1,6 @@
 """Two independently augmented views of a batch of images."""
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -136,9 +137,7 @@ class TwoViews:
         units = draw_units(len(pixels), generator)
         matrices = self._matrices(units, (pixels.shape[2], pixels.shape[3]))
         # From here on the view owns its pixels, and what follows overwrites them.
-        pixels = (
-            pixels.clone() if matrices is None else resample(pixels, matrices.to(pixels.device), self.padding)
-        )
+        pixels = pixels.clone() if matrices is None else resample(pixels, matrices.to(pixels.device), self.padding)
         pixels = self._recolor_(pixels, units)
         pixels = self._degrade_(pixels, units, view)
         if self.noise > 0:
@@ -158,17 +157,10 @@ class TwoViews:
             angle = between(units.rotation, -self.rotation, self.rotation)
             shear = between(units.shear, -self.shear, self.shear)
             zoom = between(units.zoom, *(self.zoom or (1.0, 1.0)))
-            shift_x, shift_y = (
-                between(unit, -self.shift, self.shift) for unit in (units.shift_x, units.shift_y)
-            )
+            shift_x, shift_y = (between(unit, -self.shift, self.shift) for unit in (units.shift_x, units.shift_y))
             parts.append(affine_matrices(angle, shear, zoom, shift_x, shift_y, image_size))
-        if not parts:
-            return None
         # The last motion's matrix is the rightmost: it meets the output coordinates first.
-        product = parts[0]
-        for part in parts[1:]:
-            product = product @ part
-        return product
+        return reduce(torch.matmul, parts) if parts else None
 
     def _recolor_(self, pixels: Tensor, units: UnitDraws) -> Tensor:
         factors = [
@@ -183,9 +175,7 @@ class TwoViews:
         pixels = apply_where_(units.jitter < self.jitter_probability, self._jitter_, pixels, *factors, shift)
         return apply_where_(units.grayscale < self.grayscale, color.to_grayscale_, pixels)
 
-    def _jitter_(
-        self, pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor
-    ) -> Tensor:
+    def _jitter_(self, pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
         if self.brightness > 0:
             pixels = color.adjust_brightness_(pixels, brightness)
         if self.contrast > 0:
@@ -207,9 +197,7 @@ class TwoViews:
             raise ValueError(f"images must be torch.uint8, got {images.dtype}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, images.shape[1]):
-                raise ValueError(
-                    f"{name} has {len(values)} values, but the images have {images.shape[1]} channels"
-                )
+                raise ValueError(f"{name} has {len(values)} values, but the images have {images.shape[1]} channels")
         return images.float().div_(255)
 
     def _normalize_(self, pixels: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from ssl_methods.augment.blur import blur_matrices, gaussian_blur
 def test_equals_torchvisions(channels, height, width):
     images = torch.rand(4, channels, height, width, generator=torch.Generator().manual_seed(0))
     sigmas = torch.tensor([0.1, 0.5, 2.0, 20.0])
-    kernel = [2 * min(height, width) - 1] * 2  # as wide as reflection allows, so that both cut at the same place
+    kernel = [2 * min(height, width) - 1] * 2  # as far as reflection goes
     expected = [
         tv.gaussian_blur(image, kernel, [sigma.item()] * 2)
         for image, sigma in zip(images, sigmas, strict=True)

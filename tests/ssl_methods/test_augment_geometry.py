@@ -17,7 +17,7 @@ def one(value):
 
 
 def test_crop_box_by_hand():
-    # A quarter of 16x16 is 64 pixels, the middle of [1/4, 4] on a log scale is 1: 8x8, at 1/2 and 1/4 of the rest.
+    # A quarter of 16x16 is 64 pixels and the middle of [1/4, 4] on a log scale is 1: a box of 8x8.
     units = (one(0.25), one(0.5), one(0.5), one(0.25))
     box = boxes_from(units, (16, 16), (1e-9, 1.0), (0.25, 4.0))
     torch.testing.assert_close(box, torch.tensor([[4.0, 2.0, 8.0, 8.0]]))
@@ -59,7 +59,7 @@ def test_crop_equals_torchvisions_inside():
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     ours = resample(image, crop_matrices(torch.tensor([[3.0, 5.0, 8.0, 4.0]]), (16, 16)), "border")
     theirs = tv.resized_crop(image, 3, 5, 8, 4, [16, 16], InterpolationMode.BILINEAR, antialias=False)
-    # At its edge torchvision repeats the box's edge pixels, half an input pixel wide: 1 row and 2 columns here.
+    # At the box's edge torchvision repeats pixels, for half an input pixel: 1 row and 2 columns here.
     torch.testing.assert_close(ours[..., 1:-1, 2:-2], theirs[..., 1:-1, 2:-2])
 
 

@@ -1,0 +1,1 @@
+"""Measurements that take minutes; their results lie in ``benchmarks/results``."""

@@ -1,0 +1,216 @@
+"""A tiny federation: a ViT of three blocks of width 16 on grey images of 8x8, driven by hand."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+from fedssl.aggregation import Aggregation, WeightedMean
+from fedssl.alignment import Alignment
+from fedssl.calibration import Calibration
+from fedssl.datasets import ArrayImages
+from fedssl.federated import sgd
+from fedssl.local_update import LocalUpdate
+from fedssl.messages import Failure, Result, flatten
+from fedssl.model import SplitModel, build_model
+from fedssl.participation import Cohort
+from fedssl.round_report import RoundReport
+from fedssl.server import Server
+from layerwise import EncoderSpec, LayerWise, Scheme
+from ssl_methods import BYOL, DigitsViews, MoCoV3, SimCLR, TwoViews
+
+VIT = EncoderSpec(
+    "vit_tiny_patch16_224",
+    8,
+    1,
+    "sincos",
+    {
+        "patch_size": 4,
+        "depth": 3,
+        "embed_dim": 16,
+        "num_heads": 2,
+        "global_pool": "avg",
+        "class_token": False,
+    },
+)
+RESNET = EncoderSpec("resnet18", 16, 1, options={"channels": (8, 8, 16, 16)})
+METHODS: dict[str, Callable[..., Any]] = {
+    "SimCLR": partial(SimCLR, hidden_dim=16, output_dim=8, projector_layers=2),
+    "BYOL": partial(BYOL, hidden_dim=16, output_dim=8, projector_layers=2),
+    "MoCoV3": partial(MoCoV3, temperature=0.2, hidden_dim=16, output_dim=8, projector_layers=2),
+}
+
+
+def random_images(number: int, seed: int = 0, size: int = 8) -> ArrayImages:
+    """Unlabelled noise."""
+    pixels = torch.randint(
+        0, 256, (number, 1, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
+    )
+    return ArrayImages(f"noise {seed}", pixels, torch.full((number,), -1), ())
+
+
+def small_model(
+    method: str | Callable[..., Any] = "SimCLR",
+    spec: EncoderSpec = VIT,
+    seed: int = 0,
+    augment: TwoViews | None = None,
+    optimizer: Callable[..., Any] = partial(SGD, lr=0.01),
+) -> SplitModel:
+    """An encoder with small heads; equal arguments give equal weights."""
+    factory = METHODS[method] if isinstance(method, str) else method
+    return build_model(spec, factory, augment or DigitsViews(), optimizer, seed)
+
+
+def weights_of(model: SplitModel) -> dict[str, Tensor]:
+    """A copy of all tensors, by part and name."""
+    return {key: tensor.clone() for key, tensor in flatten(model.read(model.modules)).items()}
+
+
+@dataclass
+class World:
+    """A server, its resident client and everybody's images."""
+
+    server: Server
+    local: LocalUpdate
+    clients: list[ArrayImages]
+
+    def results(self, cohort: Cohort) -> Iterator[Result | Failure]:
+        """Trains one client after the other in one model."""
+        for client in cohort.participants:
+            yield self.local(self.server.make_task(client), self.clients[client])
+
+    def round(self, step: Callable[[], Any] | None = None) -> RoundReport:
+        """One communication round."""
+        return self.server.absorb(self.results(self.server.begin_round()), step)
+
+    def run(self, rounds: int) -> list[RoundReport]:
+        """Several rounds."""
+        return [self.round() for _ in range(rounds)]
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of the global tensors."""
+        return weights_of(self.server.model)
+
+    def checkpoint(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        return {
+            "weights": self.weights(),
+            "server": self.server.state_dict(),
+            "local": self.local.state_dict(),
+            "optimizer": self.server.optimizer.state_dict(),
+        }
+
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Continues from a checkpoint of another world."""
+        own = flatten(self.server.model.read(self.server.model.modules))
+        for key, tensor in checkpoint["weights"].items():
+            own[key].copy_(tensor)
+        self.server.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.server.load_state_dict(checkpoint["server"])
+        self.local.load_state_dict(checkpoint["local"])
+
+
+def make_small_world(
+    scheme: Scheme | None = None,
+    rounds: int = 3,
+    sizes: Sequence[int] = (4, 9, 8),
+    method: str | Callable[..., Any] = "SimCLR",
+    spec: EncoderSpec = VIT,
+    optimizer: Callable[..., Any] = partial(SGD, lr=0.01),
+    server_optimizer: Callable[..., Any] = sgd,
+    aggregation: Aggregation | None = None,
+    cohort_size: int | None = None,
+    dropout: float = 0.0,
+    calibration: Calibration | None = None,
+    auxiliary: int = 6,
+    alignment: Alignment | None = None,
+    proximal: float = 0.0,
+    epochs: int = 1,
+    seed: int = 0,
+    augment: TwoViews | None = None,
+) -> World:
+    """A federation of clients of the given sizes."""
+    model, resident = (small_model(method, spec, seed, augment, optimizer) for _ in range(2))
+    server = Server(
+        model,
+        scheme or LayerWise(),
+        rounds,
+        len(sizes),
+        cohort_size or len(sizes),
+        dropout,
+        aggregation or WeightedMean(),
+        server_optimizer([p for module in model.modules.values() for p in module.parameters()]),
+        calibration,
+        random_images(auxiliary, 999, spec.image_size) if calibration else None,
+        seed,
+    )
+    local = LocalUpdate(
+        resident,
+        epochs,
+        4,
+        copy.copy(alignment),
+        proximal,
+        seed,
+        lambda name, content: model.read([name])[name],
+    )
+    clients = [random_images(size, 1 + i, spec.image_size) for i, size in enumerate(sizes)]
+    return World(server, local, clients)
+
+
+@pytest.fixture
+def vit_spec() -> EncoderSpec:
+    return VIT
+
+
+@pytest.fixture
+def resnet_spec() -> EncoderSpec:
+    return RESNET
+
+
+@pytest.fixture
+def methods() -> dict[str, Callable[..., Any]]:
+    return METHODS
+
+
+@pytest.fixture
+def noise() -> Callable[..., ArrayImages]:
+    return random_images
+
+
+@pytest.fixture
+def make_model() -> Callable[..., SplitModel]:
+    return small_model
+
+
+@pytest.fixture
+def snapshot() -> Callable[[SplitModel], dict[str, Tensor]]:
+    return weights_of
+
+
+@pytest.fixture
+def make_world() -> Callable[..., Any]:
+    return make_small_world
+
+
+@pytest.fixture
+def plan_cohorts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Fixes who takes part in each of the coming rounds."""
+
+    def plan(*participants: tuple[int, ...], clients: int = 3) -> None:
+        rounds = iter(participants)
+
+        def draw(*_: Any) -> Cohort:
+            present = next(rounds)
+            return Cohort(present, tuple(c for c in range(clients) if c not in present))
+
+        monkeypatch.setattr("fedssl.server.draw_cohort", draw)
+
+    return plan

@@ -1,0 +1,229 @@
+"""The data modules, on the digits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedssl.data import FederatedData, ImageData
+from fedssl.datasets import ImageSet
+from fedssl.partition import Dirichlet
+
+IMAGES = 1438
+"""Training images of the digits."""
+
+
+def loaded(stage: str = "fit", **settings: Any) -> FederatedData:
+    data = FederatedData(**{"seed": 0, "clients": 4} | settings)
+    data.setup(stage)
+    return data
+
+
+def rows(images: ImageSet) -> list[int]:
+    """Where images lie in the storage that all parts share."""
+    return images.rows.tolist()
+
+
+def write_folder(root: Path, splits: dict[str, int], classes: tuple[str, ...] = ("a", "b")) -> None:
+    generator = np.random.default_rng(0)
+    for split, number in splits.items():
+        for i in range(number):
+            folder = root / split / classes[i % len(classes)] if classes else root / split
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+# --- clients
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_every_image_has_one_place(fraction: float) -> None:
+    data = loaded(auxiliary_fraction=fraction)
+    held = [row for client in data.federation.clients for row in rows(client)]
+    auxiliary = rows(data.federation.auxiliary) if data.federation.auxiliary else []
+    assert sorted(held + auxiliary) == list(range(len(data.pool))) == list(range(IMAGES))
+    assert len(auxiliary) == round(fraction * IMAGES)
+    assert len(data.federation.clients) == 4
+
+
+def test_no_auxiliary_images_unless_asked_for() -> None:
+    assert loaded().federation.auxiliary is None
+
+
+def test_images_of_clients_are_those_of_the_pool() -> None:
+    data = loaded(auxiliary_fraction=0.1)
+    for part in [*data.federation.clients, data.federation.auxiliary]:
+        assert part.images.data_ptr() == data.pool.images.data_ptr()
+        first = part.gather(torch.tensor([0]))
+        assert torch.equal(first, data.pool.gather(part.rows[:1]))
+        assert part.labels[0] == data.pool.labels[part.rows[0]]
+
+
+def test_division_follows_the_seed() -> None:
+    settings = {"partition": Dirichlet(0.5), "auxiliary_fraction": 0.1}
+    first, again, other = (loaded(seed=seed, **settings).federation for seed in (0, 0, 1))
+    assert [rows(client) for client in first.clients] == [rows(client) for client in again.clients]
+    assert rows(first.auxiliary) == rows(again.auxiliary) != rows(other.auxiliary)
+    assert [rows(client) for client in first.clients] != [rows(client) for client in other.clients]
+
+
+def test_auxiliary_images_may_come_from_another_data_set(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 5})
+    data = loaded(auxiliary_dataset="folder", root=str(tmp_path), image_size=8, channels=1)
+    assert data.federation.auxiliary.name == "folder"
+    assert len(data.federation.auxiliary) == 5
+    assert sum(len(client) for client in data.federation.clients) == IMAGES
+
+
+def test_train_images_takes_a_random_part() -> None:
+    small, again, other = (loaded(train_images=50, seed=seed) for seed in (0, 0, 1))
+    assert len(small.pool) == 50 == sum(len(client) for client in small.federation.clients)
+    assert len(set(rows(small.pool))) == 50
+    assert rows(small.pool) == rows(again.pool) != rows(other.pool)
+    assert rows(small.pool) == sorted(rows(small.pool)) != list(range(50))
+    assert len(small.eval_train) == IMAGES
+
+
+def test_an_item_of_the_loader_is_the_federation() -> None:
+    data = loaded()
+    items = list(data.train_dataloader())
+    assert len(items) == 1
+    assert items[0] is data.federation
+
+
+def test_table_counts_images_and_classes() -> None:
+    data = loaded(partition=Dirichlet(0.3), clients=3)
+    lines = [line.split() for line in data.table().splitlines()]
+    assert lines[0] == ["client", "images", *map(str, range(10))]
+    for row, client in zip(lines[1:4], data.federation.clients, strict=True):
+        assert row[1] == str(len(client))
+        assert row[2:] == [str(n) for n in torch.bincount(client.labels, minlength=10).tolist()]
+    assert lines[4][:2] == ["all", str(IMAGES)]
+
+
+def test_set_up_again_keeps_the_division() -> None:
+    data = loaded()
+    before = data.federation
+    data.setup("fit")
+    data.setup("test")
+    assert data.federation is before
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clients": 0}, "clients must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": -1}, "eval_batch_size must be at least 1, got -1"),
+        ({"auxiliary_fraction": 1.0}, "auxiliary_fraction must be at least 0 and below 1, got 1.0"),
+        ({"auxiliary_fraction": -0.1}, "auxiliary_fraction must be"),
+        (
+            {"auxiliary_fraction": 0.1, "auxiliary_dataset": "digits"},
+            "set auxiliary_fraction or auxiliary_dataset, not both",
+        ),
+        ({"validation_fraction": 0.0}, "validation_fraction must lie between 0 and 1, got 0.0"),
+        ({"validation_fraction": 1.0}, "validation_fraction must lie"),
+    ],
+)
+def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FederatedData(seed=0, **settings)
+
+
+@pytest.mark.parametrize("number", [0, IMAGES + 1])
+def test_train_images_must_be_there(number: int) -> None:
+    with pytest.raises(ValueError, match=f"train_images {number}: digits has 1 to {IMAGES}"):
+        loaded(train_images=number)
+
+
+def test_more_clients_than_images() -> None:
+    with pytest.raises(ValueError, match="need 11 images, but there are 10"):
+        loaded(train_images=10, clients=11)
+
+
+def test_seed_may_come_from_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "9")
+    assert ImageData().seed == 9
+    assert ImageData(seed=3).seed == 3
+
+
+# --- evaluation
+
+
+def test_validation_queries_are_not_in_the_bank_and_not_of_the_test_split() -> None:
+    data = loaded("validate")
+    bank, queries = ([images for images, _ in loader] for loader in data.val_dataloader())
+    bank_set, query_set = ({image.numpy().tobytes() for image in torch.cat(part)} for part in (bank, queries))
+    assert sum(map(len, bank)) + sum(map(len, queries)) == IMAGES
+    assert sum(map(len, queries)) == round(0.1 * IMAGES)
+    train = {image.numpy().tobytes() for image in data.eval_train.images}
+    assert len(train) == IMAGES  # all digits differ, so that sets of pixels tell them apart
+    assert not bank_set & query_set
+    assert bank_set | query_set == train
+    assert not train & {image.numpy().tobytes() for image in data.eval_test.images}
+
+
+def test_validation_split_follows_the_seed() -> None:
+    def labels(seed: int) -> list[int]:
+        return torch.cat([y for _, y in loaded("validate", seed=seed).val_dataloader()[1]]).tolist()
+
+    assert labels(0) == labels(0) != labels(1)
+
+
+def test_a_tiny_validation_fraction_keeps_one_query() -> None:
+    data = loaded("validate", validation_fraction=1e-6)
+    assert sum(len(y) for _, y in data.val_dataloader()[1]) == 1
+
+
+def test_test_loaders_give_all_images_with_their_labels() -> None:
+    data = loaded("test", eval_batch_size=500)
+    train, test = data.test_dataloader()
+    assert [len(y) for _, y in train] == [500, 500, 438]
+    assert torch.equal(torch.cat([y for _, y in test]), data.eval_test.labels)
+    assert torch.equal(torch.cat([x for x, _ in test]), data.eval_test.images)
+    assert data.num_classes == 10
+
+
+def test_transfer_evaluates_on_another_data_set(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 9, "test": 3}, ("a", "b", "c"))
+    data = loaded(eval_dataset="folder", root=str(tmp_path), image_size=8, channels=1)
+    assert (data.pool.name, data.eval_train.name, data.eval_test.name) == ("digits", "folder", "folder")
+    assert (len(data.pool), len(data.eval_train), len(data.eval_test)) == (IMAGES, 9, 3)
+    assert data.num_classes == 3
+
+
+@pytest.mark.parametrize("stage", ["fit", "validate", "test"])
+def test_evaluation_needs_labels(stage: str, tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 6, "test": 2}, classes=())
+    settings = {"dataset": "folder", "root": str(tmp_path), "image_size": 8}
+    with pytest.raises(ValueError, match="folder/train has no labels to evaluate with; name a labelled"):
+        loaded(stage, **settings)
+    data = loaded(stage, **settings, eval_dataset="digits", channels=1)
+    assert data.num_classes == 10
+
+
+# --- centralised batches
+
+
+def test_pooled_batches_cover_every_image_in_an_order_of_their_epoch() -> None:
+    data = ImageData(train_images=50, batch_size=16, seed=0)
+    data.setup("fit")
+
+    def epoch(number: int) -> torch.Tensor:
+        loader = data.train_dataloader()
+        loader.sampler.set_epoch(number)
+        batches = list(loader)
+        assert [len(batch) for batch in batches] == [16, 16, 16, 2]
+        assert len(loader) == 4
+        return torch.cat(batches)
+
+    first, again, second = epoch(0), epoch(0), epoch(1)
+    pool = data.pool.gather(torch.arange(50))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    for images in (first, second):
+        assert sorted(i.numpy().tobytes() for i in images) == sorted(i.numpy().tobytes() for i in pool)

@@ -1,0 +1,94 @@
+"""Checks of what clients send."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedssl.aggregation import WeightedMean
+from fedssl.intake import Intake
+from fedssl.messages import Failure, Parts, Result
+
+REFERENCE = {"p/w": torch.zeros(2), "p/n": torch.tensor(4)}
+
+
+def parts(w: Tensor | None = None, n: int = 5, **others: Tensor) -> Parts:
+    return {"p": {"w": torch.ones(2) if w is None else w, "n": torch.tensor(n), **others}}
+
+
+def result(client: int = 0, images: int = 1, loss: float = 1.0, **changes: Any) -> Result:
+    sent = changes.pop("parts", parts())
+    return Result(
+        client, sent, images, loss, macs=changes.get("macs", 0), activation_bytes=changes.get("peak", 0)
+    )
+
+
+def taken(*results: Result | Failure) -> tuple[Intake, WeightedMean]:
+    rule = WeightedMean()
+    intake = Intake(REFERENCE, rule)
+    for one in results:
+        intake.take(one)
+    return intake, rule
+
+
+def test_good_results_are_averaged_and_added_up() -> None:
+    first = result(3, images=1, loss=2.0, parts=parts(torch.tensor([0.0, 4.0])), macs=10, peak=7)
+    second = result(5, images=3, loss=4.0, parts=parts(torch.tensor([4.0, 0.0])), macs=5, peak=3)
+    intake, rule = taken(first, second)
+    assert torch.equal(rule.finish()["p/w"], torch.tensor([3.0, 1.0]))
+    assert intake.trained == [3, 5]
+    assert intake.mean_loss() == (2.0 + 3 * 4.0) / 4
+    assert (intake.up_bytes, intake.macs, intake.activation_bytes) == (2 * (8 + 8), 15, 7)
+    assert intake.failures == []
+
+
+def test_the_largest_counter_counts() -> None:
+    intake, rule = taken(*(result(parts=parts(n=n)) for n in (6, 9, 2)))
+    assert intake.counters["p/n"].item() == 9
+    assert rule.finish().keys() == {"p/w"}
+
+
+def test_counters_are_not_those_of_the_resident_model() -> None:
+    counter = torch.tensor(6)
+    intake, _ = taken(result(parts={"p": {"w": torch.ones(2), "n": counter}}))
+    counter.fill_(100)
+    assert intake.counters["p/n"].item() == 6
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (parts(torch.tensor([0.0, math.nan])), "p/w is not finite"),
+        (parts(torch.tensor([math.inf, 0.0])), "p/w is not finite"),
+        (parts(torch.zeros(3)), r"p/w has shape (3,)"),
+        (parts(torch.zeros(2, 1)), r"p/w has shape (2, 1)"),
+        (parts(extra=torch.zeros(1)), "its update has other tensors than its task"),
+        ({"p": {"w": torch.ones(2)}}, "its update has other tensors than its task"),
+        ({"q": parts()["p"]}, "its update has other tensors than its task"),
+        ({}, "its update has other tensors than its task"),
+    ],
+)
+def test_bad_results_fail_and_touch_nothing(sent: Parts, reason: str) -> None:
+    intake, rule = taken(result(1), result(2, images=50, loss=9.0, parts=sent), result(4))
+    assert intake.failures == [Failure(2, reason)]
+    assert intake.reasons() == f"client 2: {reason}"
+    assert intake.trained == [1, 4]
+    assert intake.mean_loss() == 1.0
+    assert torch.equal(rule.finish()["p/w"], torch.ones(2))
+
+
+def test_take_gives_back_what_it_accepted() -> None:
+    intake = Intake(REFERENCE, WeightedMean())
+    good = result()
+    assert intake.take(good) is good
+    assert intake.take(result(parts={})) is None
+    assert intake.take(Failure(1, "gone")) is None
+    assert intake.failures[1] == Failure(1, "gone")
+
+
+def test_nobody_gives_no_loss() -> None:
+    intake, _ = taken(Failure(0, "a"), Failure(1, "b"))
+    assert math.isnan(intake.mean_loss())
+    assert intake.reasons() == "client 0: a; client 1: b"

@@ -1,0 +1,78 @@
+"""Cohorts."""
+
+import numpy as np
+import pytest
+
+from fedssl.participation import Cohort, check_dropout, cohort_size, draw_cohort
+
+
+def draw(seed: int, clients: int = 10, size: int = 4, dropout: float = 0.0) -> Cohort:
+    return draw_cohort(clients, size, dropout, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize(
+    ("participation", "expected"),
+    [(1, 1), (10, 10), (3, 3), (1.0, 10), (0.5, 5), (0.25, 3), (0.21, 3), (0.001, 1)],
+)
+def test_whole_numbers_count_and_fractions_are_rounded_up(participation: float, expected: int) -> None:
+    assert cohort_size(participation, 10) == expected
+
+
+@pytest.mark.parametrize(
+    ("participation", "message"),
+    [
+        (0, "participation 0 clients a round: allowed are 1 to 10"),
+        (11, "participation 11 clients a round: allowed are 1 to 10"),
+        (-1, "participation -1 clients"),
+        (0.0, "participation 0.0 as a fraction must be above 0 and at most 1.0"),
+        (1.5, "participation 1.5 as a fraction"),
+        (-0.5, "participation -0.5 as a fraction"),
+        (float("nan"), "participation nan as a fraction"),
+    ],
+)
+def test_participation_is_checked(participation: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        cohort_size(participation, 10)
+
+
+def test_cohorts_are_drawn_without_replacement_in_ascending_order() -> None:
+    for seed in range(50):
+        participants = draw(seed).participants
+        assert len(set(participants)) == 4
+        assert list(participants) == sorted(participants)
+        assert all(isinstance(client, int) and 0 <= client < 10 for client in participants)
+    assert draw(0, size=10).participants == tuple(range(10))
+
+
+def test_every_client_is_as_likely() -> None:
+    counts = np.zeros(10)
+    for seed in range(1000):
+        counts[list(draw(seed).participants)] += 1
+    assert counts == pytest.approx(400, abs=60)
+
+
+def test_the_generator_decides() -> None:
+    assert [draw(seed, dropout=0.5) for seed in range(5)] == [draw(seed, dropout=0.5) for seed in range(5)]
+    assert len({draw(seed) for seed in range(20)}) > 10
+
+
+def test_dropout_is_a_rate_and_divides_the_cohort() -> None:
+    cohorts = [draw(seed, 20, 10, 0.3) for seed in range(300)]
+    assert all(len(c.participants) + len(c.dropped) == 10 for c in cohorts)
+    assert all(not set(c.participants) & set(c.dropped) for c in cohorts)
+    assert sum(len(c.dropped) for c in cohorts) / 3000 == pytest.approx(0.3, abs=0.03)
+    assert all(not draw(seed).dropped for seed in range(20))
+
+
+def test_everyone_may_drop_out() -> None:
+    assert any(not draw(seed, size=2, dropout=0.9).participants for seed in range(20))
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1.5, float("nan")])
+def test_dropout_is_a_probability_below_one(dropout: float) -> None:
+    with pytest.raises(ValueError, match=r"dropout must be .* below 1, got"):
+        check_dropout(dropout)
+
+
+def test_dropout_is_returned() -> None:
+    assert (check_dropout(0.0), check_dropout(0.99)) == (0.0, 0.99)

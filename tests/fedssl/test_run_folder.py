@@ -1,0 +1,91 @@
+"""Where runs write."""
+
+from pathlib import Path
+
+import pytest
+
+from fedssl.run_folder import (
+    choose_run_folder,
+    find_checkpoint,
+    folder_of_checkpoint,
+    latest_run_folder,
+    new_run_folder,
+)
+
+
+def make_run(folder: Path, checkpoint: bool = True, config: bool = True) -> Path:
+    (folder / "checkpoints").mkdir(parents=True)
+    if config:
+        (folder / "config.yaml").write_text("x: 1")
+    if checkpoint:
+        (folder / "checkpoints" / "00001.ckpt").write_bytes(b"")
+    return folder
+
+
+def test_runs_are_numbered(tmp_path: Path) -> None:
+    parent = tmp_path / "runs" / "lw"
+    assert new_run_folder(parent) == parent / "0000"
+    assert not parent.exists()
+    for name in ("0000", "0007", "0003", "12_notes", "tmp"):
+        (parent / name).mkdir(parents=True)
+    assert new_run_folder(parent) == parent / "0008"
+    (parent / "12345").mkdir()
+    assert new_run_folder(parent) == parent / "12346"
+
+
+def test_a_new_run_gets_a_free_folder(tmp_path: Path) -> None:
+    make_run(tmp_path / "0000")
+    assert choose_run_folder(None, None, tmp_path) == tmp_path / "0001"
+
+
+def test_last_is_the_highest_number_with_a_checkpoint(tmp_path: Path) -> None:
+    for name in ("0000", "0002", "0001"):
+        make_run(tmp_path / name)
+    make_run(tmp_path / "0003", checkpoint=False)
+    assert latest_run_folder(tmp_path) == tmp_path / "0002"
+    assert choose_run_folder(None, "last", tmp_path) == tmp_path / "0002"
+
+
+def test_last_without_a_run(tmp_path: Path) -> None:
+    assert latest_run_folder(tmp_path / "nothing") is None
+    with pytest.raises(FileNotFoundError, match=f"--ckpt_path last: no run under {tmp_path} has a checkpoint"):
+        choose_run_folder(None, "last", tmp_path)
+
+
+def test_a_folder_that_holds_a_run_is_refused_unless_it_is_resumed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine")
+    with pytest.raises(ValueError, match=f"{run} already holds a run: resume it with --ckpt_path last, or choose"):
+        choose_run_folder(str(run), None, tmp_path)
+    assert choose_run_folder(str(run), "last", tmp_path) == run
+    assert choose_run_folder(str(tmp_path / "free"), None, tmp_path) == tmp_path / "free"
+    empty = make_run(tmp_path / "empty", checkpoint=False, config=False)
+    assert choose_run_folder(str(empty), None, tmp_path) == empty
+
+
+def test_a_checkpoint_is_resumed_in_its_own_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "0004")
+    checkpoint = run / "checkpoints" / "00001.ckpt"
+    assert folder_of_checkpoint(checkpoint) == run
+    assert choose_run_folder(None, str(checkpoint), tmp_path) == run
+    elsewhere = tmp_path / "copied.ckpt"
+    elsewhere.write_bytes(b"")
+    assert folder_of_checkpoint(elsewhere) is None
+    assert choose_run_folder(None, str(elsewhere), tmp_path) == tmp_path / "0005"
+    assert choose_run_folder(str(tmp_path / "mine"), str(checkpoint), tmp_path) == tmp_path / "mine"
+
+
+def test_checkpoints_without_a_configuration_are_no_run(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "0004", config=False)
+    assert folder_of_checkpoint(folder / "checkpoints" / "00001.ckpt") is None
+
+
+def test_find_checkpoint(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "0000")
+    checkpoint = run / "checkpoints" / "00001.ckpt"
+    assert find_checkpoint(None, run) is None
+    assert find_checkpoint("last", run) == checkpoint
+    assert find_checkpoint(str(checkpoint), tmp_path / "other") == checkpoint
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint nothing.ckpt"):
+        find_checkpoint("nothing.ckpt", run)
+    with pytest.raises(FileNotFoundError, match="--ckpt_path last: .*checkpoints has no checkpoint"):
+        find_checkpoint("last", make_run(tmp_path / "0001", checkpoint=False))

@@ -1,0 +1,26 @@
+"""How the tests start whole runs: shrunk to seconds."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# A run of seconds: two blocks, tiny widths, 60 images.
+TINY = [
+    "--model.encoder.options={patch_size: 4, depth: 2, embed_dim: 16, num_heads: 2, global_pool: avg}",
+    "--model.method.hidden_dim=16",
+    "--model.method.output_dim=8",
+    "--data.train_images=60",
+]
+TINY_FEDERATION = [
+    *TINY,
+    "--model.rounds=4",
+    "--model.local_epochs=1",
+    "--model.batch_size=8",
+    "--data.clients=3",
+]
+
+
+def environment() -> dict[str, str]:
+    """One thread for each process, so that results do not depend on the machine's cores."""
+    return os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,0 +1,105 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_methods import BYOL, MoCoV3, SimCLR, info_nce
+from ssl_methods.losses import check_momentum, check_temperature
+
+
+class Points(nn.Module):
+    """An encoder that hands its input on."""
+
+    feature_dim = 2
+
+    def forward(self, points):
+        return points
+
+
+@pytest.fixture
+def headless(objective):
+    """A method whose backbone and heads change nothing, so that its step is the bare loss."""
+
+    def build(method_class, **settings):
+        method = objective(method_class, Points(), **settings)
+        for name in method.heads():
+            setattr(method, name, nn.Identity())
+        method.start()
+        return method
+
+    return build
+
+
+def test_info_nce_of_two_by_two():
+    """Cosines: 1 and 0.6 for the first query, 0 and 0.8 for the second; halved temperature doubles them."""
+    query = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
+    key = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    expected = (math.log(1 + math.exp(1.2 - 2.0)) + math.log(1 + math.exp(0.0 - 1.6))) / 2
+    assert expected == pytest.approx(0.277501, abs=1e-6)
+    assert info_nce(query, key, temperature=0.5).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_info_nce_has_a_direction():
+    """Swapped, the second row's cosines are 0.6 and 0.8 instead of 0 and 0.8."""
+    query = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    key = torch.tensor([[2.0, 0.0], [0.0, 5.0]])
+    expected = (math.log(1 + math.exp(0.0 - 2.0)) + math.log(1 + math.exp(1.2 - 1.6))) / 2
+    assert info_nce(query, key, temperature=0.5).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_info_nce_of_equal_embeddings_is_the_log_of_the_batch():
+    ones = torch.ones(5, 3)
+    assert info_nce(ones, ones, temperature=0.1).item() == pytest.approx(math.log(5))
+
+
+def test_info_nce_stays_finite_for_opposites_at_low_temperature():
+    points = torch.eye(4)
+    loss = info_nce(points, -points, temperature=0.001)
+    assert loss.item() == pytest.approx(1000 + math.log(3), rel=1e-6)
+
+
+def test_simclr_of_two_images(headless):
+    """Every embedding has one positive of cosine 1 and two negatives of cosine 0."""
+    points = torch.eye(2)
+    output = headless(SimCLR, temperature=0.5).step((points, 3 * points))
+    assert output.loss.item() == pytest.approx(math.log(1 + 2 * math.exp(-2.0)), rel=1e-6)
+    assert torch.equal(output.projections[1], 3 * points)
+
+
+def test_moco_v3_sums_both_directions(headless):
+    first = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    second = torch.tensor([[1.0, 0.0], [3.0, 4.0]])
+    output = headless(MoCoV3, temperature=0.5).step((first, second))
+    expected = sum(math.log(1 + math.exp(difference)) for difference in (-0.8, -1.6, -2.0, -0.4)) / 2
+    assert output.loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("second", "expected"), [((3.0, 4.0), 0.0), ((-3.0, -4.0), 4.0), ((-4.0, 3.0), 2.0)])
+def test_byol_of_equal_opposite_and_orthogonal_vectors(headless, second, expected):
+    first = torch.tensor([[3.0, 4.0]] * 2)
+    output = headless(BYOL).step((first, 7 * torch.tensor([second] * 2)))
+    assert output.loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan])
+def test_temperature_must_be_positive(temperature, objective):
+    with pytest.raises(ValueError, match=f"temperature must be above 0, got {temperature}"):
+        check_temperature(temperature)
+    for method_class in (SimCLR, MoCoV3):
+        with pytest.raises(ValueError, match="temperature"):
+            objective(method_class, Points(), temperature=temperature)
+
+
+@pytest.mark.parametrize("momentum", [-0.01, 1.01, math.nan])
+def test_momentum_must_lie_between_zero_and_one(momentum, objective):
+    with pytest.raises(ValueError, match=f"momentum must be between 0 and 1, got {momentum}"):
+        check_momentum(momentum)
+    for method_class in (BYOL, MoCoV3):
+        with pytest.raises(ValueError, match="momentum"):
+            objective(method_class, Points(), momentum=momentum)
+
+
+def test_allowed_values_pass_through():
+    assert check_temperature(0.05) == 0.05
+    assert [check_momentum(momentum) for momentum in (0, 0.5, 1)] == [0, 0.5, 1]

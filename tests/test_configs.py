@@ -1,0 +1,65 @@
+"""Every YAML in configs/ runs, shrunk."""
+
+import json
+from pathlib import Path
+
+import pytest
+from shrunk import ROOT, TINY, TINY_FEDERATION
+
+from fedssl.cli import main
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+DIGITS = [
+    "--data.dataset=digits",
+    "--data.channels=3",
+    "--data.eval_train_split=train",
+    "--data.partition=IID",
+]
+VIT = "--model.encoder.options={patch_size: 16, depth: 2, embed_dim: 16, num_heads: 2}"
+
+
+def shrunk(path: Path) -> list[str]:
+    """Settings that make a configuration run in seconds on embedded data."""
+    if path.stem == "evaluate":
+        return []
+    if path.parent.name == "configs":
+        epochs = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1"]
+        return TINY_FEDERATION if path.stem != "centralized" else [*TINY, *epochs]
+    resnet = "resnet" in path.stem
+    return [
+        *DIGITS,
+        *([] if resnet else [VIT]),
+        f"--model.rounds={4 if resnet else 2}",
+        "--model.local_epochs=1",
+        "--model.batch_size=8",
+        "--model.method.hidden_dim=16",
+        "--model.finetuning.epochs=1",
+        "--model.finetuning.warmup_epochs=0",
+        "--trainer.check_val_every_n_epoch=1",
+        "--data.eval_dataset=digits",
+        "--data.train_images=40",
+        "--data.clients=2",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_it_runs(path: Path, tmp_path: Path) -> None:
+    command = ["-c", str(path), *shrunk(path), f"--run_dir={tmp_path / 'run'}"]
+    if path.stem == "evaluate":
+        fitted = tmp_path / "fitted"
+        lw_fedssl = [
+            "-c",
+            "lw_fedssl.yaml",
+            *TINY_FEDERATION,
+            "--trainer.logger=false",
+            f"--run_dir={fitted}",
+        ]
+        main(["fit", *lw_fedssl])
+        main(["test", *command, f"--model.folder={fitted / 'encoder'}"])
+        assert (tmp_path / "run" / "test.json").exists()
+        return
+    main(["fit", *command, "--trainer.logger=false"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["linear_top1"] > 0
+    assert ("finetuned_top1" in results) == (path.parent.name == "paper")

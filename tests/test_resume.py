@@ -1,0 +1,133 @@
+"""Runs that are killed, interrupted or whose checkpoint is damaged, in processes of their own."""
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shrunk import ROOT, TINY, TINY_FEDERATION, environment
+
+Train = Callable[..., subprocess.CompletedProcess[str]]
+EVERYTHING = [
+    *TINY_FEDERATION,
+    "--trainer.logger=false",
+    "--model.rounds=8",
+    "--model.local_epochs=8",
+    "--model.calibration.epochs=1",
+    "--model.alignment=MoonAlignment",
+    "--data.auxiliary_fraction=0.2",
+    "--model.server_optimizer=torch.optim.SGD",
+    "--model.server_optimizer.lr=1.0",
+    "--model.server_optimizer.momentum=0.5",
+    "--model.dropout=0.2",
+]
+CENTRALIZED = [
+    *TINY,
+    "--model.method=BYOL",
+    "--trainer.max_epochs=8",
+    "--data.batch_size=8",
+    "--trainer.logger=false",
+]
+
+
+def start(folder: Path, config: str, settings: list[str]) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "-c", config, *settings, f"--run_dir={folder}"]
+    return subprocess.Popen(
+        command, text=True, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    for _ in range(1200):
+        if path.exists():
+            return
+        assert process.poll() is None, process.communicate()[0][-3000:]
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not appear in a minute")
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    newest = max((folder / "checkpoints").glob("*.ckpt"))
+    return torch.load(newest, weights_only=True)
+
+
+def assert_same(a: Any, b: Any, where: str = "") -> None:
+    """Bit-equal tensors and equal values, recursively."""
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{i}")
+    else:
+        assert a == b, where
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("config", "settings"), [("lw_fedssl.yaml", EVERYTHING), ("centralized.yaml", CENTRALIZED)])
+def test_a_killed_run_ends_as_if_nothing_had_happened(
+    config: str, settings: list[str], tmp_path: Path, train: Train
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train("fit", "-c", config, *settings, f"--run_dir={whole}")
+    for checkpoint in ("00001.ckpt", "00004.ckpt"):
+        resume = ["--ckpt_path=last"] if killed.exists() else []
+        process = start(killed, config, [*settings, *resume])
+        wait_for(killed / "checkpoints" / checkpoint, process)
+        process.kill()
+        process.wait()
+    train("fit", "-c", config, *settings, "--ckpt_path=last", f"--run_dir={killed}")
+    first, second = final_state(whole), final_state(killed)
+    for key in (
+        "state_dict",
+        "optimizer_states",
+        "global_step",
+        "epoch",
+        *{"server", "local"} & first.keys(),
+    ):
+        assert_same(first[key], second[key], key)
+    rows = [(folder / "metrics.csv").read_text().splitlines() for folder in (whole, killed)]
+    assert len(rows[0]) == len(rows[1])
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_cleanly_with_a_usable_checkpoint(tmp_path: Path, train: Train) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, "lw_fedssl.yaml", EVERYTHING)
+    wait_for(folder / "checkpoints" / "00001.ckpt", process)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode != 0
+    assert "--ckpt_path last" in said
+    assert "Traceback" not in said
+    train("fit", "-c", "lw_fedssl.yaml", *EVERYTHING, "--ckpt_path=last", f"--run_dir={folder}")
+    assert (folder / "results.json").exists()
+
+
+@pytest.mark.slow
+def test_a_truncated_checkpoint_is_refused_and_the_one_before_offered(tmp_path: Path, train: Train) -> None:
+    folder = tmp_path / "run"
+    train("fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", f"--run_dir={folder}")
+    before, last = sorted((folder / "checkpoints").glob("*.ckpt"))
+    last.write_bytes(last.read_bytes()[:1000])
+    resume = [
+        "fit",
+        "-c",
+        "lw_fedssl.yaml",
+        *TINY_FEDERATION,
+        "--trainer.logger=false",
+        f"--run_dir={folder}",
+    ]
+    refused = train(*resume, "--ckpt_path=last", ok=False)
+    assert refused.returncode != 0
+    assert f"{last} is truncated or damaged; the one before is {before}" in refused.stderr
+    train(*resume, f"--ckpt_path={before}")
