@@ -104,8 +104,6 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled uint8 batches (B, C, H, W) of the pool; every epoch has its own seed."""
         sampler = _EpochSampler(len(self.pool), self.batch_size, self.seed)
-        # A resumed run takes its first iterator before Lightning sets the epoch.
-        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
         return DataLoader(_Batches(self.pool), sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -242,8 +240,9 @@ class _EpochSampler(Sampler[Tensor]):
         return -(-self.num_images // self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
+        # A generator function: a resumed run takes the iterator before Lightning sets the epoch.
         generator = torch_generator(self.seed, "centralized shuffle", self.epoch)
-        return iter(torch.randperm(self.num_images, generator=generator).split(self.batch_size))
+        yield from torch.randperm(self.num_images, generator=generator).split(self.batch_size)
 
 
 class _Batches(torch.utils.data.Dataset):

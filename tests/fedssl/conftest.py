@@ -165,17 +165,17 @@ def make_small_world(
     return World(server, local, clients)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def vit_spec() -> EncoderSpec:
     return VIT
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def resnet_spec() -> EncoderSpec:
     return RESNET
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def methods() -> dict[str, Callable[..., Any]]:
     return METHODS
 

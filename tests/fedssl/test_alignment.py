@@ -206,7 +206,5 @@ def test_settings_are_checked(kind: type[Any]) -> None:
     with pytest.raises(ValueError, match=r"weight of the alignment must be at least 0, got -0\.1"):
         kind(weight=-0.1)
     for temperature in (0.0, -1.0, math.nan):
-        with pytest.raises(
-            ValueError, match=f"temperature of the alignment must be above 0, got {temperature}"
-        ):
+        with pytest.raises(ValueError, match=f"temperature of the alignment must be above 0, got {temperature}"):
             kind(temperature=temperature)

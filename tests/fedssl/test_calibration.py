@@ -82,9 +82,7 @@ def test_own_optimizer_is_honoured_and_the_clients_one_comes_back(
     assert made == [3 + 12 + 2 + 6]
     assert model.method.optimizer_factory is clients
     assert all(
-        "running" in key or "num_batches" in key
-        for key in before
-        if not torch.equal(before[key], snapshot(model)[key])
+        "running" in key or "num_batches" in key for key in before if not torch.equal(before[key], snapshot(model)[key])
     )
 
 

@@ -17,6 +17,11 @@ from fedssl.data import FederatedData, ImageData
 from layerwise import EncoderSpec
 from ssl_methods import DigitsViews, StepOutput, Views
 
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:.*{text}.*")
+    for text in ("LeafSpec", "transfer_batch_to_device", "dirpath has changed", "`training_step` returned `None`")
+]
+
 
 @pytest.fixture
 def make_module(vit_spec: EncoderSpec, methods: dict[str, Any]) -> Callable[..., CentralizedSSL]:
@@ -85,9 +90,7 @@ def test_a_single_image_gives_no_step(make_module: Callable[..., CentralizedSSL]
 
 
 @pytest.mark.parametrize("method", ["SimCLR", "BYOL"])
-def test_training_resumes_bit_for_bit(
-    method: str, make_module: Callable[..., CentralizedSSL], tmp_path: Path
-) -> None:
+def test_training_resumes_bit_for_bit(method: str, make_module: Callable[..., CentralizedSSL], tmp_path: Path) -> None:
     whole, resumed = make_module(method), make_module(method)
     settings = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
     fitted(whole, 3, callbacks=[RoundCheckpoint(tmp_path)], **settings)

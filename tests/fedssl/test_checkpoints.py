@@ -96,7 +96,7 @@ def test_code_in_a_checkpoint_is_not_run(zipped: bool, tmp_path: Path) -> None:
     if zipped:
         torch.save({"w": Evil(made)}, path)
     else:
-        path.write_bytes(pickle.dumps({"w": Evil(made)}))
+        path.write_bytes(pickle.dumps({"w": Evil(made)}, protocol=2))
     with pytest.raises(ValueError, match="is truncated or damaged"):
         AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
     assert not made.exists()

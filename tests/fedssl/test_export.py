@@ -16,10 +16,14 @@ from fedssl.export import export_encoder, timm_state
 from layerwise import EncoderSpec, StagedEncoder, build_encoder, timm_arguments
 from linear_eval import TimmEncoder
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*")
+
 RESNET18 = EncoderSpec("resnet18", 16, 3)
 SMALL = {"patch_size": 4, "depth": 3, "embed_dim": 16, "num_heads": 2}
 VITS = {
-    "average": EncoderSpec("vit_tiny_patch16_224", 8, 1, "sincos", SMALL | {"global_pool": "avg", "class_token": False}),
+    "average": EncoderSpec(
+        "vit_tiny_patch16_224", 8, 1, "sincos", SMALL | {"global_pool": "avg", "class_token": False}
+    ),
     "class token": EncoderSpec("vit_tiny_patch16_224", 16, 3, "learned", SMALL),
     "registers": EncoderSpec("vit_tiny_patch16_224", 8, 3, options=SMALL | {"reg_tokens": 2, "init_values": 0.1}),
 }

@@ -20,9 +20,7 @@ def parts(w: Tensor | None = None, n: int = 5, **others: Tensor) -> Parts:
 
 def result(client: int = 0, images: int = 1, loss: float = 1.0, **changes: Any) -> Result:
     sent = changes.pop("parts", parts())
-    return Result(
-        client, sent, images, loss, macs=changes.get("macs", 0), activation_bytes=changes.get("peak", 0)
-    )
+    return Result(client, sent, images, loss, macs=changes.get("macs", 0), activation_bytes=changes.get("peak", 0))
 
 
 def taken(*results: Result | Failure) -> tuple[Intake, WeightedMean]:

@@ -21,12 +21,12 @@ from linear_eval import Features, evaluate_features
 from linear_eval.metrics import ClassificationMetrics, classification_metrics
 from ssl_methods import DigitsViews
 
+pytestmark = [pytest.mark.filterwarnings(f"ignore:.*{text}.*") for text in ("LeafSpec", "transfer_batch_to_device")]
+
 
 def report(module: Any, seed: int) -> Any:
     generator = torch.Generator().manual_seed(seed)
-    train, test = (
-        Features(torch.randn(n, 4, generator=generator), torch.arange(n) % 3) for n in (60, 30)
-    )
+    train, test = (Features(torch.randn(n, 4, generator=generator), torch.arange(n) % 3) for n in (60, 30))
     return evaluate_features(train, test, 3, module.evaluation)
 
 
@@ -37,7 +37,7 @@ def centralized(vit_spec: EncoderSpec, methods: dict[str, Any]) -> CentralizedSS
     return module
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def federated(vit_spec: EncoderSpec, methods: dict[str, Any]) -> FederatedSSL:
     module = FederatedSSL(
         vit_spec, methods["BYOL"], DigitsViews(), partial(AdamW, lr=1e-3), LayerWise(), 3, participation=2, seed=5

@@ -37,9 +37,7 @@ def gradients(world: Any) -> Weights:
 
 
 @pytest.mark.parametrize("method", ["SimCLR", "BYOL", "MoCoV3"])
-def test_layer_wise_run_changes_exactly_the_trained_parts(
-    method: str, make_world: Callable[..., Any]
-) -> None:
+def test_layer_wise_run_changes_exactly_the_trained_parts(method: str, make_world: Callable[..., Any]) -> None:
     world = make_world(LayerWise(), rounds=6, method=method)
     for round_ in range(6):
         assert not world.server.done
@@ -224,9 +222,7 @@ def test_all_clients_failing_is_an_error_and_changes_nothing(make_world: Callabl
     results: list[Result | Failure] = list(kept_results(world))
     results[0].parts["stem"]["model.pos_embed"].fill_(math.nan)
     results[1:] = [Failure(1, "battery"), Failure(2, "loss nan")]
-    message = (
-        "round 1: no usable update; client 0: stem/model.pos_embed is not finite; client 1: battery; client 2"
-    )
+    message = "round 1: no usable update; client 0: stem/model.pos_embed is not finite; client 1: battery; client 2"
     with pytest.raises(AllClientsFailedError, match=message):
         world.server.absorb(results, lambda: steps.append(1))
     assert not steps
@@ -262,9 +258,7 @@ def test_a_bad_update_counts_as_if_its_client_had_not_been_there(
 
 
 @pytest.mark.parametrize("transfer", [False, True])
-def test_weight_transfer_starts_a_new_block_from_the_one_before(
-    transfer: bool, make_world: Callable[..., Any]
-) -> None:
+def test_weight_transfer_starts_a_new_block_from_the_one_before(transfer: bool, make_world: Callable[..., Any]) -> None:
     world = make_world(LayerWise(weight_transfer=transfer), rounds=6)
     world.run(2)
     fresh, trained = (world.server.model.read([f"block.{i}"])[f"block.{i}"] for i in (1, 0))

@@ -112,9 +112,7 @@ def test_ledger_totals_are_those_of_the_reports(make_world: Callable[..., Any]) 
     reports = world.run(6)
     clients = world.server.ledger.clients.values()
     for name in ("down_bytes", "up_bytes", "macs"):
-        assert sum(getattr(cost, name) for cost in clients) == sum(
-            getattr(report, name) for report in reports
-        )
+        assert sum(getattr(cost, name) for cost in clients) == sum(getattr(report, name) for report in reports)
     assert max(c.activation_bytes for c in clients) == max(report.activation_bytes for report in reports)
     assert sum(cost.rounds for cost in clients) == sum(len(report.trained) for report in reports)
 

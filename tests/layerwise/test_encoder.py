@@ -12,12 +12,8 @@ VIT = {"patch_size": 4, "depth": 2, "embed_dim": 32, "num_heads": 2}
 
 LIKE_TIMM = {
     "class_token": EncoderSpec("vit_tiny_patch16_224", 16, 1, "learned", VIT),
-    "average": EncoderSpec(
-        "vit_tiny_patch16_224", 16, 3, "sincos", VIT | {"global_pool": "avg", "class_token": False}
-    ),
-    "average_beside_class_token": EncoderSpec(
-        "vit_tiny_patch16_224", 16, 3, "learned", VIT | {"global_pool": "avg"}
-    ),
+    "average": EncoderSpec("vit_tiny_patch16_224", 16, 3, "sincos", VIT | {"global_pool": "avg", "class_token": False}),
+    "average_beside_class_token": EncoderSpec("vit_tiny_patch16_224", 16, 3, "learned", VIT | {"global_pool": "avg"}),
     "registers_average": EncoderSpec("vit_little_patch16_reg4_gap_256", 16, 3, "learned", VIT),
     "registers_class_token": EncoderSpec("vit_small_patch14_reg4_dinov2", 16, 3, "learned", VIT),
     "norm_before_blocks": EncoderSpec("vit_base_patch32_clip_224", 16, 3, "learned", VIT),
@@ -43,9 +39,7 @@ def original_names(encoder):
 
 
 def same(a, b):
-    return all(
-        torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
-    )
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
 
 
 @pytest.mark.parametrize("spec", LIKE_TIMM.values(), ids=LIKE_TIMM.keys())
@@ -128,9 +122,7 @@ def test_depth_says_how_many_blocks_run(kind, depth, request, images):
 def test_sincos_positions(class_token):
     """Sines of row and column, then cosines, at the frequencies 10000 ** (-i / 8)."""
     options = VIT | ({} if class_token else {"global_pool": "avg", "class_token": False})
-    position = build_encoder(
-        EncoderSpec("vit_tiny_patch16_224", 16, 1, "sincos", options), 0
-    ).stem.model.pos_embed
+    position = build_encoder(EncoderSpec("vit_tiny_patch16_224", 16, 1, "sincos", options), 0).stem.model.pos_embed
     frequencies = [10000 ** (-i / 8) for i in range(8)]
     expected = [[0.0] * 32] * class_token
     for row in range(4):

@@ -90,9 +90,7 @@ def test_halves_share_the_encoders_tensors_and_hold_each_once(resnet):
         prefix, active = split_encoder(resnet, stage)
         parts = resnet.parts()
         for half, names in ((prefix, stage.frozen_parts()), (active, stage.trained_parts())):
-            expected = [
-                id(tensor) for name in names for tensor in parts[name].state_dict(keep_vars=True).values()
-            ]
+            expected = [id(tensor) for name in names for tensor in parts[name].state_dict(keep_vars=True).values()]
             assert [id(tensor) for tensor in half.state_dict(keep_vars=True).values()] == expected
         both = [id(parameter) for half in (prefix, active) for parameter in half.parameters()]
         assert len(set(both)) == len(both)

@@ -11,9 +11,7 @@ METHODS = [SimCLR, BYOL, MoCoV3]
 VIT = {"patch_size": 4, "depth": 4, "embed_dim": 32, "num_heads": 2}
 ENCODERS = {
     "vit_token": EncoderSpec("vit_tiny_patch16_224", 16, 1, "learned", VIT),
-    "vit_avg": EncoderSpec(
-        "vit_tiny_patch16_224", 16, 1, "sincos", VIT | {"global_pool": "avg", "class_token": False}
-    ),
+    "vit_avg": EncoderSpec("vit_tiny_patch16_224", 16, 1, "sincos", VIT | {"global_pool": "avg", "class_token": False}),
     "resnet18": EncoderSpec("resnet18", 32, 3),
 }
 

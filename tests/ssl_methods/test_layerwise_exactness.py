@@ -58,9 +58,7 @@ def normalize(vectors):
 
 def byol_loss(predictions, targets):
     """Mean over both directions of the squared distance of unit vectors."""
-    distances = [
-        (normalize(p) - normalize(t)).square().sum(1) for p, t in zip(predictions, targets[::-1], strict=True)
-    ]
+    distances = [(normalize(p) - normalize(t)).square().sum(1) for p, t in zip(predictions, targets[::-1], strict=True)]
     return torch.cat(distances).mean()
 
 
@@ -209,16 +207,12 @@ def test_the_prefix_runs_once_for_each_view(method_class, encoder, objective, im
     pair = Pair(method_class, encoder("vit_avg"), objective, LayerWise().stages(4, 4)[1])
     calls = {"stem": 0, "block.0": 0, "block.1": 0}
     for name in calls:
-        pair.encoder.parts()[name].register_forward_hook(
-            lambda *_, name=name: calls.update({name: calls[name] + 1})
-        )
+        pair.encoder.parts()[name].register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
     pair.method.training_step(images(4))
     assert calls == {"stem": 2, "block.0": 2, "block.1": 2}
 
 
-def test_the_next_stage_starts_with_a_target_equal_to_the_online_branch(
-    method_class, encoder, objective, images
-):
+def test_the_next_stage_starts_with_a_target_equal_to_the_online_branch(method_class, encoder, objective, images):
     model = encoder("vit_avg")
     method = objective(method_class, model)
     for stage in LayerWise().stages(4, 4):

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from layerwise import LayerWise, split_encoder
-from ssl_methods import MoCoV3, SimCLR
+from ssl_methods import BYOL, MoCoV3, SimCLR
 
 D = 32
 BLOCK = 12 * D * D + 13 * D
@@ -29,9 +29,7 @@ def unchanged(module, before):
 
 
 @pytest.mark.parametrize(("blocks_per_stage", "index"), [(1, 1), (1, 3), (2, 1)])
-def test_method_twin_and_optimizer_hold_active_layers_only(
-    method_class, encoder, objective, blocks_per_stage, index
-):
+def test_method_twin_and_optimizer_hold_active_layers_only(method_class, encoder, objective, blocks_per_stage, index):
     model = encoder("vit_avg")
     method = objective(method_class, model)
     stage = LayerWise(blocks_per_stage).stages(4, 4)[index]
@@ -54,9 +52,7 @@ def test_heads_name_what_is_trained_beside_the_backbone(method_class, encoder, o
     method = objective(method_class, encoder())
     names = ["projector"] if method_class is SimCLR else ["projector", "predictor"]
     assert list(method.heads()) == names
-    assert (
-        size(method.trained()) == size(encoder().parameters()) + PROJECTOR + PREDICTORS[method_class.__name__]
-    )
+    assert size(method.trained()) == size(encoder().parameters()) + PROJECTOR + PREDICTORS[method_class.__name__]
 
 
 def test_attaching_keeps_the_heads_and_freezes_and_frees_layers(method_class, encoder, objective):
@@ -174,9 +170,7 @@ def test_one_batch_under_a_trainer(method_class, encoder, objective, images, tra
     assert not unchanged(method.backbone, before)
 
 
-def test_steps_under_a_trainer_with_labels_and_an_uneven_last_batch(
-    method_class, encoder, objective, images, trainer
-):
+def test_steps_under_a_trainer_with_labels_and_an_uneven_last_batch(method_class, encoder, objective, images, trainer):
     """Batches of 4, 4 and 2 images."""
     method = objective(method_class, encoder())
     losses = Losses()
@@ -209,9 +203,7 @@ def test_a_trainer_repeats_itself_for_the_same_seed(method_class, encoder, objec
     assert not all(torch.equal(results[0][name], results[2][name]) for name in results[0])
 
 
-def test_a_stage_under_a_trainer_leaves_frozen_layers_bit_for_bit(
-    method_class, encoder, objective, images, trainer
-):
+def test_a_stage_under_a_trainer_leaves_frozen_layers_bit_for_bit(method_class, encoder, objective, images, trainer):
     model = encoder("resnet18")
     method = objective(method_class, model)
     method.attach(*split_encoder(model, LayerWise().stages(4, 4)[1]))
@@ -231,6 +223,16 @@ def test_the_target_starts_anew_from_the_online_branch(encoder, objective):
     method.start()
     assert method.target is twin
     assert unchanged(method.online(), snapshot(twin.copy))
+
+
+@pytest.mark.parametrize("momentum_method", [BYOL, MoCoV3])
+def test_the_target_follows_after_each_step_of_a_trainer(momentum_method, encoder, objective, images, trainer):
+    method = objective(momentum_method, encoder(), momentum=0.75)
+    before = [parameter.detach().clone() for parameter in method.online().parameters()]
+    trainer(fast_dev_run=True).fit(method, DataLoader(images(4), 4))
+    after = list(method.online().parameters())
+    for target, old, new in zip(method.target.parameters(), before, after, strict=True):
+        torch.testing.assert_close(target, 0.75 * old + 0.25 * new.detach())
 
 
 class Losses(pl.Callback):

@@ -1,0 +1,126 @@
+"""The project as a whole: its files agree with each other, and imports point one way."""
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from shrunk import ROOT
+
+import layerwise
+import ssl_methods
+
+CORE = ("server", "local_update", "messages", "aggregation", "intake", "loop")
+ENGINES = {"pytorch_lightning", "lightning", "flwr", "ray"}
+LIBRARIES = {"layerwise", "ssl_methods", "linear_eval"}
+OURS = LIBRARIES | {"fedssl"}
+NOT_DISTRIBUTED = {"benchmarks"}
+DOCUMENTS = [path for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")] if path.is_file()]
+
+
+def pyproject() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def sources(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, folder
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything a file imports, at any depth of its code."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+def compared_strings(code: str) -> Iterator[str]:
+    """String literals on either side of a comparison, and those that ``match`` matches."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Compare | ast.MatchValue):
+            yield from (
+                part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)
+            )
+
+
+def classes_below(module: Any, base: type) -> set[type]:
+    found = {each for each in vars(module).values() if isinstance(each, type) and issubclass(each, base)}
+    return found - {base}
+
+
+def choices() -> dict[str, set[str]]:
+    """Names of the classes that a user can choose, and the names they give themselves."""
+    schemes = classes_below(layerwise, layerwise.Scheme)
+    methods = classes_below(ssl_methods, ssl_methods.SSLMethod)
+    assert len(schemes) >= 3
+    assert len(methods) >= 3
+    classes = {each.__name__ for each in schemes | methods}
+    return {"classes": classes, "all": classes | {scheme.name for scheme in schemes}}
+
+
+def test_conda_environment_agrees_with_pyproject() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    project = pyproject()["project"]
+    *conda, pip = environment["dependencies"]
+    assert environment["name"] == project["name"]
+    assert environment["channels"] == ["conda-forge"]
+    assert f"python {project['requires-python']}" in conda
+    assert "pip" in conda
+    assert pip == {"pip": ["-e .[dev]"]}
+    assert "dev" in project["optional-dependencies"]
+
+
+def test_distribution_has_all_packages() -> None:
+    tops = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in NOT_DISTRIBUTED]
+    on_disk = {path.parent.relative_to(ROOT) for top in tops for path in top.rglob("__init__.py")}
+    listed = pyproject()["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(".".join(path.parts) for path in on_disk)
+
+
+@pytest.mark.parametrize("package", sorted(LIBRARIES))
+def test_libraries_know_neither_the_federation_nor_each_other(package: str) -> None:
+    for path in sources(package):
+        assert not imported(path) & (OURS - {package}), path
+
+
+def test_the_entry_point_knows_only_the_federation() -> None:
+    assert imported(ROOT / "train.py") == {"fedssl"}
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_federations_core_imports_no_engine(module: str) -> None:
+    assert not imported(ROOT / "fedssl" / f"{module}.py") & ENGINES
+
+
+@pytest.mark.parametrize("path", sources("fedssl"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_the_federation_never_asks_which_scheme_or_method_it_runs(path: Path) -> None:
+    names = choices()
+    code = path.read_text()
+    used = {node.id for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Name)}
+    assert not set(compared_strings(code)) & names["all"]
+    assert not used & names["classes"]
+
+
+def test_a_comparison_with_a_name_is_seen() -> None:
+    assert list(compared_strings('if scheme.name == "layer-wise": pass')) == ["layer-wise"]
+    assert list(compared_strings('if method in ("SimCLR", name): pass')) == ["SimCLR"]
+    assert list(compared_strings('match name:\n    case "BYOL": pass')) == ["BYOL"]
+    assert not list(compared_strings('print("layer-wise")'))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_existing_files(document: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(), flags=re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)", text)
+    local = [target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:|#", target)]
+    assert [target for target in local if not (document.parent / target).exists()] == []
