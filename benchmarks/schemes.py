@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,17 +53,22 @@ def add_commands(commands: Any) -> None:
         parser.add_argument("--root", default="data", help="folder of the data sets")
         parser.add_argument("--work", default=f"runs/benchmark_{name}", help="folder of the runs")
         parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
+        parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
         parser.set_defaults(run=run, settings=settings, notes=notes, title=f"Schemes compared on {name}")
 
 
 def run(arguments: argparse.Namespace, results: Path) -> None:
     """Runs what is missing and writes the table."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for seed in arguments.seeds:
-        for scheme, config in SCHEMES.items():
-            folder = Path(arguments.work) / f"{config}-seed{seed}"
-            settings = [*arguments.settings, f"--data.root={arguments.root}", f"--seed_everything={seed}"]
-            runs.setdefault(scheme, []).append(fit(config, folder, settings))
+
+    def one(job: tuple[int, str]) -> dict[str, Any]:
+        seed, config = job
+        settings = [*arguments.settings, f"--data.root={arguments.root}", f"--seed_everything={seed}"]
+        return fit(config, Path(arguments.work) / f"{config}-seed{seed}", settings)
+
+    jobs = [(seed, config) for seed in arguments.seeds for config in SCHEMES.values()]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        found = dict(zip(jobs, pool.map(one, jobs), strict=True))
+    runs = {scheme: [found[seed, config] for seed in arguments.seeds] for scheme, config in SCHEMES.items()}
     table = [row("random init", runs["end-to-end"], "random_init_")]
     table += [row(scheme, found) for scheme, found in runs.items()]
     write_record(results, f"schemes_{arguments.name}", arguments.title, table, runs, arguments.notes)
@@ -74,7 +80,7 @@ def fit(config: str, folder: Path, settings: list[str]) -> dict[str, Any]:
     if not finished.exists():
         resume = ["--ckpt_path=last"] if list(folder.glob("checkpoints/*.ckpt")) else []
         command = [sys.executable, "train.py", "fit", "-c", f"{config}.yaml", *settings, *resume]
-        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         subprocess.run([*command, f"--run_dir={folder}", "--trainer.logger=false"], check=True, env=environment)
     return json.loads(finished.read_text())
 

@@ -64,8 +64,9 @@ class CentralizedSSL(Pretraining):
                 raise ArithmeticError(f"loss {loss.item()} in step {self.global_step}")
         return loss
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Momentum targets follow."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The optimizer steps, then momentum targets follow."""
+        super().optimizer_step(*args, **kwargs)
         self.method.after_step()
 
     def configure_optimizers(self) -> Optimizer:

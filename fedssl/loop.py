@@ -47,7 +47,7 @@ class CostBook:
         if key in self.costs:
             run()
         else:
-            with StepMeter(method.parameters()) as meter:
+            with StepMeter([*method.parameters(), *method.buffers()]) as meter:
                 run()
             self.costs[key] = meter.cost()
         return self.costs[key]

@@ -71,6 +71,6 @@ def build_model(
     """A freshly initialised model; the same arguments give the same weights."""
     encoder = build_encoder(spec, derive_seed(seed, "encoder"))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "heads"))
+        torch.default_generator.manual_seed(derive_seed(seed, "heads"))
         objective = method(encoder, encoder.feature_dim, augment, optimizer)
     return SplitModel(encoder, objective)

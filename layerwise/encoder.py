@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from layerwise.resnet import split_resnet
 from layerwise.vit import split_vit
 
+VIT_MODULES = ("vision_transformer", "deit", "vision_transformer_hybrid")
+"""The modules of timm whose models take their image size at construction."""
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -45,6 +48,11 @@ class EncoderSpec:
             raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
         if self.in_channels not in (1, 3):
             raise ValueError(f"in_channels must be 1 or 3, got {self.in_channels}")
+        if self.position not in ("learned", "sincos"):
+            raise ValueError(f"position must be 'learned' or 'sincos', got {self.position!r}")
+        taken = {"img_size", "in_chans", "num_classes"} & self.options.keys()
+        if taken:
+            raise ValueError(f"options must not hold {', '.join(taken)}: set image_size and in_channels")
 
 
 class StagedEncoder(nn.Module):
@@ -111,14 +119,16 @@ def build_encoder(spec: EncoderSpec, seed: int) -> StagedEncoder:
             does not fit its patches.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         model = _create_timm_model(spec)
-        if isinstance(model, VisionTransformer):
+        if type(model) is VisionTransformer:
             _check_patches(model, spec.image_size)
             if spec.position == "sincos":
                 _set_sincos(model)
             return StagedEncoder(spec, *split_vit(model))
         if isinstance(model, ResNet):
+            if spec.position == "sincos":
+                raise ValueError(f"position 'sincos' needs a ViT, {spec.name!r} has no position embedding")
             return StagedEncoder(spec, *split_resnet(model))
     raise ValueError(f"{spec.name!r} is a {type(model).__name__}; a timm VisionTransformer or ResNet is needed")
 
@@ -126,22 +136,22 @@ def build_encoder(spec: EncoderSpec, seed: int) -> StagedEncoder:
 def timm_arguments(spec: EncoderSpec) -> dict[str, Any]:
     """The keyword arguments with which ``timm.create_model`` builds this encoder."""
     arguments = {"in_chans": spec.in_channels, "num_classes": 0, **spec.options}
-    if is_model_in_modules(spec.name, ["vision_transformer"]):
-        arguments.setdefault("img_size", spec.image_size)
+    if is_model_in_modules(spec.name, VIT_MODULES):
+        arguments["img_size"] = spec.image_size
     return arguments
 
 
 def _create_timm_model(spec: EncoderSpec) -> nn.Module:
     try:
         return timm.create_model(spec.name, pretrained=False, **timm_arguments(spec))
-    except (TypeError, AssertionError) as error:
+    except Exception as error:
         raise ValueError(f"timm refuses to build {spec.name!r} with {timm_arguments(spec)}: {error}") from error
 
 
 def _check_patches(model: VisionTransformer, image_size: int) -> None:
-    patch = model.patch_embed.patch_size[0]
-    if image_size % patch:
-        raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch}")
+    for patch in model.patch_embed.patch_size:
+        if image_size % patch:
+            raise ValueError(f"image_size {image_size} is not a multiple of the patch size {patch}")
 
 
 def _set_sincos(model: VisionTransformer) -> None:

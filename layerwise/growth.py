@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 
@@ -10,11 +12,10 @@ from layerwise.stage import Stage
 
 
 def transfer_weights(encoder: StagedEncoder, previous: Stage, stage: Stage) -> list[int]:
-    """Starts each new block from the block at its place in the previous stage (LW-FedSSL, weight transfer).
+    """Starts new blocks from the blocks before them (LW-FedSSL, weight transfer).
 
-    The i-th new block copies the i-th block that the previous stage added or trained last; where the new
-    stage is larger, the remaining ones copy the last. Blocks whose shapes differ keep their own
-    initialisation.
+    The new blocks copy as many of the last blocks present before, in order; if there were fewer, the remaining ones
+    copy the last. Blocks whose shapes differ keep their own initialisation.
 
     Returns:
         The blocks that were overwritten.
@@ -30,14 +31,16 @@ def transfer_weights(encoder: StagedEncoder, previous: Stage, stage: Stage) -> l
     return copied
 
 
-def renew(modules: nn.Module, seed: int) -> None:
-    """Initialises every layer of ``modules`` anew, reproducibly."""
+def renew(module: nn.Module, seed: int) -> None:
+    """Initialises every layer of ``module`` that has ``reset_parameters`` anew; the same on every device."""
+    fresh = copy.deepcopy(module).cpu()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for module in modules.modules():
-            reset = getattr(module, "reset_parameters", None)
+        torch.default_generator.manual_seed(seed)
+        for layer in fresh.modules():
+            reset = getattr(layer, "reset_parameters", None)
             if callable(reset):
                 reset()
+    module.load_state_dict(fresh.state_dict())
 
 
 def _same_shapes(a: nn.Module, b: nn.Module) -> bool:

@@ -20,7 +20,8 @@ class StepCost:
     Args:
         macs: Multiply-accumulates of matrix products, convolutions and attention, forward and backward, all
             views and branches.
-        activation_bytes: Bytes of the distinct storages that autograd kept for backward, parameters excluded.
+        activation_bytes: Bytes of the distinct storages that autograd kept for backward, the model's own state
+            excluded.
     """
 
     macs: int
@@ -31,11 +32,11 @@ class StepMeter:
     """Context manager that counts the step executed inside it, without changing what it computes.
 
     Args:
-        parameters: Tensors that do not count as activations.
+        state: Parameters and buffers of the model, which do not count as activations.
     """
 
-    def __init__(self, parameters: Iterable[Tensor]) -> None:
-        self._parameters = {p.untyped_storage().data_ptr() for p in parameters}
+    def __init__(self, state: Iterable[Tensor]) -> None:
+        self._state = {tensor.untyped_storage().data_ptr() for tensor in state}
         self._saved: dict[int, int] = {}
         self._flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
         self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
@@ -57,7 +58,7 @@ class StepMeter:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._parameters:
+        if storage.data_ptr() not in self._state:
             self._saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 

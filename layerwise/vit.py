@@ -6,6 +6,8 @@ from timm.layers import global_pool_nlc
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+POOLS = ("token", "avg", "avgmax", "max")
+
 
 class ViTStem(nn.Module):
     """Patch embedding, class token, position embedding: images (B, C, H, W) to tokens (B, T, D).
@@ -33,9 +35,10 @@ class ViTTail(nn.Module):
         self.fc_norm = model.fc_norm
         self.pool = model.global_pool
         self.prefix_tokens = model.num_prefix_tokens
+        self.include_prefix = model.pool_include_prefix
 
     def forward(self, tokens: Tensor) -> Tensor:
-        pooled = global_pool_nlc(self.norm(tokens), self.pool, num_prefix_tokens=self.prefix_tokens)
+        pooled = global_pool_nlc(self.norm(tokens), self.pool, self.prefix_tokens, self.include_prefix)
         return self.fc_norm(pooled)
 
 
@@ -43,10 +46,12 @@ def split_vit(model: VisionTransformer) -> tuple[ViTStem, list[nn.Module], ViTTa
     """Stem, blocks, tail and the feature width after each block.
 
     Raises:
-        ValueError: The model pools by attention, which has no counterpart in the papers.
+        ValueError: The model has no blocks, or does not pool to one vector an image by token, mean or maximum.
     """
-    if model.attn_pool is not None:
-        raise ValueError("global_pool 'map' (attention pooling) is not supported; use 'token' or 'avg'")
+    if model.global_pool not in POOLS:
+        raise ValueError(f"global_pool {model.global_pool!r} is not supported; allowed: {', '.join(POOLS)}")
+    if not len(model.blocks):
+        raise ValueError("the encoder has no blocks: depth must be at least 1")
     blocks, tail = list(model.blocks), ViTTail(model)
     model.blocks = nn.Sequential()
     model.norm, model.fc_norm, model.head = nn.Identity(), nn.Identity(), nn.Identity()

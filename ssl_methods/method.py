@@ -119,13 +119,17 @@ class SSLMethod(LightningModule):
         """A fresh optimizer over the trained parameters."""
         return self.optimizer_factory(self.trained())
 
-    def on_fit_start(self) -> None:
-        """Lightning's hook; seeds the augmentation from the global seed."""
-        self.generator.manual_seed(torch.initial_seed())
+    def setup(self, stage: str) -> None:
+        """Lightning's hook; momentum targets exist before a checkpoint is loaded into them."""
         self.start()
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_epoch_start(self) -> None:
+        """Lightning's hook; every epoch has its own augmentation, derived from the global seed."""
+        self.generator.manual_seed(torch.initial_seed() + self.current_epoch)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's hook."""
+        super().optimizer_step(*args, **kwargs)
         self.after_step()
 
 

@@ -19,7 +19,7 @@ from fedssl.calibration import Calibration
 from fedssl.datasets import ArrayImages
 from fedssl.federated import sgd
 from fedssl.local_update import LocalUpdate
-from fedssl.messages import Failure, Result, flatten
+from fedssl.messages import Failure, Result, Task, flatten
 from fedssl.model import SplitModel, build_model
 from fedssl.participation import Cohort
 from fedssl.round_report import RoundReport
@@ -42,6 +42,7 @@ VIT = EncoderSpec(
     },
 )
 RESNET = EncoderSpec("resnet18", 16, 1, options={"channels": (8, 8, 16, 16)})
+CLIENT_OPTIMIZER = partial(SGD, lr=0.01)
 METHODS: dict[str, Callable[..., Any]] = {
     "SimCLR": partial(SimCLR, hidden_dim=16, output_dim=8, projector_layers=2),
     "BYOL": partial(BYOL, hidden_dim=16, output_dim=8, projector_layers=2),
@@ -62,7 +63,7 @@ def small_model(
     spec: EncoderSpec = VIT,
     seed: int = 0,
     augment: TwoViews | None = None,
-    optimizer: Callable[..., Any] = partial(SGD, lr=0.01),
+    optimizer: Callable[..., Any] = CLIENT_OPTIMIZER,
 ) -> SplitModel:
     """An encoder with small heads; equal arguments give equal weights."""
     factory = METHODS[method] if isinstance(method, str) else method
@@ -95,6 +96,11 @@ class World:
         """Several rounds."""
         return [self.round() for _ in range(rounds)]
 
+    def tasks(self, rounds: int = 1) -> list[Task]:
+        """The tasks of the round after ``rounds`` further ones, as they would arrive over a network."""
+        self.run(rounds)
+        return [copy.deepcopy(self.server.make_task(client)) for client in self.server.begin_round().participants]
+
     def weights(self) -> dict[str, Tensor]:
         """A copy of the global tensors."""
         return weights_of(self.server.model)
@@ -124,7 +130,7 @@ def make_small_world(
     sizes: Sequence[int] = (4, 9, 8),
     method: str | Callable[..., Any] = "SimCLR",
     spec: EncoderSpec = VIT,
-    optimizer: Callable[..., Any] = partial(SGD, lr=0.01),
+    optimizer: Callable[..., Any] = CLIENT_OPTIMIZER,
     server_optimizer: Callable[..., Any] = sgd,
     aggregation: Aggregation | None = None,
     cohort_size: int | None = None,

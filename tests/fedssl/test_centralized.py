@@ -35,7 +35,7 @@ def make_module(vit_spec: EncoderSpec, methods: dict[str, Any]) -> Callable[...,
 def fitted(module: CentralizedSSL, epochs: int = 2, ckpt: Path | None = None, **settings: Any) -> Trainer:
     images = settings.pop("images", 22)
     data = settings.pop("data", None) or ImageData(train_images=images, batch_size=8, seed=0)
-    defaults = {
+    defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "logger": False,
         "enable_checkpointing": False,
@@ -92,7 +92,7 @@ def test_a_single_image_gives_no_step(make_module: Callable[..., CentralizedSSL]
 @pytest.mark.parametrize("method", ["SimCLR", "BYOL"])
 def test_training_resumes_bit_for_bit(method: str, make_module: Callable[..., CentralizedSSL], tmp_path: Path) -> None:
     whole, resumed = make_module(method), make_module(method)
-    settings = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
+    settings: dict[str, Any] = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
     fitted(whole, 3, callbacks=[RoundCheckpoint(tmp_path)], **settings)
     fitted(resumed, 3, tmp_path / "00001.ckpt", callbacks=[RoundCheckpoint(tmp_path / "resumed")], **settings)
     assert equal_weights(whole, resumed)
@@ -101,7 +101,7 @@ def test_training_resumes_bit_for_bit(method: str, make_module: Callable[..., Ce
 def test_a_loss_that_is_not_finite_is_an_error(
     make_module: Callable[..., CentralizedSSL], methods: dict[str, Any]
 ) -> None:
-    class Broken(methods["SimCLR"].func):  # type: ignore[misc, name-defined]
+    class Broken(methods["SimCLR"].func):  # type: ignore[misc]
         def step(self, hidden: Views) -> StepOutput:
             output = super().step(hidden)
             return StepOutput(output.loss * math.nan, output.projections)

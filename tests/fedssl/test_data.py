@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fedssl.data import FederatedData, ImageData
-from fedssl.datasets import ImageSet
+from fedssl.datasets import ArrayImages, ImageSet
 from fedssl.partition import Dirichlet
 
 IMAGES = 1438
@@ -22,8 +22,9 @@ def loaded(stage: str = "fit", **settings: Any) -> FederatedData:
     return data
 
 
-def rows(images: ImageSet) -> list[int]:
+def rows(images: ImageSet | None) -> list[int]:
     """Where images lie in the storage that all parts share."""
+    assert images is not None
     return images.rows.tolist()
 
 
@@ -56,15 +57,20 @@ def test_no_auxiliary_images_unless_asked_for() -> None:
 
 def test_images_of_clients_are_those_of_the_pool() -> None:
     data = loaded(auxiliary_fraction=0.1)
-    for part in [*data.federation.clients, data.federation.auxiliary]:
-        assert part.images.data_ptr() == data.pool.images.data_ptr()
+    assert isinstance(data.pool, ArrayImages)
+    storage = data.pool.images.data_ptr()
+    auxiliary = data.federation.auxiliary
+    assert auxiliary is not None
+    for part in [*data.federation.clients, auxiliary]:
+        assert isinstance(part, ArrayImages)
+        assert part.images.data_ptr() == storage
         first = part.gather(torch.tensor([0]))
         assert torch.equal(first, data.pool.gather(part.rows[:1]))
         assert part.labels[0] == data.pool.labels[part.rows[0]]
 
 
 def test_division_follows_the_seed() -> None:
-    settings = {"partition": Dirichlet(0.5), "auxiliary_fraction": 0.1}
+    settings: dict[str, Any] = {"partition": Dirichlet(0.5), "auxiliary_fraction": 0.1}
     first, again, other = (loaded(seed=seed, **settings).federation for seed in (0, 0, 1))
     assert [rows(client) for client in first.clients] == [rows(client) for client in again.clients]
     assert rows(first.auxiliary) == rows(again.auxiliary) != rows(other.auxiliary)
@@ -74,8 +80,9 @@ def test_division_follows_the_seed() -> None:
 def test_auxiliary_images_may_come_from_another_data_set(tmp_path: Path) -> None:
     write_folder(tmp_path, {"train": 5})
     data = loaded(auxiliary_dataset="folder", root=str(tmp_path), image_size=8, channels=1)
-    assert data.federation.auxiliary.name == "folder"
-    assert len(data.federation.auxiliary) == 5
+    auxiliary = data.federation.auxiliary
+    assert auxiliary is not None
+    assert (auxiliary.name, len(auxiliary)) == ("folder", 5)
     assert sum(len(client) for client in data.federation.clients) == IMAGES
 
 

@@ -57,9 +57,7 @@ def test_grey_is_pillows_luma() -> None:
     images[0, :, 0, 0] = 255
     expected = [np.array(Image.fromarray(image.transpose(1, 2, 0)).convert("L")) for image in images]
     assert np.array_equal(to_grey(torch.from_numpy(images)).squeeze(1).numpy(), expected)
-    assert (
-        to_grey(torch.tensor([255, 0, 0], dtype=torch.uint8).reshape(1, 3, 1, 1)).item() == 76
-    )  # 0.299 * 255
+    assert to_grey(torch.tensor([255, 0, 0], dtype=torch.uint8).reshape(1, 3, 1, 1)).item() == 76  # 0.299 * 255
 
 
 def test_square_repeats_grey_without_storing_it_three_times() -> None:
@@ -91,9 +89,7 @@ def test_stratified_split_is_fixed_and_complete() -> None:
 # --- arguments
 
 
-@pytest.mark.parametrize(
-    ("name", "near"), [("CIFAR-10", "did you mean cifar10"), ("fashionmnist", "fashion_mnist")]
-)
+@pytest.mark.parametrize(("name", "near"), [("CIFAR-10", "did you mean cifar10"), ("fashionmnist", "fashion_mnist")])
 def test_unknown_name_offers_near_ones(name: str, near: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"unknown data set '{name}': .*{near}.*known are digits"):
         load_images(name, "train", tmp_path)
@@ -137,9 +133,7 @@ def test_digits_split_is_stratified_and_fixed(tmp_path: Path) -> None:
     assert torch.bincount(test.labels).tolist() == [36, 36, 35, 37, 36, 36, 36, 36, 35, 36]
     everything = train.gather(torch.arange(len(train)))
     assert (int(everything.min()), int(everything.max())) == (0, 255)
-    assert (
-        int(test.gather(torch.arange(len(test))).long().sum()) == 1804817
-    )  # the very same images in every version
+    assert int(test.gather(torch.arange(len(test))).long().sum()) == 1804817  # the very same images in every version
 
 
 def test_digits_at_another_size(tmp_path: Path) -> None:

@@ -97,9 +97,7 @@ def test_cifar_tells_if_the_root_is_read_only(tmp_path: Path, monkeypatch: pytes
 
     (tmp_path / "cifar-10-python.tar.xz").touch()
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(
-        FileNotFoundError, match=r"cifar-10-python.tar.xz is there but the root is not writable"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"cifar-10-python.tar.xz is there but the root is not writable"):
         load_images("cifar10", "train", tmp_path)
 
 
@@ -297,9 +295,7 @@ def test_real_bloodmnist_subset(real_data: Path) -> None:
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "fashion_mnist"])
 def test_failed_download_says_what_was_looked_for(name: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"not found under root .*no network.*Get it from http.*layout"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"not found under root .*no network.*Get it from http.*layout"):
         load_images(name, "train", tmp_path / "new")
     with pytest.raises(FileNotFoundError, match="download=False"):
         load_images(name, "train", tmp_path, download=False)

@@ -53,9 +53,7 @@ def test_read_image_of_any_size(suffix: str, size: int, tmp_path: Path) -> None:
 
 def test_large_jpeg_decoded_at_reduced_size_is_close_to_the_png(tmp_path: Path) -> None:
     ramp = np.linspace(0, 255, 256).astype(np.uint8)
-    picture = Image.fromarray(
-        np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256))] * 2, 2)[..., :3]
-    )
+    picture = Image.fromarray(np.stack([np.tile(ramp, (256, 1)), np.tile(ramp[:, None], (1, 256))] * 2, 2)[..., :3])
     picture.save(tmp_path / "a.png")
     picture.save(tmp_path / "a.jpg", quality=95)
     png, jpeg = (read_image(tmp_path / f"a.{end}", 32, 3).float() for end in ("png", "jpg"))
@@ -170,9 +168,7 @@ def test_tiny_imagenet(tmp_path: Path) -> None:
     for i in range(3):
         write_image(base / "val" / "images" / f"val_{i}.JPEG", 64, 64)
     annotations = base / "val" / "val_annotations.txt"
-    annotations.write_text(
-        "val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t0\t0\t9\t9\nval_2.JPEG\tn02\t0\t0\t9\t9\n"
-    )
+    annotations.write_text("val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t0\t0\t9\t9\nval_2.JPEG\tn02\t0\t0\t9\t9\n")
     train, test = (load_images("tiny_imagenet", split, tmp_path) for split in ("train", "test"))
     assert train.classes == test.classes == ("n01", "n02")
     assert (train.labels.tolist(), test.labels.tolist()) == ([0, 1], [1, 0, 1])
@@ -205,7 +201,5 @@ def test_coco_is_unlabelled(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tiny_imagenet", "caltech101", "coco"])
 def test_missing_folder_says_how_to_get_it(name: str, tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"not found under root .*Get it from https?://.*expected layout"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"not found under root .*Get it from https?://.*expected layout"):
         load_images(name, "train", tmp_path, image_size=8)

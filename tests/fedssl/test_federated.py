@@ -33,7 +33,7 @@ pytestmark = [
 @pytest.fixture
 def make_module(vit_spec: EncoderSpec, methods: dict[str, Any]) -> Callable[..., FederatedSSL]:
     def make(method: str = "SimCLR", **settings: Any) -> FederatedSSL:
-        defaults = {
+        defaults: dict[str, Any] = {
             "encoder": vit_spec,
             "method": methods[method],
             "augment": DigitsViews(),
@@ -53,7 +53,7 @@ def digits(**settings: Any) -> FederatedData:
 
 
 def trainer(rounds: int = 3, **settings: Any) -> Trainer:
-    defaults = {
+    defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "logger": False,
         "enable_checkpointing": False,
@@ -87,8 +87,8 @@ def equal_weights(a: FederatedSSL, b: FederatedSSL) -> bool:
 
 
 def test_global_step_is_the_number_of_rounds(make_module: Callable[..., FederatedSSL]) -> None:
-    module, run, recorder = make_module(), trainer(), Recorder()
-    run.callbacks.append(recorder)
+    module, recorder = make_module(), Recorder()
+    run = trainer(callbacks=[recorder])
     run.fit(module, datamodule=digits())
     assert run.global_step == 3
     assert module.server is not None
@@ -137,9 +137,8 @@ def test_an_empty_round_is_a_step_too(
     make_module: Callable[..., FederatedSSL], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedssl.server.draw_cohort", lambda *_: Cohort((), (0, 1, 2)))
-    module, run, recorder = make_module(), trainer(), Recorder()
-    fresh = make_module()
-    run.callbacks.append(recorder)
+    module, fresh, recorder = make_module(), make_module(), Recorder()
+    run = trainer(callbacks=[recorder])
     run.fit(module, datamodule=digits())
     assert run.global_step == 3
     assert equal_weights(module, fresh)

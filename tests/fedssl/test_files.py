@@ -56,7 +56,8 @@ def test_a_disk_that_fills_up_late(call: str, tmp_path: Path, monkeypatch: pytes
 
     target = tmp_path / "file.txt"
     target.write_text("old")
-    monkeypatch.setattr(*((os, "fsync") if call == "fsync" else (Path, "replace")), full)
+    owner: object = os if call == "fsync" else Path
+    monkeypatch.setattr(owner, call, full)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(target, lambda path: path.write_text("new"))
     assert target.read_text() == "old"

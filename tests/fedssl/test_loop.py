@@ -130,7 +130,7 @@ def test_targets_follow_every_step(
 def test_a_loss_that_is_not_finite_is_an_error(
     run_epochs: Callable[..., Any], methods: dict[str, Any], noise: Callable[..., Any]
 ) -> None:
-    class Diverging(methods["SimCLR"].func):  # type: ignore[misc, name-defined]
+    class Diverging(methods["SimCLR"].func):  # type: ignore[misc]
         def step(self, hidden: tuple[Tensor, Tensor]) -> StepOutput:
             output = super().step(hidden)
             return StepOutput(output.loss * math.inf, output.projections)

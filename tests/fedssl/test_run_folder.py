@@ -85,7 +85,7 @@ def test_find_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint(None, run) is None
     assert find_checkpoint("last", run) == checkpoint
     assert find_checkpoint(str(checkpoint), tmp_path / "other") == checkpoint
-    with pytest.raises(FileNotFoundError, match="there is no checkpoint nothing.ckpt"):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint nothing\.ckpt"):
         find_checkpoint("nothing.ckpt", run)
-    with pytest.raises(FileNotFoundError, match="--ckpt_path last: .*checkpoints has no checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"--ckpt_path last: .*checkpoints has no checkpoint"):
         find_checkpoint("last", make_run(tmp_path / "0001", checkpoint=False))

@@ -1,6 +1,7 @@
 """Seeds by purpose."""
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,8 @@ def test_seeds_differ_by_seed_purpose_and_ids() -> None:
 
 
 def test_seeds_of_numpy_integers_are_those_of_python() -> None:
-    assert derive_seed(1, "a", np.int64(2)) == derive_seed(1, "a", 2)
+    int_of_numpy: Any = np.int64(2)
+    assert derive_seed(1, "a", int_of_numpy) == derive_seed(1, "a", 2)
 
 
 def test_generators_follow_the_seed_and_not_each_other() -> None:
@@ -35,12 +37,17 @@ def test_generators_follow_the_seed_and_not_each_other() -> None:
     assert not np.array_equal(numpy_generator(1, "a").random(5), numpy_generator(2, "a").random(5))
 
 
+def legacy_state() -> Any:
+    """NumPy's global state."""
+    return np.random.get_state(legacy=True)[1].copy()  # type: ignore[index]
+
+
 def test_generators_leave_the_global_state_alone() -> None:
-    state, np_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    state, np_state = torch.get_rng_state(), legacy_state()
     torch_generator(1, "a")
     numpy_generator(1, "a").random()
     assert torch.equal(torch.get_rng_state(), state)
-    assert np.array_equal(np.random.get_state()[1], np_state)
+    assert np.array_equal(legacy_state(), np_state)
 
 
 def test_run_seed_prefers_the_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,5 +56,5 @@ def test_run_seed_prefers_the_given_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert run_seed(0) == 0
     monkeypatch.delenv("PL_GLOBAL_SEED")
     assert run_seed(3) == 3
-    with pytest.raises(ValueError, match="give a seed, or call .*seed_everything"):
+    with pytest.raises(ValueError, match=r"give a seed, or call .*seed_everything"):
         run_seed(None)

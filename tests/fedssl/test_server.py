@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam
 
 from fedssl.messages import Failure, Result, flatten
 from fedssl.server import AllClientsFailedError
-from layerwise import EndToEnd, EncoderSpec, LayerWise, Progressive
+from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive
 
 Weights = dict[str, Tensor]
 
@@ -134,9 +134,10 @@ def test_server_momentum_by_hand(make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd(), rounds=3, server_optimizer=partial(SGD, lr=0.5, momentum=0.9))
     velocity: Weights = {}
     for _ in range(3):
-        before, seen = world.weights(), {}
-        world.round(lambda seen=seen: (seen.update(gradients(world)), world.server.optimizer.step()))
-        for key, gradient in seen.items():
+        before = world.weights()
+        seen: list[Weights] = []
+        world.round(lambda seen=seen: (seen.append(gradients(world)), world.server.optimizer.step()))
+        for key, gradient in seen[0].items():
             velocity[key] = 0.9 * velocity.get(key, 0) + gradient
             expected = before[key] - 0.5 * velocity[key]
             assert torch.allclose(world.weights()[key], expected, rtol=0, atol=1e-6), key
@@ -219,9 +220,9 @@ def test_all_clients_failing_is_an_error_and_changes_nothing(make_world: Callabl
     world = make_world(EndToEnd(), rounds=3)
     world.round()
     before, steps = world.weights(), []
-    results: list[Result | Failure] = list(kept_results(world))
-    results[0].parts["stem"]["model.pos_embed"].fill_(math.nan)
-    results[1:] = [Failure(1, "battery"), Failure(2, "loss nan")]
+    broken = kept_results(world)[0]
+    broken.parts["stem"]["model.pos_embed"].fill_(math.nan)
+    results = [broken, Failure(1, "battery"), Failure(2, "loss nan")]
     message = "round 1: no usable update; client 0: stem/model.pos_embed is not finite; client 1: battery; client 2"
     with pytest.raises(AllClientsFailedError, match=message):
         world.server.absorb(results, lambda: steps.append(1))

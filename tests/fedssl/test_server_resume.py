@@ -11,7 +11,7 @@ from torch.optim import SGD, Adam
 
 from fedssl.alignment import GlobalAlignment, MoonAlignment
 from fedssl.calibration import Calibration
-from layerwise import LayerWise, Progressive, Scheme
+from layerwise import LayerWise, Progressive
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:

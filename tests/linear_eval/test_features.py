@@ -46,9 +46,7 @@ def test_extraction_keeps_order_uses_evaluation_mode_and_restores_each_mode() ->
 
 
 def test_extraction_takes_any_callable_and_gives_float32() -> None:
-    features = extract_features(
-        lambda x: x.flatten(1).half(), [(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]))]
-    )
+    features = extract_features(lambda x: x.flatten(1).half(), [(torch.ones(2, 1, 2, 2), torch.tensor([0, 1]))])
     assert features.x.dtype == torch.float32
     assert features.dim == 4
 

@@ -25,9 +25,7 @@ def clusters(images: int, spread: float, seed: int, classes: int = 3, dim: int =
 
 @pytest.mark.parametrize("probe", PROBES, ids=["logistic", "sgd"])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_recovers_separable_clusters_without_moving_its_inputs(
-    probe: LogisticProbe | SGDProbe, classes: int
-) -> None:
+def test_recovers_separable_clusters_without_moving_its_inputs(probe: LogisticProbe | SGDProbe, classes: int) -> None:
     train, test = clusters(120, 0.5, 0, classes), clusters(60, 0.5, 1, classes)
     before = train.x.clone(), train.y.clone()
     fitted = probe.fit(train)
@@ -54,9 +52,7 @@ def test_seed_changes_the_order_of_images() -> None:
 
 @pytest.mark.parametrize("probe", PROBES, ids=["logistic", "sgd"])
 def test_classes_with_one_image_and_gaps_between_labels(probe: LogisticProbe | SGDProbe) -> None:
-    train = Features(
-        torch.tensor([[0.0, 1.0], [0.1, 1.0], [5.0, 5.0], [-9.0, 3.0]]), torch.tensor([2, 2, 7, 4])
-    )
+    train = Features(torch.tensor([[0.0, 1.0], [0.1, 1.0], [5.0, 5.0], [-9.0, 3.0]]), torch.tensor([2, 2, 7, 4]))
     fitted = probe.fit(train)
     assert fitted.classes.tolist() == [2, 4, 7]
     assert set(fitted.predict(train.x).tolist()) <= {2, 4, 7}

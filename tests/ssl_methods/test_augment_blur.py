@@ -13,8 +13,7 @@ def test_equals_torchvisions(channels, height, width):
     sigmas = torch.tensor([0.1, 0.5, 2.0, 20.0])
     kernel = [2 * min(height, width) - 1] * 2  # as far as reflection goes
     expected = [
-        tv.gaussian_blur(image, kernel, [sigma.item()] * 2)
-        for image, sigma in zip(images, sigmas, strict=True)
+        tv.gaussian_blur(image, kernel, [sigma.item()] * 2) for image, sigma in zip(images, sigmas, strict=True)
     ]
     torch.testing.assert_close(gaussian_blur(images, sigmas), torch.stack(expected), atol=1e-5, rtol=0)
 
@@ -42,7 +41,6 @@ def test_sides_of_different_length():
     images = torch.rand(2, 3, 12, 18, generator=torch.Generator().manual_seed(0))
     sigmas = torch.tensor([0.5, 1.5])
     expected = [
-        tv.gaussian_blur(image, [17, 17], [sigma.item()] * 2)
-        for image, sigma in zip(images, sigmas, strict=True)
+        tv.gaussian_blur(image, [17, 17], [sigma.item()] * 2) for image, sigma in zip(images, sigmas, strict=True)
     ]
     torch.testing.assert_close(gaussian_blur(images, sigmas), torch.stack(expected), atol=1e-5, rtol=0)

@@ -34,9 +34,7 @@ def test_jitter_equals_torchvisions(images, channels, ours, theirs, parameters):
     torch.testing.assert_close(ours(images.clone(), parameters), torch.stack(expected), atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "operation", [color.adjust_brightness_, color.adjust_contrast_, color.adjust_saturation_]
-)
+@pytest.mark.parametrize("operation", [color.adjust_brightness_, color.adjust_contrast_, color.adjust_saturation_])
 def test_factor_one_changes_nothing(images, operation):
     assert torch.equal(operation(images.clone(), torch.ones(6)), images)
 

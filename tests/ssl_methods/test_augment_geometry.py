@@ -88,9 +88,7 @@ def test_affine_equals_torchvisions(size, angle, shear, zoom, shift):
     ours = resample(image, affine_matrices(one(angle), one(shear), one(zoom), *shares, size), "zeros")
     theirs = tv.affine(image, angle, list(shift), zoom, [shear, 0.0], InterpolationMode.BILINEAR)
     # torchvision blends the fill in by a mask, which differs where the image ends.
-    inside = tv.affine(
-        torch.ones(1, 1, *size), angle, list(shift), zoom, [shear, 0.0], InterpolationMode.BILINEAR
-    )
+    inside = tv.affine(torch.ones(1, 1, *size), angle, list(shift), zoom, [shear, 0.0], InterpolationMode.BILINEAR)
     keep = (inside > 0.999).expand_as(image)
     assert keep.float().mean() > 0.3
     torch.testing.assert_close(ours[keep], theirs[keep], atol=1e-4, rtol=0)
