@@ -61,6 +61,6 @@ class Calibration:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "calibrate", round_))
-                return train_epochs(method, images, self.epochs, self.batch_size, shuffle, CostBook(), stage.index)
+                return train_epochs(method, images, self.epochs, self.batch_size, shuffle, CostBook(), "calibration")
         finally:
             method.optimizer_factory = clients_optimizer

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from fedssl.model import MethodFactory
 from fedssl.pretraining import Pretraining
-from fedssl.seeding import torch_generator
+from fedssl.seeding import derive_seed, torch_generator
 from layerwise import EncoderSpec
 from linear_eval import EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
@@ -52,8 +52,9 @@ class CentralizedSSL(Pretraining):
             self.check_images(data.eval_train)
 
     def on_train_epoch_start(self) -> None:
-        """Every epoch has its own augmentation, so that a resumed run continues as it would have."""
+        """Every epoch has its own random numbers, so that a resumed run continues as it would have."""
         self.method.generator = torch_generator(self.seed, "centralized augment", self.current_epoch)
+        torch.manual_seed(derive_seed(self.seed, "centralized", self.current_epoch))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
         """The method's loss."""

@@ -88,3 +88,17 @@ def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint of a folder."""
     found = checkpoints_of(folder)
     return found[-1] if found else None
+
+
+def check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Compares the settings a checkpoint was made with to those of the run that loads it.
+
+    Raises:
+        ValueError: One differs.
+    """
+    for key, value in now.items():
+        if then.get(key) != value:
+            raise ValueError(
+                f"the checkpoint was made with {key} {then.get(key)}, this run has {value}; "
+                "resume with the configuration of the run folder"
+            )

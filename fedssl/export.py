@@ -45,9 +45,10 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
         "pretrained_cfg": {"architecture": spec.name, "tag": "fedssl", "num_classes": 0, **preprocessing},
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as fresh:
-        save_for_hf(model, fresh, model_config=config, model_args=arguments, safe_serialization=True)
-        replace_folder(Path(fresh), folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
+        fresh = Path(temporary) / folder.name
+        save_for_hf(model, str(fresh), model_config=config, model_args=arguments, safe_serialization=True)
+        replace_folder(fresh, folder)
 
 
 def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim import SGD, Optimizer
 from fedssl.aggregation import Aggregation, WeightedMean
 from fedssl.alignment import Alignment
 from fedssl.calibration import Calibration
+from fedssl.checkpoints import check_same
 from fedssl.data import FederatedData, Federation, ImageData
 from fedssl.local_update import LocalUpdate
 from fedssl.messages import Failure, Result, Tensors
@@ -25,6 +27,8 @@ from fedssl.server import Server
 from layerwise import EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
+
+logger = logging.getLogger(__name__)
 
 
 def sgd(parameters: Any) -> Optimizer:
@@ -157,8 +161,13 @@ class FederatedSSL(Pretraining):
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         cohort = self.server.begin_round()
-        self.last_report = self.server.absorb(self._train_clients(cohort, batch), optimizer.step)
-        self._log(self.last_report)
+        report = self.server.absorb(self._train_clients(cohort, batch), optimizer.step)
+        for failure in report.failures:
+            logger.warning(
+                "round %d: the update of client %d is dropped: %s", report.round, failure.client_id, failure.reason
+            )
+        self.last_report = report
+        self._log(report)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what Lightning does not know: the server's books and what clients remember."""
@@ -167,6 +176,7 @@ class FederatedSSL(Pretraining):
         checkpoint["server"] = self.server.state_dict()
         checkpoint["local"] = self.local.state_dict()
         checkpoint["depth"] = self.model.encoder.depth
+        checkpoint["data"] = self._data_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores it."""
@@ -174,6 +184,11 @@ class FederatedSSL(Pretraining):
         if self.server is not None and self.local is not None:
             self.server.load_state_dict(checkpoint["server"])
             self.local.load_state_dict(checkpoint["local"])
+            check_same(checkpoint["data"], self._data_settings())
+
+    def _data_settings(self) -> dict[str, Any]:
+        federation: Federation = self.trainer.datamodule.federation  # type: ignore[attr-defined]
+        return {"images of the clients": [len(images) for images in federation.clients]}
 
     def _train_clients(self, cohort: Cohort, federation: Federation) -> Iterator[Result | Failure]:
         assert self.server is not None

@@ -31,10 +31,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
-    """Moves the folder ``fresh`` to ``target``; an older one is removed."""
+    """Moves the folder ``fresh`` to ``target`` on the same file system; an older one is removed."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    shutil.copytree(fresh, target)
+    fresh.rename(target)
     shutil.rmtree(old, ignore_errors=True)

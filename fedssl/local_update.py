@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from fedssl.alignment import Alignment, Memory, ProximalTerm
+from fedssl.checkpoints import check_same
 from fedssl.datasets import ImageSet
 from fedssl.loop import CostBook, LoopReport, NonFiniteLossError, train_epochs
 from fedssl.messages import Failure, Result, Task, Tensors
@@ -86,16 +87,20 @@ class LocalUpdate:
         method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
         method.loss_terms = []
         if self.alignment:
-            stage, memory = self._memories.get(task.client_id, (-1, None))
-            self.alignment.start(method, memory if stage == task.stage.index else None)
+            self.alignment.start(method, self._memory(task))
             method.loss_terms.append(self.alignment)
         if self.proximal:
             method.loss_terms.append(ProximalTerm(method, self.proximal))
 
     def _train(self, task: Task, images: ImageSet) -> LoopReport:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
-        method, stage = self.model.method, task.stage.index
-        return train_epochs(method, images, self.epochs, self.batch_size, shuffle, self.book, stage)
+        kind = f"stage {task.stage.index}{', with memory' if self._memory(task) else ''}"
+        return train_epochs(self.model.method, images, self.epochs, self.batch_size, shuffle, self.book, kind)
+
+    def _memory(self, task: Task) -> Memory | None:
+        """What the client remembers of the current stage's layers."""
+        stage, memory = self._memories.get(task.client_id, (-1, None))
+        return memory if stage == task.stage.index else None
 
     def _remember(self, task: Task) -> None:
         memory = self.alignment.remember(self.model.method) if self.alignment else None
@@ -106,13 +111,28 @@ class LocalUpdate:
         parts = self.model.read(self.model.trained_names(task.stage))
         return Result(task.client_id, parts, num_images, report.loss, report.macs, report.activation_bytes)
 
+    def settings(self) -> dict[str, Any]:
+        """Settings that a resumed run must share with its checkpoint."""
+        return {
+            "method": type(self.model.method).__name__,
+            "local epochs": self.epochs,
+            "batch size": self.batch_size,
+            "proximal": self.proximal,
+            "alignment": type(self.alignment).__name__,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """What clients remember between rounds, and the step costs measured so far."""
         costs = [[*key, cost.macs, cost.activation_bytes] for key, cost in self.book.costs.items()]
         memories = {client: [stage, memory] for client, (stage, memory) in self._memories.items()}
-        return {"costs": costs, "memories": memories}
+        return {"costs": costs, "memories": memories, "settings": self.settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
-        self.book.costs = {(stage, batch): StepCost(m, a) for stage, batch, m, a in state["costs"]}
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: It comes from a run with other local settings.
+        """
+        check_same(state["settings"], self.settings())
+        self.book.costs = {(kind, batch): StepCost(m, a) for kind, batch, m, a in state["costs"]}
         self._memories = {client: (stage, memory) for client, (stage, memory) in state["memories"].items()}

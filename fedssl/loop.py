@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from fedssl.datasets import ImageSet
 from layerwise import StepCost, StepMeter
-from ssl_methods import SSLMethod
+from ssl_methods import SSLMethod, Views
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -37,13 +38,13 @@ class LoopReport:
 
 
 class CostBook:
-    """Cost of a step by (stage, batch size), measured on the first step of each kind."""
+    """Cost of a step by (kind of step, batch size), measured on the first one of each."""
 
     def __init__(self) -> None:
-        self.costs: dict[tuple[int, int], StepCost] = {}
+        self.costs: dict[tuple[str, int], StepCost] = {}
 
-    def step(self, key: tuple[int, int], method: SSLMethod, run: Callable[[], None]) -> StepCost:
-        """Runs one step and returns its cost, counting it if its kind is new."""
+    def step(self, key: tuple[str, int], method: SSLMethod, run: Callable[[], None]) -> StepCost:
+        """Runs one step and returns its cost, counting it if there is none of its key yet."""
         if key in self.costs:
             run()
         else:
@@ -60,7 +61,7 @@ def train_epochs(
     batch_size: int,
     generator: torch.Generator,
     book: CostBook,
-    stage: int,
+    kind: str,
 ) -> LoopReport:
     """Trains a method on one client's images, with a fresh optimizer.
 
@@ -73,7 +74,7 @@ def train_epochs(
         batch_size: Images a step; the last batch of an epoch may be smaller.
         generator: Shuffles the images.
         book: Where step costs are looked up and noted.
-        stage: Index of the stage, the key of the costs.
+        kind: Steps of one kind and batch size cost the same.
 
     Raises:
         NonFiniteLossError: The loss of an epoch is not finite.
@@ -83,9 +84,8 @@ def train_epochs(
     total = torch.zeros((), device=device)
     steps, macs, activation_bytes = 0, 0, 0
 
-    def run(batch: Tensor) -> None:
-        loss = method.training_step(batch)
-        assert loss is not None
+    def run(views: Views) -> None:
+        loss = method.loss_of(views)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -94,8 +94,8 @@ def train_epochs(
 
     for _ in range(epochs):
         for batch in shuffled_batches(images, batch_size, generator):
-            on_device = batch.to(device, non_blocking=True)
-            cost = book.step((stage, len(batch)), method, lambda batch=on_device: run(batch))  # type: ignore[misc]
+            views = method.augment(batch.to(device, non_blocking=True), method.generator)
+            cost = book.step((kind, len(batch)), method, partial(run, views))
             steps += 1
             macs += cost.macs
             activation_bytes = max(activation_bytes, cost.activation_bytes)

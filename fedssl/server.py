@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from fedssl.aggregation import Aggregation
 from fedssl.calibration import Calibration
+from fedssl.checkpoints import check_same
 from fedssl.datasets import ImageSet
 from fedssl.intake import Intake
 from fedssl.ledger import Ledger
@@ -230,7 +231,7 @@ class Server:
             "holdings": self._holdings,
             "ledger": self.ledger.state_dict(),
             "failed_updates": self.failed_updates,
-            "identity": self.identity(),
+            "settings": self.settings(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -239,12 +240,7 @@ class Server:
         Raises:
             ValueError: The checkpoint belongs to a run with other stages, clients or seed.
         """
-        for key, value in self.identity().items():
-            if state["identity"][key] != value:
-                raise ValueError(
-                    f"the checkpoint was made with {key} {state['identity'][key]}, this run has {value}; "
-                    "resume with the configuration of the run folder"
-                )
+        check_same(state["settings"], self.settings())
         self.round, self._entered = state["round"], state["entered"]
         self._holdings = state["holdings"]
         self.ledger.load_state_dict(state["ledger"])
@@ -252,7 +248,7 @@ class Server:
         self.model.encoder.depth = self.stages[max(self._entered, 0)].depth
         self._ids = {}
 
-    def identity(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Settings that a resumed run must share with its checkpoint."""
         return {
             "scheme": self.scheme.name,

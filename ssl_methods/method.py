@@ -109,7 +109,11 @@ class SSLMethod(LightningModule):
         images = batch[0] if isinstance(batch, tuple | list) else batch
         if len(images) < 2:
             return None
-        first, second = self.augment(images, self.generator)
+        return self.loss_of(self.augment(images, self.generator))
+
+    def loss_of(self, views: Views) -> Tensor:
+        """Loss of two views, further loss terms included; prefix outputs are computed once for all of them."""
+        first, second = views
         with torch.no_grad():
             hidden = (self.prefix(first), self.prefix(second))
         output = self.step(hidden)

@@ -131,3 +131,35 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_offered(tmp_path: 
     assert refused.returncode != 0
     assert f"{last} is truncated or damaged; the one before is {before}" in refused.stderr
     train(*resume, f"--ckpt_path={before}")
+
+
+@pytest.mark.slow
+def test_when_every_client_diverges_the_run_stops_and_keeps_its_last_good_checkpoint(
+    tmp_path: Path, train: Train
+) -> None:
+    folder = tmp_path / "run"
+    process = start(folder, "lw_fedssl.yaml", EVERYTHING)
+    wait_for(folder / "checkpoints" / "00001.ckpt", process)
+    process.kill()
+    process.wait()
+    good = {path: path.read_bytes() for path in (folder / "checkpoints").glob("*.ckpt")}
+    diverge = [*EVERYTHING, "--model.optimizer.lr=1e30", "--ckpt_path=last", f"--run_dir={folder}"]
+    stopped = train("fit", "-c", "lw_fedssl.yaml", *diverge, ok=False)
+    assert stopped.returncode != 0
+    assert "no usable update" in stopped.stderr
+    assert "client 0: " in stopped.stderr
+    assert {path: path.read_bytes() for path in (folder / "checkpoints").glob("*.ckpt")} == good
+
+
+@pytest.mark.slow
+def test_a_disk_that_refuses_a_checkpoint_stops_the_run_and_keeps_the_last_good_one(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = f"ulimit -f 200; exec {sys.executable} train.py fit -c lw_fedssl.yaml --trainer.logger=false"
+    shell = ["bash", "-c", f'{command} "$@"', "bash", *TINY_FEDERATION, "--model.method.hidden_dim=400"]
+    done = subprocess.run(
+        [*shell, f"--run_dir={folder}"], capture_output=True, text=True, cwd=ROOT, env=environment(), check=False
+    )
+    assert done.returncode not in (0, -signal.SIGXFSZ)
+    assert "cannot write the checkpoint" in done.stderr
+    assert "there is no earlier checkpoint" in done.stderr
+    assert not list((folder / "checkpoints").glob("*"))
