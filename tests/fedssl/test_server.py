@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam
 
+from fedssl.calibration import Calibration
 from fedssl.messages import Failure, Result, flatten
 from fedssl.server import AllClientsFailedError
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive
@@ -195,6 +196,15 @@ def test_an_empty_round_changes_nothing(
     assert world.server.round == 2
     assert world.round().trained == (1,)
     assert world.server.done
+
+
+def test_an_empty_round_is_not_calibrated(make_world: Callable[..., Any], plan_cohorts: Callable[..., None]) -> None:
+    plan_cohorts((0, 1, 2), ())
+    world = make_world(rounds=6, calibration=Calibration(batch_size=4))
+    assert world.round().calibration_loss is not None
+    before = world.weights()
+    assert world.round().calibration_loss is None
+    assert not changed_parts(before, world.weights())
 
 
 def test_a_round_that_everyone_drops_out_of_by_chance(make_world: Callable[..., Any]) -> None:

@@ -98,3 +98,18 @@ def test_blocks_per_stage_are_compared(make_world: Callable[..., Any]) -> None:
     other = make_world(LayerWise(blocks_per_stage=[2, 1]), rounds=4)
     with pytest.raises(ValueError, match=r"blocks per stage \[1, 3\], this run has \[2, 3\]"):
         other.server.load_state_dict(stopped.server.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "BYOL"}, "made with method SimCLR, this run has BYOL"),
+        ({"epochs": 2}, "made with local epochs 1, this run has 2"),
+        ({"proximal": 0.5}, r"made with proximal 0\.0, this run has 0\.5"),
+        ({"alignment": MoonAlignment()}, "made with alignment NoneType, this run has MoonAlignment"),
+    ],
+)
+def test_local_settings_are_compared(settings: dict[str, Any], message: str, make_world: Callable[..., Any]) -> None:
+    stopped, other = make_world(), make_world(**settings)
+    with pytest.raises(ValueError, match=message):
+        other.local.load_state_dict(stopped.local.state_dict())
