@@ -34,15 +34,15 @@ class Calibration:
     optimizer: OptimizerFactory | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"calibration.{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in (("epochs", 1), ("batch_size", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"calibration.{name} must be at least {least}, got {getattr(self, name)}")
         if self.when not in ("round", "stage"):
             raise ValueError(f"calibration.when must be 'round' or 'stage', got {self.when!r}")
 
-    def due(self, last_of_stage: bool) -> bool:
-        """Whether the server calibrates after this round."""
-        return self.when == "round" or last_of_stage
+    def due(self, trained: bool, last_of_stage: bool) -> bool:
+        """Whether the server calibrates after a round, in which clients were trained or none was."""
+        return trained if self.when == "round" else last_of_stage
 
     def run(self, model: SplitModel, stage: Stage, images: ImageSet, round_: int, seed: int) -> LoopReport:
         """Calibrates the global model in place.

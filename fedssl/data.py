@@ -127,11 +127,11 @@ class ImageData(LightningDataModule):
 
     def _load_evaluation(self) -> tuple[ImageSet, ImageSet]:
         train, test = (self._load(self.eval_dataset, split) for split in self.eval_splits)
-        if (train.labels < 0).any():
-            raise ValueError(
-                f"{self.eval_dataset}/{self.eval_splits[0]} has no labels to evaluate with; name a labelled "
-                "eval_dataset"
-            )
+        for images, split in zip((train, test), self.eval_splits, strict=True):
+            if (images.labels < 0).any():
+                raise ValueError(
+                    f"{self.eval_dataset}/{split} has no labels to evaluate with; name a labelled eval_dataset"
+                )
         return train, test
 
     def _load(self, name: str, split: str) -> ImageSet:

@@ -84,7 +84,8 @@ class FederatedSSL(Pretraining):
         finetuning: FinetuneSettings | None = None,
         seed: int | None = None,
     ) -> None:
-        _check_at_least(1, local_epochs=local_epochs, batch_size=batch_size)
+        _check_at_least(1, local_epochs=local_epochs)
+        _check_at_least(2, batch_size=batch_size)
         _check_at_least(0, proximal=proximal)
         check_dropout(dropout)
         super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
@@ -100,6 +101,7 @@ class FederatedSSL(Pretraining):
         self.local: LocalUpdate | None = None
         self.on_client: Callable[[Cohort, int], None] | None = None
         self.last_report: RoundReport | None = None
+        self._prepared: FederatedData | None = None
 
     @property
     def summary(self) -> dict[str, str]:
@@ -117,7 +119,7 @@ class FederatedSSL(Pretraining):
             self.check_images(data.eval_train)
             return
         self._check_trainer()
-        if self.server is None:
+        if self._prepared is not data:
             self.prepare(data)
 
     def prepare(self, data: ImageData) -> None:
@@ -129,6 +131,9 @@ class FederatedSSL(Pretraining):
         if not isinstance(data, FederatedData):
             raise ValueError(f"FederatedSSL needs FederatedData, got {type(data).__name__}")
         super().prepare(data)
+        if self.calibration and data.federation.auxiliary:
+            self.check_images(data.federation.auxiliary)
+        self._prepared = data
         self.server = self._make_server(data.federation)
         self.local = LocalUpdate(
             self.build(),
@@ -154,6 +159,10 @@ class FederatedSSL(Pretraining):
         assert self.local is not None
         self.model.to(self.device)
         self.local.model.to(self.device)
+
+    def on_fit_end(self) -> None:
+        """Lightning's hook; another fit starts with a new server."""
+        self._prepared = None
 
     def training_step(self, batch: Federation, batch_idx: int) -> None:
         """One communication round."""

@@ -111,7 +111,7 @@ def shuffled_batches(images: ImageSet, batch_size: int, generator: torch.Generat
     """
     order = torch.randperm(len(images), generator=generator)
     indices = [chunk for chunk in order.split(batch_size) if len(chunk) > 1]
-    if images.in_memory:
+    if images.in_memory or not indices:
         yield from map(images.gather, indices)
         return
     with ThreadPoolExecutor(max_workers=1) as reader:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ROUNDING = 1e-9
+"""What a product of a fraction and a number may be too large by."""
+
 
 @dataclass(frozen=True)
 class Cohort:
@@ -37,7 +40,7 @@ def cohort_size(participation: float, num_clients: int) -> int:
         return participation
     if not 0 < participation <= 1:
         raise ValueError(f"participation {participation} as a fraction must be above 0 and at most 1.0")
-    return math.ceil(participation * num_clients)
+    return math.ceil(participation * num_clients - ROUNDING)
 
 
 def draw_cohort(num_clients: int, size: int, dropout: float, rng: np.random.Generator) -> Cohort:

@@ -13,14 +13,14 @@ LAST = "last"
 
 def new_run_folder(parent: Path) -> Path:
     """The next free numbered folder, for example ``runs/lw_fedssl/0003``."""
-    numbers = [int(path.name) for path in parent.glob("[0-9]*") if path.name.isdigit()]
+    numbers = [int(path.name) for path in _numbered(parent)]
     return parent / f"{max(numbers, default=-1) + 1:04d}"
 
 
 def latest_run_folder(parent: Path) -> Path | None:
     """The highest numbered folder that holds a checkpoint."""
-    runs = [path.parent for path in parent.glob(f"[0-9]*/{CHECKPOINTS}") if newest_checkpoint(path)]
-    return max(runs, default=None)
+    runs = [path for path in _numbered(parent) if newest_checkpoint(path / CHECKPOINTS)]
+    return max(runs, key=lambda path: int(path.name), default=None)
 
 
 def choose_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) -> Path:
@@ -72,3 +72,7 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:
     if newest is None:
         raise FileNotFoundError(f"--ckpt_path last: {folder / CHECKPOINTS} has no checkpoint")
     return newest
+
+
+def _numbered(parent: Path) -> list[Path]:
+    return [path for path in parent.glob("*") if path.name.isdigit()]

@@ -163,8 +163,7 @@ class Server:
             raise AllClientsFailedError(f"round {self.round}: no usable update; {intake.reasons()}")
         (step or self.optimizer.step)()
         self.optimizer.zero_grad(set_to_none=True)
-        calibration_loss = self._calibrate() if intake.trained else None
-        return self._end_round(intake, calibration_loss)
+        return self._end_round(intake, self._calibrate(bool(intake.trained)))
 
     @torch.no_grad()
     def _set_gradients(self, names: list[str], aggregate: Tensors) -> None:
@@ -179,9 +178,9 @@ class Server:
                 elif value is not None:
                     own.copy_(value)
 
-    def _calibrate(self) -> float | None:
+    def _calibrate(self, trained: bool) -> float | None:
         last_of_stage = self.round + 1 == sum(s.rounds for s in self.stages[: self.stage.index + 1])
-        if not self.calibration or not self.calibration.due(last_of_stage):
+        if not self.calibration or not self.calibration.due(trained, last_of_stage):
             return None
         assert self.auxiliary is not None
         report = self.calibration.run(self.model, self.stage, self.auxiliary, self.round, self.seed)
@@ -228,7 +227,7 @@ class Server:
         return {
             "round": self.round,
             "entered": self._entered,
-            "holdings": self._holdings,
+            "holdings": {client: dict(held) for client, held in self._holdings.items()},
             "ledger": self.ledger.state_dict(),
             "failed_updates": self.failed_updates,
             "settings": self.settings(),
@@ -242,7 +241,7 @@ class Server:
         """
         check_same(state["settings"], self.settings())
         self.round, self._entered = state["round"], state["entered"]
-        self._holdings = state["holdings"]
+        self._holdings = {client: dict(held) for client, held in state["holdings"].items()}
         self.ledger.load_state_dict(state["ledger"])
         self.failed_updates = state["failed_updates"]
         self.model.encoder.depth = self.stages[max(self._entered, 0)].depth

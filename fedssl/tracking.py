@@ -34,6 +34,7 @@ class MetricsCSV(Logger):
         self.path = path
         self._rows: dict[int, dict[str, Any]] | None = None
         self._columns: list[str] = []
+        self._changed: set[int] = set()
         self._last = -1
         self._offset = 0
 
@@ -58,21 +59,23 @@ class MetricsCSV(Logger):
         if self._rows is None:
             self._rows = {at: row for at, row in self._read().items() if at < step}
         self._rows.setdefault(step, {"step": step}).update(metrics)
+        self._changed.add(step)
 
     @rank_zero_only
     def save(self) -> None:
         """Brings the file up to date; only the last row is written again while the columns stay the same."""
-        if not self._rows:
+        if not self._rows or not self._changed:
             return
         last = max(self._rows)
         known = self._columns or [key for row in self._rows.values() for key in row]
         columns = list(dict.fromkeys([*known, *self._rows[last]]))
-        if columns != self._columns or last not in (self._last, self._last + 1):
+        if columns != self._columns or self._changed != {last}:
             self._columns = columns
             write_atomically(self.path, self._write_all)
         else:
             self._write_last(last)
         self._last = last
+        self._changed.clear()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -144,8 +144,8 @@ def test_wandb_runs_offline_under_one_id(tmp_path: Path) -> None:
     [
         (["--model.learning_rate=1"], "'learning_rate' is not accepted"),
         (["--unknown=1"], "unknown"),
-        (["--model.scheme=LayerWisee"], "allowed: EndToEnd, LayerWise, Progressive"),
-        (["--model.method=MoCo"], "allowed: BYOL, MoCoV3, SimCLR"),
+        (["--model.scheme=LayerWisee"], "scheme: unknown class 'LayerWisee'; allowed: "),
+        (["--model.method=MoCo"], "method: unknown class 'MoCo'; allowed: "),
         (
             ["--model.scheme.blocks_per_stage=[1,1,1,1,1,1,1]"],
             "7 stages are more than the encoder's 6 blocks",

@@ -144,3 +144,9 @@ def test_an_encoder_may_move_as_a_folder(tmp_path: Path) -> None:
     export_encoder(encoder, tmp_path / "encoder", [0.5], [0.5])
     (tmp_path / "encoder").rename(tmp_path / "moved")
     assert_timm_agrees(encoder, tmp_path / "moved")
+
+
+def test_the_folder_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    export_encoder(trained(VITS["average"]), tmp_path / "encoder", [0.5], [0.5])
+    assert (tmp_path / "encoder").stat().st_mode == (tmp_path / "other").stat().st_mode
