@@ -42,6 +42,10 @@ class Alignment(ABC):
         assert self._received is not None
         self._received.reset(method.online())
 
+    def copies(self) -> list[Tensor]:
+        """Tensors of the copies it holds."""
+        return _tensors(self._received.copy) if self._received else []
+
     def remember(self, method: SSLMethod) -> Memory | None:
         """What the client keeps until its next round; ``None`` if nothing."""
         return None
@@ -90,6 +94,9 @@ class MoonAlignment(Alignment):
         for own, remembered in zip(_tensors(self._previous.copy), memory or [], strict=memory is not None):
             own.copy_(remembered)
 
+    def copies(self) -> list[Tensor]:
+        return super().copies() + (_tensors(self._previous.copy) if self._previous else [])
+
     def remember(self, method: SSLMethod) -> Memory:
         return [tensor.detach().cpu().clone() for tensor in _tensors(method.online())]
 
@@ -110,10 +117,10 @@ class ProximalTerm:
     def __init__(self, method: SSLMethod, mu: float) -> None:
         self._mu = mu
         self._parameters = method.trained()
-        self._received = [parameter.detach().clone() for parameter in self._parameters]
+        self.received = [parameter.detach().clone() for parameter in self._parameters]
 
     def __call__(self, hidden: Views, output: StepOutput) -> Tensor:
-        pairs = zip(self._parameters, self._received, strict=True)
+        pairs = zip(self._parameters, self.received, strict=True)
         return self._mu / 2 * torch.stack([(now - then).square().sum() for now, then in pairs]).sum()
 
 

@@ -2,7 +2,9 @@
 
 from layerwise.encoder import EncoderSpec, StagedEncoder, build_encoder, timm_arguments
 from layerwise.growth import renew, transfer_weights
+from layerwise.live_bytes import LiveBytes, tensor_bytes
 from layerwise.meter import StepCost, StepMeter
+from layerwise.paper_cost import PaperCost, paper_cost
 from layerwise.schemes import EndToEnd, LayerWise, Progressive, Scheme
 from layerwise.stage import Stage, split_encoder
 
@@ -10,6 +12,8 @@ __all__ = [
     "EncoderSpec",
     "EndToEnd",
     "LayerWise",
+    "LiveBytes",
+    "PaperCost",
     "Progressive",
     "Scheme",
     "Stage",
@@ -17,8 +21,10 @@ __all__ = [
     "StepCost",
     "StepMeter",
     "build_encoder",
+    "paper_cost",
     "renew",
     "split_encoder",
+    "tensor_bytes",
     "timm_arguments",
     "transfer_weights",
 ]

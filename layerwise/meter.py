@@ -36,7 +36,7 @@ class StepMeter:
     """
 
     def __init__(self, state: Iterable[Tensor]) -> None:
-        self._state = {tensor.untyped_storage().data_ptr() for tensor in state}
+        self._state = {tensor.untyped_storage()._cdata for tensor in state}
         self._saved: dict[int, int] = {}
         self._flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
         self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
@@ -58,8 +58,8 @@ class StepMeter:
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._state:
-            self._saved[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in self._state:
+            self._saved[storage._cdata] = storage.nbytes()
         return tensor
 
 

@@ -2,7 +2,7 @@
 
 from ssl_methods.augment import DigitsViews, MedicalViews, NaturalViews, TwoViews
 from ssl_methods.byol import BYOL
-from ssl_methods.losses import info_nce
+from ssl_methods.losses import info_nce, nt_xent
 from ssl_methods.method import OptimizerFactory, SSLMethod, StepOutput, Views
 from ssl_methods.moco_v3 import MoCoV3
 from ssl_methods.simclr import SimCLR
@@ -22,4 +22,5 @@ __all__ = [
     "TwoViews",
     "Views",
     "info_nce",
+    "nt_xent",
 ]

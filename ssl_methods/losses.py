@@ -25,6 +25,28 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(query), device=query.device))
 
 
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """NT-Xent: each of the 2B views must recognise the other view of its image among all others of the batch.
+
+    The same mathematics as lightly's ``NTXentLoss`` without a memory bank (SimCLR, arXiv 2002.05709, equation 1), but
+    without boolean indexing: its shapes do not depend on data, so that its cost can be planned without data.
+
+    Args:
+        first: Embeddings (B, D) of one view of each image.
+        second: Embeddings (B, D) of the other view.
+        temperature: Divides the cosine similarities.
+
+    Returns:
+        Mean loss over the 2B views, a scalar.
+    """
+    count = len(first)
+    views = F.normalize(torch.cat([first, second]), dim=1)
+    logits = views @ views.T / temperature
+    itself = torch.eye(2 * count, dtype=torch.bool, device=views.device)
+    partner = torch.arange(2 * count, device=views.device).roll(count)
+    return F.cross_entropy(logits.masked_fill(itself, float("-inf")), partner)
+
+
 def check_temperature(temperature: float) -> float:
     """Returns the temperature if it is positive.
 

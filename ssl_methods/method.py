@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningModule
@@ -50,9 +50,11 @@ class SSLMethod(LightningModule):
     Attributes:
         loss_terms: Further losses of a step, functions of (prefix outputs of both views, step output).
         generator: Source of the augmentation's random numbers.
+        views_in_paper: Views of a sample that LW-FedSSL's resource figures count: two, but one with a target branch.
     """
 
     projector: nn.Module
+    views_in_paper: ClassVar[int] = 2
 
     def __init__(self, backbone: nn.Module, feature_dim: int, augment: TwoViews, optimizer: OptimizerFactory) -> None:
         super().__init__()
@@ -147,6 +149,8 @@ class MomentumMethod(SSLMethod):
         optimizer: Makes the optimizer.
         momentum: Of the target branch, 0 to 1.
     """
+
+    views_in_paper = 1
 
     def __init__(
         self,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from lightly.loss import NTXentLoss
 from lightly.models.modules import SimCLRProjectionHead
 from torch import nn
 
 from ssl_methods.augment import TwoViews
-from ssl_methods.losses import check_temperature
+from ssl_methods.losses import check_temperature, nt_xent
 from ssl_methods.method import OptimizerFactory, SSLMethod, StepOutput, Views
 
 
@@ -41,7 +40,7 @@ class SimCLR(SSLMethod):
     ) -> None:
         super().__init__(backbone, feature_dim, augment, optimizer)
         self.projector = SimCLRProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers)
-        self.loss = NTXentLoss(check_temperature(temperature))
+        self.temperature = check_temperature(temperature)
 
     def heads(self) -> dict[str, nn.Module]:
         """The projector."""
@@ -50,4 +49,4 @@ class SimCLR(SSLMethod):
     def step(self, hidden: Views) -> StepOutput:
         """NT-Xent between the projections of both views."""
         first, second = (self.projector(self.backbone(view)) for view in hidden)
-        return StepOutput(self.loss(first, second), (first, second))
+        return StepOutput(nt_xent(first, second, self.temperature), (first, second))

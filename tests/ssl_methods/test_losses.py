@@ -2,9 +2,10 @@ import math
 
 import pytest
 import torch
+from lightly.loss import NTXentLoss
 from torch import nn
 
-from ssl_methods import BYOL, MoCoV3, SimCLR, info_nce
+from ssl_methods import BYOL, MoCoV3, SimCLR, info_nce, nt_xent
 from ssl_methods.losses import check_momentum, check_temperature
 
 
@@ -103,3 +104,10 @@ def test_momentum_must_lie_between_zero_and_one(momentum, objective):
 def test_allowed_values_pass_through():
     assert check_temperature(0.05) == 0.05
     assert [check_momentum(momentum) for momentum in (0, 0.5, 1)] == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_nt_xent_equals_lightlys(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    first, second = torch.randn(2, count, 5, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(nt_xent(first, second, 0.3), NTXentLoss(0.3)(first, second))

@@ -1,0 +1,194 @@
+"""What a client spends over a run, counted the way LW-FedSSL (arXiv 2401.11647, table 2) counts it.
+
+:mod:`layerwise.meter` and a run's messages say what this code really executes and sends. This module answers another
+question: which figures the paper would print for a model. It reads them off the modules, nothing is executed.
+
+Operations are multiply-accumulates (printed as "FLOPs") of one sample in the online branch: products of linear
+layers, convolutions and attention, layer and group norm at 5 an element, batch norm at 2. Backward costs twice the
+forward pass, frozen parts run forward only, heads are trained in every round. A ViT's class token is left out: what
+the stem puts before the patch tokens is cut off in front of the first block. Activations, pooling, biases and residual
+sums are free. Batch norm at 2 is our reading: one sample is normalised by running statistics, a scale and a shift.
+
+Traffic is the state dict of everything trained, batch statistics and their counters included. The final norm
+(``tail``) travels with the stem: in the first stage only for layer-wise training, always for the other schemes. There
+it differs from :meth:`layerwise.stage.Stage.trained_parts`, by which it travels in every stage.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from layerwise.encoder import StagedEncoder
+from layerwise.stage import Stage
+from layerwise.vit import ViTTail
+
+NORM_MACS = {nn.LayerNorm: 5, nn.GroupNorm: 5, nn.BatchNorm1d: 2, nn.BatchNorm2d: 2}
+"""Multiply-accumulates an element."""
+
+TRAINING_PASSES = 3
+"""Cost of a trained part in forward passes: forward once, backward twice."""
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class PaperCost:
+    """Cost of one client over one or more rounds, in the paper's conventions.
+
+    Args:
+        macs: Multiply-accumulates of one sample, summed over views, local epochs and rounds.
+        down_bytes: From the server to the client.
+        up_bytes: From the client to the server.
+    """
+
+    macs: int = 0
+    down_bytes: int = 0
+    up_bytes: int = 0
+
+    @property
+    def gflops(self) -> float:
+        """What the paper calls GFLOPs: 10^9 multiply-accumulates."""
+        return self.macs / 1e9
+
+    @property
+    def traffic_gb(self) -> float:
+        """Both directions in what the paper calls GB: 1000 MiB."""
+        return (self.down_bytes + self.up_bytes) / 1024**2 / 1000
+
+    def __add__(self, other: PaperCost) -> PaperCost:
+        return PaperCost(self.macs + other.macs, self.down_bytes + other.down_bytes, self.up_bytes + other.up_bytes)
+
+    def __mul__(self, rounds: int) -> PaperCost:
+        return PaperCost(self.macs * rounds, self.down_bytes * rounds, self.up_bytes * rounds)
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """Cost of one part of a model.
+
+    Args:
+        macs: Multiply-accumulates of one sample's forward pass.
+        size: Bytes of the state dict.
+    """
+
+    macs: int = 0
+    size: int = 0
+
+    def __add__(self, other: PartCost) -> PartCost:
+        return PartCost(self.macs + other.macs, self.size + other.size)
+
+
+def paper_cost(
+    encoder: StagedEncoder,
+    stages: Sequence[Stage],
+    heads: Mapping[str, nn.Module],
+    local_epochs: int,
+    views: int,
+    downloads_all: bool = False,
+) -> PaperCost:
+    """Cost of one client that takes part in every round of ``stages``: a whole run, or a part of it.
+
+    Args:
+        encoder: The full encoder; it is left as it is and may lie on any device.
+        stages: The stages, with their rounds.
+        heads: Heads in forward order: the first takes the encoder's features, each further one the output of the
+            one before.
+        local_epochs: Epochs a client trains in each round.
+        views: Views of a sample that are counted. The paper counts one for MoCo v3 and BYOL, two for SimCLR.
+        downloads_all: Whether every round's download holds the frozen parts too: the paper's worst case of layer-wise
+            training, a client that holds nothing yet. It changes nothing where no part is frozen.
+
+    Raises:
+        ValueError: ``local_epochs`` or ``views`` is less than 1.
+    """
+    costs = paper_round_costs(encoder, stages, heads, local_epochs, views, downloads_all)
+    return sum((cost * stage.rounds for cost, stage in zip(costs, stages, strict=True)), PaperCost())
+
+
+def paper_round_costs(
+    encoder: StagedEncoder,
+    stages: Sequence[Stage],
+    heads: Mapping[str, nn.Module],
+    local_epochs: int,
+    views: int,
+    downloads_all: bool = False,
+) -> list[PaperCost]:
+    """Cost of a single round of each stage for one client; arguments and errors as in :func:`paper_cost`."""
+    if local_epochs < 1:
+        raise ValueError(f"local_epochs must be at least 1, got {local_epochs}")
+    if views < 1:
+        raise ValueError(f"views must be at least 1, got {views}")
+    parts = part_costs(encoder)
+    head = sum(head_costs(heads, encoder.feature_dim).values(), PartCost())
+    return [_round_cost(parts, head, stage, local_epochs * views, downloads_all) for stage in stages]
+
+
+def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:
+    """Costs of the parts of ``encoder``, by name, for one image of its spec's size."""
+    shadow, spec = _on_meta(encoder), encoder.spec
+    macs: dict[str, int] = {}
+    image = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size, device="meta")
+    macs["stem"], hidden = _run(shadow.stem, image)
+    if isinstance(shadow.tail, ViTTail):
+        hidden = hidden[:, shadow.tail.prefix_tokens :]
+    for i, block in enumerate(shadow.blocks):
+        macs[f"block.{i}"], hidden = _run(block, hidden)
+    macs["tail"], _ = _run(shadow.tail, hidden)
+    for i, (layer, width) in enumerate(zip(shadow.reshape, shadow.widths, strict=True)):
+        macs[f"reshape.{i}"], _ = _run(layer, torch.empty(1, width, device="meta"))
+    return {name: PartCost(macs[name], _state_size(part)) for name, part in encoder.parts().items()}
+
+
+def head_costs(heads: Mapping[str, nn.Module], feature_dim: int) -> dict[str, PartCost]:
+    """Costs of the heads, by name, chained behind features (1, feature_dim)."""
+    hidden = torch.empty(1, feature_dim, device="meta")
+    costs = {}
+    for name, head in heads.items():
+        macs, hidden = _run(_on_meta(head), hidden)
+        costs[name] = PartCost(macs, _state_size(head))
+    return costs
+
+
+def _round_cost(
+    parts: Mapping[str, PartCost], head: PartCost, stage: Stage, passes: int, downloads_all: bool
+) -> PaperCost:
+    names = stage.trained_parts()
+    frozen = sum((parts[name] for name in stage.frozen_parts()), PartCost())
+    trained = sum((parts[name] for name in names), head)
+    sent = sum((parts[name] for name in names if stage.trains_stem or name != "tail"), head)
+    received = frozen + trained if downloads_all else sent
+    macs = (TRAINING_PASSES * trained.macs + frozen.macs) * passes
+    return PaperCost(macs, received.size, sent.size)
+
+
+def _on_meta(module: ModuleT) -> ModuleT:
+    """A copy for evaluation whose tensors have shapes but no contents; no tensor is copied for it."""
+    state = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor.detach().to("meta") for tensor in state}).eval()
+
+
+def _run(module: nn.Module, inputs: Tensor) -> tuple[int, Tensor]:
+    """Multiply-accumulates of one forward pass, and its output."""
+    norm_macs = []
+    handles = [
+        layer.register_forward_hook(lambda _, args, output, each=each: norm_macs.append(each * output.numel()))
+        for layer in module.modules()
+        for kind, each in NORM_MACS.items()
+        if isinstance(layer, kind)
+    ]
+    with torch.no_grad(), FlopCounterMode(display=False) as products:
+        output = module(inputs)
+    for handle in handles:
+        handle.remove()
+    return products.get_total_flops() // 2 + sum(norm_macs), output
+
+
+def _state_size(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
