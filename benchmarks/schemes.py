@@ -25,7 +25,8 @@ Seconds are of two runs at a time on a machine with other work.
 FASHION = """
 10,000 images of Fashion-MNIST (28x28, grey) over 10 IID clients, the other splits as published; a ViT of 6
 blocks, width 96, patch 7; 12 rounds of 2 local epochs, batch 64, SimCLR. kNN and linear probe use all 60,000
-labelled training images as the bank and the 10,000 test images. Last round's value. Seconds are of two runs at a time on a machine with other work.
+labelled training images as the bank and the 10,000 test images. Last round's value.
+Seconds are of two runs at a time on a machine with other work.
 """
 FASHION_SETTINGS = [
     "--data.dataset=fashion_mnist",
