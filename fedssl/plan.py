@@ -125,13 +125,13 @@ def print_plan(plan: dict[str, Any], console: Console | None = None) -> None:
         title=f"{summary['scheme']} {summary['method']}, a client over {summary['rounds']} rounds",
     )
     for column in ("stage", "blocks", "rounds", "peak MiB", "kept MiB", "GMACs", "down MiB", "up MiB"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for stage in plan["stages"]:
         blocks = f"{len(stage['trained'])} of {len(stage['present'])}"
         activations = f"{stage['step']['activations'] / MIB:,.1f}"
         peak, *costs = _cells(stage)
         table.add_row(str(stage["index"] + 1), blocks, str(stage["rounds"]), peak, activations, *costs)
-    for label, key in (("whole run", "total"), ("end-to-end", "end_to_end")):
+    for label, key in (("all", "total"), ("end-to-end", "end_to_end")):
         peak, *costs = _cells(plan[key])
         table.add_row(label, "", str(summary["rounds"]), peak, "", *costs, style="bold")
     ratio = plan["ratio"]
