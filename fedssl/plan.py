@@ -14,7 +14,7 @@ from fedssl.federated import FederatedSSL
 from fedssl.participation import cohort_size
 from fedssl.prediction import StepPrediction, StepPredictor
 from fedssl.traffic import ClientTraffic, play_rounds
-from layerwise import EndToEnd, Scheme, Stage, paper_cost
+from layerwise import Scheme, Stage, paper_cost, reference_scheme
 
 MIB = 2**20
 
@@ -86,7 +86,7 @@ def plan_as_dict(module: FederatedSSL, images: list[int]) -> dict[str, Any]:
     The two conventions stand side by side: ``ours`` is what this code executes and sends, for the mean client;
     ``paper`` is counted as LW-FedSSL's table 2 counts, for one sample and a client that takes part in every round.
     """
-    plans, whole = plan_run(module, images), total(plan_run(module, images, EndToEnd()))
+    plans, whole = plan_run(module, images), total(plan_run(module, images, reference_scheme()))
     planned = total(plans)
     ours = {"total": planned, "end_to_end": whole, "ratio": _ratio(whole, planned)}
     return {
@@ -108,7 +108,7 @@ def paper_convention(module: FederatedSSL) -> dict[str, dict[str, float]]:
         worst = paper_cost(model.encoder, stages, heads, module.local_epochs, views, downloads_all=True)
         return {"gflops": cost.gflops, "traffic_gb": cost.traffic_gb, "worst_traffic_gb": worst.traffic_gb}
 
-    planned, whole = figures(module.scheme), figures(EndToEnd())
+    planned, whole = figures(module.scheme), figures(reference_scheme())
     return {"total": planned, "end_to_end": whole, "ratio": _ratio(whole, planned)}
 
 

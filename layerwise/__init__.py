@@ -5,7 +5,7 @@ from layerwise.growth import renew, transfer_weights
 from layerwise.live_bytes import LiveBytes, tensor_bytes
 from layerwise.meter import StepCost, StepMeter
 from layerwise.paper_cost import PaperCost, paper_cost
-from layerwise.schemes import EndToEnd, LayerWise, Progressive, Scheme
+from layerwise.schemes import EndToEnd, LayerWise, Progressive, Scheme, reference_scheme
 from layerwise.stage import Stage, split_encoder
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "StepMeter",
     "build_encoder",
     "paper_cost",
+    "reference_scheme",
     "renew",
     "split_encoder",
     "tensor_bytes",

@@ -93,6 +93,11 @@ class EndToEnd(Scheme):
         return Stage(index, tuple(range(end)), tuple(range(end)), True, rounds)
 
 
+def reference_scheme() -> Scheme:
+    """The scheme with which the costs of all others are compared: end-to-end training."""
+    return EndToEnd()
+
+
 def blocks_of_stages(blocks_per_stage: int | list[int], num_blocks: int) -> list[int]:
     """Number of blocks each stage adds.
 
