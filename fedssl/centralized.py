@@ -8,38 +8,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fedssl.model import MethodFactory
 from fedssl.pretraining import Pretraining
 from fedssl.seeding import derive_seed, torch_generator
-from layerwise import EncoderSpec
-from linear_eval import EvaluationSettings, FinetuneSettings
-from ssl_methods import OptimizerFactory, TwoViews
 
 
 class CentralizedSSL(Pretraining):
     """Trains the whole encoder on all images in one place; the yardstick of the federated schemes.
 
     Args:
-        encoder: The encoder to build.
-        method: The self-supervised objective: SimCLR, BYOL or MoCoV3.
-        augment: Makes two views of a batch of images.
-        optimizer: The optimizer.
-        evaluation: Neighbours and probe.
-        finetuning: Fine-tunes a copy in the final evaluation; ``None`` does not.
-        seed: Seed of every random choice; ``None`` takes the run's.
+        *args: Those of :class:`fedssl.pretraining.Pretraining`.
+        **kwargs: Likewise.
     """
 
-    def __init__(
-        self,
-        encoder: EncoderSpec,
-        method: MethodFactory,
-        augment: TwoViews,
-        optimizer: OptimizerFactory,
-        evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
-        finetuning: FinetuneSettings | None = None,
-        seed: int | None = None,
-    ) -> None:
-        super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self.method = self.model.method
         self.method.start()
 
