@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.trainer import Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.cli_errors import BriefParser, root_cause
@@ -39,7 +40,7 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
     "enable_model_summary": False,
 }
-USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError)
+USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError, MisconfigurationException)
 
 
 class FedSSLCLI(LightningCLI):

@@ -45,6 +45,20 @@ class TimmEncoder(EvaluatedModule):
         self.image_size = int(config["input_size"][-1])
         self.in_channels = int(config["input_size"][0])
 
+    def setup(self, stage: str) -> None:
+        """Lightning's hook; compares the images with what the encoder expects.
+
+        Raises:
+            ValueError: Size or channels differ.
+        """
+        images = self.trainer.datamodule.eval_train  # type: ignore[attr-defined]
+        found, wanted = (images.image_size, images.channels), (self.image_size, self.in_channels)
+        if found != wanted:
+            raise ValueError(
+                f"images have {found[0]} pixels a side and {found[1]} channels, the encoder expects {wanted[0]} and "
+                f"{wanted[1]}: set --data.image_size {wanted[0]} --data.channels {wanted[1]}"
+            )
+
     def normalize(self, images: Tensor) -> Tensor:
         """(images / 255 - mean) / std."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")

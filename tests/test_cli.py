@@ -96,6 +96,14 @@ def test_any_timm_folder_can_be_evaluated(run: Path, tmp_path: Path) -> None:
     assert tested["linear_top1"] == pytest.approx(fitted["linear_top1"])
 
 
+def test_an_evaluated_encoder_must_fit_the_images(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["-c", "evaluate.yaml", f"--model.folder={run / 'encoder'}", f"--run_dir={tmp_path / 'e'}"]
+    assert "expects 16 and 1" in refused(capsys, "test", *command, "--data.image_size=20")
+    assert "training_step" in refused(capsys, "fit", *command)
+
+
 @pytest.mark.parametrize("method", ["SimCLR", "BYOL", "MoCoV3"])
 @pytest.mark.parametrize("config", ["lw_fedssl", "prog_fedssl", "fedssl", "centralized"])
 def test_every_method_by_one_flag(config: str, method: str, tmp_path: Path) -> None:
