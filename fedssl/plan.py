@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -42,7 +41,7 @@ class StagePlan:
         layers = {"index": self.stage.index, "rounds": self.stage.rounds}
         blocks = {"present": list(self.stage.present), "trained": list(self.stage.trained)}
         costs = {"macs": self.macs, "down_bytes": self.down_bytes, "up_bytes": self.up_bytes}
-        return layers | blocks | costs | {"peak_memory_bytes": self.step.peak, "step": asdict(self.step)}
+        return layers | blocks | costs | {"peak_memory_bytes": self.step.peak, "step": self.step.as_dict()}
 
 
 def plan_run(module: FederatedSSL, images: list[int], scheme: Scheme | None = None) -> list[StagePlan]:
@@ -55,7 +54,7 @@ def plan_run(module: FederatedSSL, images: list[int], scheme: Scheme | None = No
     """
     model = module.build()
     stages = (scheme or module.scheme).stages(len(model.encoder.blocks), module.rounds)
-    predictor = cache(StepPredictor(model, module.alignment, module.proximal).__call__)
+    predictor = StepPredictor(model, module.alignment, module.proximal)
     cohort = cohort_size(module.participation, len(images))
     played = play_rounds(model, stages, len(images), cohort, module.dropout, module.calibration, module.seed)
     largest = max(max(_batches(n, module.batch_size), default=2) for n in images)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -29,7 +30,6 @@ class StepPrediction:
         optimizer_state: Of the client's optimizer.
         copies: Momentum target, alignment and proximal copies.
         activations: Kept by autograd for backward.
-        transient: What the peak holds beyond all of these, the two views among them.
         peak: Most bytes of tensors alive at once.
         macs: Multiply-accumulates.
     """
@@ -39,9 +39,18 @@ class StepPrediction:
     optimizer_state: int
     copies: int
     activations: int
-    transient: int
     peak: int
     macs: int
+
+    @property
+    def transient(self) -> int:
+        """What the peak holds beyond all of these, the two views among them."""
+        known = self.parameters + self.gradients + self.optimizer_state + self.copies + self.activations
+        return max(0, self.peak - known)
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain numbers."""
+        return asdict(self) | {"transient": self.transient}
 
 
 class StepPredictor:
@@ -60,9 +69,32 @@ class StepPredictor:
         self._model = model
         self._alignment = alignment
         self._proximal = proximal
+        self._run = cache(self.run)
+        self._alike = len({repr(block) for block in model.encoder.blocks}) == 1
 
     def __call__(self, stage: Stage, batch_size: int) -> StepPrediction:
-        """The cost of a step at a stage."""
+        """The cost of a step at a stage.
+
+        Where all blocks are alike, as in a ViT, every cost grows by the same amount with each frozen and each trained
+        block, so that a few shallow stages tell all others. Only the peak of a very small model may be off, by some
+        percent, where it falls into another phase of the step with growing depth.
+        """
+        frozen, trained = len(stage.frozen), len(stage.trained)
+        if not self._alike or frozen + trained <= 2:
+            return self._run(stage, batch_size)
+        least = 0 if stage.trains_stem else 1
+
+        def shallow(frozen: int, trained: int) -> StepPrediction:
+            present = tuple(range(frozen + trained))
+            return self._run(Stage(0, present, present[frozen:], stage.trains_stem, 1), batch_size)
+
+        base = shallow(least, 1)
+        per_frozen = _difference(shallow(least + 1, 1), base) if frozen > least else {}
+        per_trained = _difference(shallow(least, 2), base) if trained > 1 else {}
+        return _extend(base, (per_frozen, frozen - least), (per_trained, trained - 1))
+
+    def run(self, stage: Stage, batch_size: int) -> StepPrediction:
+        """Runs the stage itself."""
         spec = self._model.encoder.spec
         self._model.attach(stage)
         if self._alignment:
@@ -84,6 +116,18 @@ class StepPredictor:
                 return copy.deepcopy((method, self._alignment), memo)
         finally:
             method.generator = generator
+
+
+def _difference(larger: StepPrediction, smaller: StepPrediction) -> dict[str, int]:
+    return {key: value - getattr(smaller, key) for key, value in asdict(larger).items()}
+
+
+def _extend(base: StepPrediction, *growths: tuple[dict[str, int], int]) -> StepPrediction:
+    """Adds each growth as often as it is counted."""
+    costs = asdict(base)
+    for growth, times in growths:
+        costs = {key: value + times * growth.get(key, 0) for key, value in costs.items()}
+    return StepPrediction(**costs)
 
 
 def _add_terms(method: SSLMethod, alignment: Alignment | None, proximal: float) -> list[Tensor]:
@@ -124,9 +168,7 @@ def predict_step(method: SSLMethod, views: Views, copies: list[Tensor]) -> StepP
     cost = meter.cost()
     parameters, state = tensor_bytes(own), tensor_bytes(_state(optimizer))
     twin = tensor_bytes(model) - parameters + tensor_bytes(copies)
-    known = parameters + gradients + state + twin + cost.activation_bytes
-    transient = max(0, live.peak - known)
-    return StepPrediction(parameters, gradients, state, twin, cost.activation_bytes, transient, live.peak, cost.macs)
+    return StepPrediction(parameters, gradients, state, twin, cost.activation_bytes, live.peak, cost.macs)
 
 
 def _step_of(method: SSLMethod, optimizer: Optimizer, views: Views) -> Callable[[], int]:

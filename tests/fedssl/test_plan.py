@@ -76,6 +76,7 @@ def test_the_peak_is_that_of_the_allocator(spec: EncoderSpec, scheme: Scheme, ba
     blocks = len(model.encoder.blocks)
     stage = scheme.stages(blocks, blocks)[-1]
     predicted = StepPredictor(model, None, 0.0)(stage, batch_size)
+    model.attach(stage)
     method = model.method
     views = tuple(torch.randn(batch_size, 3, 32, 32) for _ in range(2))
     optimizer = method.configure_optimizers()
@@ -113,6 +114,25 @@ def test_parts_of_the_memory_by_hand() -> None:
     assert step.gradients == sum(p.numel() * 4 for p in trained)
     assert step.optimizer_state == step.gradients
     assert step.copies == sizes["block.1"] + sizes["tail"] + sizes["head.projector"]
+
+
+@pytest.mark.parametrize("method", [SimCLR, MoCoV3])
+@pytest.mark.parametrize("scheme", [LayerWise(), LayerWise([1, 2, 1]), Progressive(), EndToEnd()])
+def test_deep_stages_follow_from_shallow_ones(method: Callable[..., Any], scheme: Scheme) -> None:
+    model = build_model(VIT, partial(method, **SMALL_HEADS), DigitsViews(), partial(AdamW, lr=1e-3), 0)
+    predictor = StepPredictor(model, GlobalAlignment(), 0.1)
+    for stage in scheme.stages(4, 12):
+        inferred, run = predictor(stage, 8).as_dict(), predictor.run(stage, 8).as_dict()
+        assert inferred["peak"] == pytest.approx(run["peak"], rel=0.03)
+        for key in inferred.keys() - {"peak", "transient"}:
+            assert inferred[key] == run[key], key
+
+
+def test_the_peak_of_deep_stages_is_exact_at_the_papers_size() -> None:
+    model = build_model(VIT_TINY, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0)
+    predictor = StepPredictor(model, None, 0.0)
+    for stage in (LayerWise().stages(3, 3)[-1], EndToEnd().stages(3, 3)[0]):
+        assert predictor(stage, 64) == predictor.run(stage, 64)
 
 
 def test_the_model_is_left_as_it_was() -> None:
