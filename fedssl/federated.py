@@ -131,6 +131,8 @@ class FederatedSSL(Pretraining):
         if not isinstance(data, FederatedData):
             raise ValueError(f"FederatedSSL needs FederatedData, got {type(data).__name__}")
         super().prepare(data)
+        if max(len(images) for images in data.federation.clients) < 2:
+            raise ValueError("no client has two images to contrast: use fewer clients or more images")
         if self.calibration and data.federation.auxiliary:
             self.check_images(data.federation.auxiliary)
         self._prepared = data

@@ -63,7 +63,7 @@ class LocalUpdate:
             except NonFiniteLossError as error:
                 return Failure(task.client_id, str(error))
         if report.steps == 0:
-            return Failure(task.client_id, f"{len(images)} images are too few to contrast")
+            return Failure(task.client_id, f"{len(images)} images are too few to contrast", skipped=True)
         self._remember(task)
         return self._result(task, len(images), report)
 

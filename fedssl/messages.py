@@ -59,10 +59,17 @@ class Result:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that took part but has nothing usable to give."""
+    """A client that took part but has nothing usable to give.
+
+    Args:
+        client_id: Which one.
+        reason: Why, for people.
+        skipped: It had too few images to train on; nothing went wrong.
+    """
 
     client_id: int
     reason: str
+    skipped: bool = False
 
 
 def flatten(parts: Parts) -> Tensors:

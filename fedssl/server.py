@@ -145,8 +145,8 @@ class Server:
             step: Steps the server optimizer; ``optimizer.step`` unless a driver passes its own wrapper.
 
         Raises:
-            AllClientsFailedError: Clients took part and none gave a usable result. The global model is as it
-                was before the round.
+            AllClientsFailedError: Clients took part and failed, and none gave a usable result. The global model is as
+                it was before the round. A round of clients that only had too few images counts as an empty one.
         """
         names = self.model.trained_names(self.stage)
         reference = flatten(self.model.read(names))
@@ -159,7 +159,7 @@ class Server:
             self._set_gradients(names, self.aggregation.finish())
             for key, counter in intake.counters.items():
                 reference[key].copy_(counter)
-        elif intake.failures:
+        elif any(not failure.skipped for failure in intake.failures):
             raise AllClientsFailedError(f"round {self.round}: no usable update; {intake.reasons()}")
         (step or self.optimizer.step)()
         self.optimizer.zero_grad(set_to_none=True)

@@ -18,6 +18,7 @@ from fedssl.datasets import FileImages
 from fedssl.federated import FederatedSSL
 from fedssl.files import replace_folder
 from fedssl.loop import shuffled_batches
+from fedssl.messages import Failure
 from fedssl.participation import cohort_size
 from fedssl.run_folder import latest_run_folder
 from fedssl.tracking import MetricsCSV
@@ -133,3 +134,13 @@ def test_a_module_is_not_trained_beyond_its_last_round(make_module: Callable[...
     fit(module, FederatedData(clients=2, train_images=24, seed=0))
     assert module.server is not None
     assert (module.server.num_clients, module.server.round) == (2, 3)
+
+
+def test_a_round_of_clients_with_too_few_images_is_an_empty_one(make_world: Callable[..., Any]) -> None:
+    world = make_world()
+    before = world.weights()
+    world.server.begin_round()
+    report = world.server.absorb([Failure(0, "1 images are too few to contrast", skipped=True)])
+    assert (report.trained, len(report.failures), world.server.round) == ((), 1, 1)
+    after = world.weights()
+    assert all(torch.equal(after[key], before[key]) for key in before)

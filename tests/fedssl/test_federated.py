@@ -148,7 +148,13 @@ def test_an_empty_round_is_a_step_too(
 
 
 def test_all_clients_failing_ends_the_fit(make_module: Callable[..., FederatedSSL]) -> None:
-    with pytest.raises(AllClientsFailedError, match="round 0: no usable update; client 0: 1 images are too few"):
+    diverging = make_module(optimizer=partial(SGD, lr=1e38))
+    with pytest.raises(AllClientsFailedError, match="round 0: no usable update; client 0: "):
+        trainer().fit(diverging, datamodule=digits())
+
+
+def test_a_federation_without_two_images_a_client_is_refused(make_module: Callable[..., FederatedSSL]) -> None:
+    with pytest.raises(ValueError, match="no client has two images to contrast"):
         trainer().fit(make_module(), datamodule=digits(train_images=3))
 
 

@@ -181,7 +181,7 @@ def test_clients_smaller_than_a_batch(number: int, make_world: Callable[..., Any
 def test_too_few_images_fail(number: int, make_world: Callable[..., Any]) -> None:
     world = make_world(sizes=(number, 8))
     outcome = world.local(world.tasks(0)[0], world.clients[0])
-    assert outcome == Failure(0, f"{number} images are too few to contrast")
+    assert outcome == Failure(0, f"{number} images are too few to contrast", skipped=True)
 
 
 # --- alignment
