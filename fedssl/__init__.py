@@ -1,25 +1,40 @@
 """Federated self-supervised representation learning for devices with little memory."""
 
-from fedssl.aggregation import Aggregation, WeightedMean
+from fedssl.aggregation import LDAWA, Aggregation, StragglerMean, WeightedMean
 from fedssl.alignment import GlobalAlignment, MoonAlignment
 from fedssl.calibration import Calibration
 from fedssl.centralized import CentralizedSSL
 from fedssl.data import FederatedData, ImageData
+from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
 from fedssl.federated import FederatedSSL
 from fedssl.partition import IID, Dirichlet, PowerLaw, Shards
+from fedssl.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
+from fedssl.start import FedEMA, FedU
 
 __all__ = [
     "IID",
+    "LDAWA",
     "Aggregation",
     "Calibration",
     "CentralizedSSL",
+    "Deadline",
+    "DeviceClasses",
+    "DeviceFile",
     "Dirichlet",
+    "FedEMA",
+    "FedHybridSelector",
+    "FedU",
     "FederatedData",
     "FederatedSSL",
     "GlobalAlignment",
     "ImageData",
     "MoonAlignment",
     "PowerLaw",
+    "RandomDevices",
+    "RandomSelector",
+    "RoundRobinSelector",
     "Shards",
+    "SmartFreezeSelector",
+    "StragglerMean",
     "WeightedMean",
 ]

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_methods import SSLMethod, StepOutput, Twin, Views, info_nce
+from ssl_methods import Inputs, Method, SSLMethod, StepOutput, Twin, Views, info_nce
 
 Memory = list[Tensor]
 
@@ -114,12 +114,12 @@ class MoonAlignment(Alignment):
 class ProximalTerm:
     """FedProx (Li et al. 2020, arXiv 1812.06127): mu / 2 * squared distance to the received parameters."""
 
-    def __init__(self, method: SSLMethod, mu: float) -> None:
+    def __init__(self, method: Method, mu: float) -> None:
         self._mu = mu
         self._parameters = method.trained()
         self.received = [parameter.detach().clone() for parameter in self._parameters]
 
-    def __call__(self, hidden: Views, output: StepOutput) -> Tensor:
+    def __call__(self, hidden: Inputs, output: StepOutput) -> Tensor:
         pairs = zip(self._parameters, self.received, strict=True)
         return self._mu / 2 * torch.stack([(now - then).square().sum() for now, then in pairs]).sum()
 

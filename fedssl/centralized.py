@@ -38,11 +38,11 @@ class CentralizedSSL(Pretraining):
         self.method.generator = torch_generator(self.seed, "centralized augment", self.current_epoch)
         torch.manual_seed(derive_seed(self.seed, "centralized", self.current_epoch))
 
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
         """The method's loss."""
         loss = self.method.training_step(batch, batch_idx)
         if loss is not None:
-            self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
+            self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch[0]))
             if not torch.isfinite(loss):
                 raise ArithmeticError(f"loss {loss.item()} in step {self.global_step}")
         return loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 import warnings
@@ -22,8 +23,10 @@ from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpo
 from fedssl.cli_errors import BriefParser, root_cause
 from fedssl.data import FederatedData, ImageData
 from fedssl.export import export_encoder
+from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
-from fedssl.planning_trainer import PlanningTrainer
+from fedssl.pace_plot import plot_pace
+from fedssl.planning.trainer import PlanningTrainer
 from fedssl.pretraining import Pretraining
 from fedssl.progress import RoundProgress
 from fedssl.results import collect_results, print_results, write_results
@@ -32,6 +35,7 @@ from fedssl.server import AllClientsFailedError
 from fedssl.tracking import WANDB_ID, MetricsCSV, wandb_logger
 from linear_eval import EvaluatedModule
 
+METRICS = "metrics.csv"
 CONFIG_FOLDERS = (Path(), Path("configs"), Path(__file__).parent.parent / "configs")
 SUBCOMMANDS = ("fit", "validate", "test", "plan")
 TRAINER_DEFAULTS = {
@@ -103,6 +107,9 @@ class FedSSLCLI(LightningCLI):
             self.model.prepare(self.datamodule)
         if isinstance(self.datamodule, FederatedData):
             print(self.datamodule.table(), file=sys.stderr)
+        if isinstance(self.model, FederatedSSL):
+            for stage in self.model.eligibility():
+                print(stage, file=sys.stderr)
 
     def after_fit(self) -> None:
         """Evaluates, exports the encoder and prints the results."""
@@ -130,6 +137,8 @@ class FedSSLCLI(LightningCLI):
         if isinstance(self.model, Pretraining) and file == "results.json":
             views = self.model.augment
             export_encoder(self.model.model.encoder, self.folder / "encoder", list(views.mean), list(views.std))
+            if isinstance(self.model, FederatedSSL) and self.model.pace:
+                plot_pace(self.folder / METRICS, self.folder / "pace.png")
         write_results(results, self.folder / file)
         print_results(results, self.folder)
 
@@ -143,7 +152,7 @@ class FedSSLCLI(LightningCLI):
 
     def _loggers(self, configured: Any) -> list[Logger]:
         """A CSV file always; W&B unless other loggers are configured or ``logger`` is false."""
-        csv = MetricsCSV(self.folder / "metrics.csv")
+        csv = MetricsCSV(self.folder / METRICS)
         if self.subcommand != "fit" or self._config.trainer.fast_dev_run:
             return []
         self._dump_config()
@@ -177,6 +186,8 @@ def main(arguments: list[str] | None = None) -> None:
     """
     arguments = prepare_arguments(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = arguments
+    # Clients' last batches differ in size, and oneDNN prepares every convolution anew that its cache has forgotten.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     _quieten()
     try:
         FedSSLCLI(
@@ -213,7 +224,7 @@ def _quieten() -> None:
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
-    """Completes bare configuration names and refuses a configuration before the sub-command.
+    """Completes bare configuration names and flags, and refuses a configuration before the sub-command.
 
     Raises:
         SystemExit: A configuration stands before the sub-command, where LightningCLI would ignore it, or a
@@ -221,7 +232,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """
     prepared: list[str] = []
     after_flag = False
-    for argument in arguments:
+    for argument in _complete_flags(arguments):
         flag, _, value = argument.partition("=")
         is_config = flag in ("-c", "--config")
         if is_config and not any(name in prepared for name in SUBCOMMANDS):
@@ -233,6 +244,26 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         after_flag = is_config and not value
         prepared.append(argument)
     return prepared
+
+
+def _complete_flags(arguments: list[str]) -> list[str]:
+    """Writes flags as the parser wants them.
+
+    A bare ``--json`` is ``--json=true``, ``--device-profile`` may have its hyphen, and a value that begins with a minus
+    is joined to its flag, so that it is refused for what it says.
+    """
+    completed: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag == "--json" and not equals and following.startswith("-"):
+            argument = "--json=true"
+        elif flag == "--device-profile":
+            argument = f"--device_profile{equals}{value}"
+        if re.match(r"-\d", argument) and completed and completed[-1].startswith("--"):
+            completed[-1] += f"={argument}"
+        else:
+            completed.append(argument)
+    return completed
 
 
 def find_config(name: str) -> Path:

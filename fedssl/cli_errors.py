@@ -10,19 +10,26 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from fedssl.aggregation import Aggregation
 from fedssl.alignment import Alignment
+from fedssl.devices import DeviceSource
 from fedssl.partition import Partitioner
-from layerwise import Scheme
+from fedssl.selection import Selector
+from fedssl.start import StartRule
+from layerwise import BlockPerturbation, Scheme
 from linear_eval import EvaluatedModule
-from ssl_methods import SSLMethod, TwoViews
+from ssl_methods import Method, TwoViews
 
 CLASSES: dict[str, type] = {
     "model": EvaluatedModule,
-    "method": SSLMethod,
+    "method": Method,
     "scheme": Scheme,
     "augment": TwoViews,
     "alignment": Alignment,
     "aggregation": Aggregation,
     "partition": Partitioner,
+    "selector": Selector,
+    "devices": DeviceSource,
+    "start": StartRule,
+    "pace": BlockPerturbation,
 }
 NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value"

@@ -155,6 +155,11 @@ class Federation:
     clients: list[ImageSet]
     auxiliary: ImageSet | None
 
+    @property
+    def sizes(self) -> list[int]:
+        """The number of images of every client."""
+        return [len(images) for images in self.clients]
+
 
 class FederatedData(ImageData):
     """The same images, divided among clients.
@@ -246,13 +251,13 @@ class _EpochSampler(Sampler[Tensor]):
 
 
 class _Batches(torch.utils.data.Dataset):
-    """Whole batches by index tensor."""
+    """Whole labelled batches by index tensor."""
 
     def __init__(self, images: ImageSet) -> None:
         self.images = images
 
-    def __getitem__(self, indices: Tensor) -> Tensor:
-        return self.images.gather(indices)
+    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images.gather(indices), self.images.labels[indices]
 
 
 class _Labelled(torch.utils.data.Dataset):

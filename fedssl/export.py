@@ -11,14 +11,17 @@ from timm.models import save_for_hf
 from torch import Tensor
 
 from fedssl.files import replace_folder
-from layerwise import StagedEncoder, timm_arguments
+from layerwise import StagedEncoder, timm_arguments, use_small_stem
 
 
 def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std: list[float]) -> None:
     """Writes ``config.json`` and ``model.safetensors``, all or nothing.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)`` gives back a model with the same
-    features. A ViT that stopped growing early is written with the depth it reached.
+    features. A ViT that stopped growing early is written with the depth it reached. Temporary modules are left out.
+
+    An encoder with a small stem is one that timm cannot build: ``config.json`` then has the key ``"stem": "small"``,
+    timm refuses the weights, and :class:`linear_eval.TimmEncoder` loads them.
 
     Args:
         encoder: Its first ``encoder.depth`` blocks are written.
@@ -32,6 +35,8 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
     spec = encoder.spec
     arguments: dict[str, Any] = timm_arguments(spec) | _depth_argument(encoder)
     model = timm.create_model(spec.name, pretrained=False, **arguments)
+    if spec.stem == "small":
+        use_small_stem(model, spec.in_channels)
     model.load_state_dict(timm_state(encoder))
     preprocessing = {
         "input_size": [spec.in_channels, spec.image_size, spec.image_size],
@@ -39,7 +44,8 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
         "std": std,
         "crop_pct": 1.0,
     }
-    config = {
+    config: dict[str, Any] = {} if spec.stem == "timm" else {"stem": spec.stem}
+    config |= {
         "num_classes": 0,
         "num_features": encoder.widths[encoder.depth - 1],
         "pretrained_cfg": {"architecture": spec.name, "tag": "fedssl", "num_classes": 0, **preprocessing},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,16 +17,22 @@ from fedssl.alignment import Alignment
 from fedssl.calibration import Calibration
 from fedssl.checkpoints import check_same
 from fedssl.data import FederatedData, Federation, ImageData
+from fedssl.devices import Deadline, DeviceSource, Eligibility, Fleet
 from fedssl.local_update import LocalUpdate
 from fedssl.messages import Failure, Result, Tensors
 from fedssl.model import MethodFactory
-from fedssl.participation import Cohort, check_dropout, cohort_size
+from fedssl.participation import Cohort, Participation, check_dropout
+from fedssl.planning.forecast import Forecast
+from fedssl.planning.prediction import StepPredictor
 from fedssl.pretraining import Pretraining
-from fedssl.round_report import RoundReport
+from fedssl.process_memory import peak_device_bytes, peak_process_bytes, start_device_peak
+from fedssl.round_report import RoundReport, round_metrics
+from fedssl.selection import Selector
 from fedssl.server import Server
-from layerwise import EncoderSpec, Scheme
+from fedssl.start import StartRule
+from layerwise import BlockPerturbation, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
-from ssl_methods import OptimizerFactory, TwoViews
+from ssl_methods import OptimizerFactory, SSLMethod, TwoViews
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +43,26 @@ def sgd(parameters: Any) -> Optimizer:
 
 
 class FederatedSSL(Pretraining):
-    """End-to-end, layer-wise or progressive federated SSL (LW-FedSSL, arXiv 2401.11647).
+    """End-to-end, layer-wise or progressive federated training (LW-FedSSL, arXiv 2401.11647).
 
     One epoch of the trainer is one communication round, and ``global_step`` is the number of rounds done.
 
     Args:
         encoder: The encoder to build.
-        method: The self-supervised objective: SimCLR, BYOL or MoCoV3.
+        method: The objective: SimCLR, BYOL or MoCoV3, or Supervised for labelled clients.
         augment: Makes two views of a batch of images.
         optimizer: The clients' optimizer, made anew for every client and round.
         scheme: Cuts the run into stages: EndToEnd, LayerWise or Progressive.
-        rounds: Communication rounds of the whole run.
+        rounds: Communication rounds of the whole run; the most there can be if ``pace`` is set.
         local_epochs: Epochs each client trains in a round.
         batch_size: Images a local step.
         participation: Clients a round: an ``int`` is a number, a ``float`` a fraction of all.
-        dropout: Probability that a drawn client cannot be reached.
+        dropout: Probability that a selected client cannot be reached.
+        selector: Chooses each round's clients among those that can take part; ``None`` draws them at random.
+        devices: The clients' devices; ``None``: every client can always take part, and there is no virtual clock.
+        deadline: Ends every round after a time on the virtual clock; needs ``devices``.
+        pace: Freezes blocks as soon as they have converged, before their stage's last round (SmartFreeze).
+        start: What clients start a round from: FedU or FedEMA; ``None``: the global weights.
         alignment: Representation alignment with the received global model; ``None`` switches it off.
         proximal: mu of the FedProx term; 0 switches it off.
         calibration: Server-side calibration on auxiliary images; ``None`` switches it off.
@@ -75,6 +86,11 @@ class FederatedSSL(Pretraining):
         batch_size: int = 64,
         participation: int | float = 1.0,
         dropout: float = 0.0,
+        selector: Selector | None = None,
+        devices: DeviceSource | None = None,
+        deadline: Deadline | None = None,
+        pace: BlockPerturbation | None = None,
+        start: StartRule | None = None,
         alignment: Alignment | None = None,
         proximal: float = 0.0,
         calibration: Calibration | None = None,
@@ -88,13 +104,21 @@ class FederatedSSL(Pretraining):
         _check_at_least(2, batch_size=batch_size)
         _check_at_least(0, proximal=proximal)
         check_dropout(dropout)
+        if deadline and not devices:
+            raise ValueError("a deadline needs devices, whose speed says who is late: set model.devices")
         super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
+        scheme.check(self.model.encoder)
         scheme.stages(len(self.model.encoder.blocks), rounds)
+        if start:
+            start.check(self.model.heads)
+        if alignment and not isinstance(self.model.method, SSLMethod):
+            raise ValueError(f"alignment compares views: {type(self.model.method).__name__} has none, leave it out")
         self.automatic_optimization = False
         self.heads = nn.ModuleDict(self.model.method.heads())
         self.scheme, self.rounds = scheme, rounds
         self.local_epochs, self.batch_size = local_epochs, batch_size
-        self.participation, self.dropout = participation, dropout
+        self.participation, self.dropout, self.selector = participation, dropout, selector
+        self.devices, self.deadline, self.pace, self.start = devices, deadline, pace, start
         self.alignment, self.proximal, self.calibration = alignment, proximal, calibration
         self.aggregation, self.server_optimizer = aggregation, server_optimizer
         self.server: Server | None = None
@@ -135,6 +159,7 @@ class FederatedSSL(Pretraining):
             raise ValueError("no client has two images to contrast: use fewer clients or more images")
         if self.calibration and data.federation.auxiliary:
             self.check_images(data.federation.auxiliary)
+            self.model.method.check_labels(data.federation.auxiliary.labels)
         self._prepared = data
         self.server = self._make_server(data.federation)
         self.local = LocalUpdate(
@@ -143,9 +168,16 @@ class FederatedSSL(Pretraining):
             self.batch_size,
             self.alignment,
             self.proximal,
+            self.start,
             self.seed,
             self._recall,
         )
+
+    def eligibility(self) -> list[Eligibility]:
+        """Who can train each stage; empty without devices."""
+        assert self.server is not None
+        fleet = self.server.participation.fleet
+        return fleet.eligibility(self.server.typical_stages()) if fleet else []
 
     def configure_optimizers(self) -> Optimizer:
         """The server optimizer; it steps once a round."""
@@ -159,8 +191,18 @@ class FederatedSSL(Pretraining):
     def on_fit_start(self) -> None:
         """Lightning's hook; brings the resident client to the device."""
         assert self.local is not None
+        assert self.server is not None
         self.model.to(self.device)
         self.local.model.to(self.device)
+        for times in (self.times, self.server.times, self.local.book.times):
+            times.device = self.device
+        start_device_peak(self.device)
+
+    def on_train_start(self) -> None:
+        """Lightning's hook; a run that had ended before its last possible round does not go on when resumed."""
+        assert self.server is not None
+        if self.server.done:
+            self.trainer.should_stop = True
 
     def on_fit_end(self) -> None:
         """Lightning's hook; another fit starts with a new server."""
@@ -179,6 +221,15 @@ class FederatedSSL(Pretraining):
             )
         self.last_report = report
         self._log(report)
+        if self.server.done:
+            self._end_run()
+
+    def _end_run(self) -> None:
+        """Stops the trainer; a run that ends early is validated at its end, whatever the interval."""
+        assert self.server is not None
+        self.trainer.should_stop = True
+        if self.server.round < self.rounds:
+            self.trainer.check_val_every_n_epoch = 1
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds what Lightning does not know: the server's books and what clients remember."""
@@ -187,6 +238,7 @@ class FederatedSSL(Pretraining):
         checkpoint["server"] = self.server.state_dict()
         checkpoint["local"] = self.local.state_dict()
         checkpoint["depth"] = self.model.encoder.depth
+        checkpoint["seconds"] = self.times.seconds()
         checkpoint["data"] = self._data_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -195,11 +247,12 @@ class FederatedSSL(Pretraining):
         if self.server is not None and self.local is not None:
             self.server.load_state_dict(checkpoint["server"])
             self.local.load_state_dict(checkpoint["local"])
+            self.times.restore(checkpoint["seconds"])
             check_same(checkpoint["data"], self._data_settings())
 
     def _data_settings(self) -> dict[str, Any]:
         federation: Federation = self.trainer.datamodule.federation  # type: ignore[attr-defined]
-        return {"images of the clients": [len(images) for images in federation.clients]}
+        return {"images of the clients": federation.sizes}
 
     def _train_clients(self, cohort: Cohort, federation: Federation) -> Iterator[Result | Failure]:
         assert self.server is not None
@@ -214,21 +267,34 @@ class FederatedSSL(Pretraining):
         return self.model.read([name])[name]
 
     def _make_server(self, federation: Federation) -> Server:
-        num_clients = len(federation.clients)
-        parameters = [p for module in self.model.modules.values() for p in module.parameters()]
+        parameters = dict.fromkeys(p for module in self.model.modules.values() for p in module.parameters())
+        participation = Participation(
+            federation.sizes, self.participation, self.dropout, self.selector, self._fleet(federation), self.seed
+        )
         return Server(
             self.model,
             self.scheme,
             self.rounds,
-            num_clients,
-            cohort_size(self.participation, num_clients),
-            self.dropout,
+            participation,
             self.aggregation,
-            self.server_optimizer(parameters),
+            self.server_optimizer(list(parameters)),
             self.calibration,
             federation.auxiliary,
+            self.pace,
             self.seed,
         )
+
+    def forecast(self) -> Forecast:
+        """Predicts what stages of this run ask of a client."""
+        model = self.build()
+        predictor = StepPredictor(model, copy.deepcopy(self.alignment), self.proximal)
+        return Forecast(model, predictor, self.local_epochs, self.batch_size)
+
+    def _fleet(self, federation: Federation) -> Fleet | None:
+        if not self.devices:
+            return None
+        profiles = self.devices.profiles(len(federation.clients), self.seed)
+        return Fleet(profiles, federation.sizes, self.forecast(), self.deadline)
 
     def _check_trainer(self) -> None:
         trainer = self.trainer
@@ -244,22 +310,23 @@ class FederatedSSL(Pretraining):
 
     def _log(self, report: RoundReport) -> None:
         assert self.server is not None
-        metrics: dict[str, float] = {
-            "round": report.round,
-            "stage": report.stage,
-            "client/participants": len(report.trained),
-            "client/dropped": len(report.dropped),
-            "client/failed": len(report.failures),
-            "cost/down_bytes": report.down_bytes,
-            "cost/up_bytes": report.up_bytes,
-            "cost/macs": report.macs,
-            "cost/peak_activation_bytes": report.activation_bytes,
-        }
-        if not math.isnan(report.loss):
-            metrics["client/loss"] = report.loss
-        if report.calibration_loss is not None:
-            metrics["server/calibration_loss"] = report.calibration_loss
+        metrics = round_metrics(report) | self._measured()
+        if self.server.participation.fleet:
+            metrics["time/simulated_seconds"] = self.server.participation.fleet.now
         self.log_dict({key: float(value) for key, value in metrics.items()}, batch_size=1)
+
+    def _measured(self) -> dict[str, float]:
+        """Seconds by phase and memory of this process, since the run began."""
+        metrics: dict[str, float] = {f"time/{phase}": seconds for phase, seconds in self.seconds().items()}
+        metrics["cost/process_peak_bytes"] = peak_process_bytes()
+        device_peak = peak_device_bytes(self.device)
+        return metrics if device_peak is None else metrics | {"cost/device_peak_bytes": device_peak}
+
+    def seconds(self) -> dict[str, float]:
+        """Wall-clock seconds by phase since the run began, interrupted processes included."""
+        assert self.server is not None
+        assert self.local is not None
+        return self.local.book.times.seconds() | self.server.times.seconds() | self.times.seconds()
 
 
 def _check_at_least(least: float, **settings: float) -> None:

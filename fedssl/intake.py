@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from fedssl.aggregation import Aggregation
 from fedssl.messages import Failure, Result, Tensors, flatten, num_bytes
 
+UPDATE_SAMPLE = 10_000
+"""Entries of a client's update that a selector gets to see."""
+
 
 class Intake:
-    """Checks each result, hands the good ones to the aggregation rule and keeps running totals.
+    """Checks results, hands the good ones to the aggregation rule and keeps running totals.
 
     Args:
         reference: The global tensors of the trained parts.
@@ -22,7 +27,9 @@ class Intake:
     def __init__(self, reference: Tensors, aggregation: Aggregation) -> None:
         self.trained: list[int] = []
         self.failures: list[Failure] = []
+        self.late: list[Failure] = []
         self.counters: Tensors = {}
+        self.given: set[str] = set()
         self.up_bytes = 0
         self.macs = 0
         self.activation_bytes = 0
@@ -33,18 +40,31 @@ class Intake:
         self._loss = 0.0
         aggregation.begin(self._floating)
 
-    def take(self, result: Result | Failure) -> Result | None:
-        """Adds one client; returns its result if it can be used."""
-        failure = result if isinstance(result, Failure) else find_fault(result, self._reference)
-        if failure:
-            self.failures.append(failure)
-            return None
-        assert isinstance(result, Result)
+    def check(self, result: Result | Failure, parts: Iterable[str]) -> Result | Failure:
+        """The result, or why it cannot be used.
+
+        Args:
+            result: From a client.
+            parts: The parts that the client was to train.
+        """
+        if isinstance(result, Failure):
+            return result
+        asked = set(parts)
+        expected = {key: own for key, own in self._reference.items() if key.partition("/")[0] in asked}
+        return find_fault(result, expected) or result
+
+    def take(self, result: Result | Failure) -> None:
+        """Adds one client."""
+        if isinstance(result, Failure):
+            (self.late if result.late else self.failures).append(result)
+            self.macs += result.macs
+            return
         tensors = flatten(result.parts)
-        self._aggregation.add(tensors, result.num_images)
+        floating = {k: t for k, t in tensors.items() if k in self._floating}
+        self._aggregation.add(floating, result.num_images)
+        self.given.update(floating)
         _keep_largest(self.counters, {k: t for k, t in tensors.items() if k not in self._floating})
         self._count(result)
-        return result
 
     def mean_loss(self) -> float:
         """Mean training loss weighted by images; NaN if no client gave a result."""
@@ -80,3 +100,15 @@ def _keep_largest(counters: Tensors, tensors: Tensors) -> None:
     """Integer tensors (batch norm's step counters) are not averaged: the largest one counts."""
     for key, tensor in tensors.items():
         counters[key] = torch.maximum(counters[key], tensor) if key in counters else tensor.clone()
+
+
+def sample_update(result: Result, reference: Tensors) -> np.ndarray:
+    """Evenly spaced entries of what a client changed, about ``UPDATE_SAMPLE`` of them; 0 in layers it did not give."""
+    tensors, changes = flatten(result.parts), []
+    floating = {key: tensor for key, tensor in reference.items() if tensor.is_floating_point()}
+    step = max(1, sum(tensor.numel() for tensor in floating.values()) // UPDATE_SAMPLE)
+    for key, tensor in floating.items():
+        before = tensor.flatten()[::step].float()
+        after = tensors[key].flatten()[::step].to(before.device).float() if key in tensors else before
+        changes.append(after - before)
+    return torch.cat(changes).cpu().numpy()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fedssl.messages import Result
+from fedssl.messages import Failure, Result
 
 
 @dataclass
@@ -36,6 +36,10 @@ class Ledger:
     def sent(self, client_id: int, num_bytes: int) -> None:
         """Books bytes that went to a client."""
         self._of(client_id).down_bytes += num_bytes
+
+    def lost(self, failure: Failure) -> None:
+        """Books what a client computed in vain."""
+        self._of(failure.client_id).macs += failure.macs
 
     def received(self, result: Result, num_bytes: int) -> None:
         """Books a client's result."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,10 +12,29 @@ from fedssl.alignment import Alignment, Memory, ProximalTerm
 from fedssl.checkpoints import check_same
 from fedssl.datasets import ImageSet
 from fedssl.loop import CostBook, LoopReport, NonFiniteLossError, train_epochs
-from fedssl.messages import Failure, Result, Task, Tensors
+from fedssl.messages import Failure, Result, Task, Tensors, flatten, unflatten
 from fedssl.model import SplitModel
 from fedssl.seeding import derive_seed, torch_generator
+from fedssl.start import StartRule
 from layerwise import Stage, StepCost
+from ssl_methods import SSLMethod
+
+
+@dataclass
+class ClientMemory:
+    """What one client keeps between rounds.
+
+    Args:
+        layers: Names of the parts it trained.
+        alignment: What the alignment remembers of them.
+        weights: Their tensors after training, by ``part/name``; empty without a start rule.
+        notes: Numbers that the start rule keeps.
+    """
+
+    layers: list[str]
+    alignment: Memory | None
+    weights: Tensors
+    notes: dict[str, float]
 
 
 class LocalUpdate:
@@ -26,6 +46,7 @@ class LocalUpdate:
         batch_size: Images a step.
         alignment: Representation alignment, if any.
         proximal: mu of the FedProx term; 0 switches it off.
+        start: What clients start a round from; ``None``: the global weights.
         seed: Seed of the run.
         recall: Gives a frozen part that the client holds, by part name and content id.
     """
@@ -37,6 +58,7 @@ class LocalUpdate:
         batch_size: int,
         alignment: Alignment | None,
         proximal: float,
+        start: StartRule | None,
         seed: int,
         recall: Callable[[str, str], Tensors],
     ) -> None:
@@ -45,21 +67,23 @@ class LocalUpdate:
         self.batch_size = batch_size
         self.alignment = alignment
         self.proximal = proximal
+        self.start = start
         self.seed = seed
         self.book = CostBook()
         self._recall = recall
         self._loaded: dict[str, str] = {}
         self._stage: Stage | None = None
-        self._memories: dict[int, tuple[int, Memory]] = {}
+        self._memories: dict[int, ClientMemory] = {}
 
     def __call__(self, task: Task, images: ImageSet) -> Result | Failure:
         """Trains on one client's images from the task's weights."""
         self._receive(task)
-        self._start(task)
+        memory = self._memory(task)
+        self._start(task, memory)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, "local", task.round, task.client_id))
             try:
-                report = self._train(task, images)
+                report = self._train(task, images, memory)
             except NonFiniteLossError as error:
                 return Failure(task.client_id, str(error))
         if report.steps == 0:
@@ -78,38 +102,54 @@ class LocalUpdate:
         if task.stage != self._stage:
             self.model.attach(task.stage)
             if self.alignment:
+                assert isinstance(self.model.method, SSLMethod)
                 self.alignment.attach(self.model.method)
             self._stage = task.stage
 
-    def _start(self, task: Task) -> None:
+    def _start(self, task: Task, memory: ClientMemory | None) -> None:
         method = self.model.method
-        method.start()
         method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
         method.loss_terms = []
         if self.alignment:
-            self.alignment.start(method, self._memory(task))
+            assert isinstance(method, SSLMethod)
+            self.alignment.start(method, memory.alignment if memory else None)
             method.loss_terms.append(self.alignment)
         if self.proximal:
             method.loss_terms.append(ProximalTerm(method, self.proximal))
+        if self.start and memory:
+            weights = self.start.start(flatten(task.active), memory.weights, memory.notes)
+            self.model.write(unflatten(weights))
+        method.start()
 
-    def _train(self, task: Task, images: ImageSet) -> LoopReport:
+    def _train(self, task: Task, images: ImageSet, memory: ClientMemory | None) -> LoopReport:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
-        kind = f"stage {task.stage.index}{', with memory' if self._memory(task) else ''}"
+        kind = f"stage {task.stage.index}{', with memory' if memory and memory.alignment is not None else ''}"
         return train_epochs(self.model.method, images, self.epochs, self.batch_size, shuffle, self.book, kind)
 
-    def _memory(self, task: Task) -> Memory | None:
-        """What the client remembers of the current stage's layers."""
-        stage, memory = self._memories.get(task.client_id, (-1, None))
-        return memory if stage == task.stage.index else None
+    def _memory(self, task: Task) -> ClientMemory | None:
+        """What the client remembers, if it is of the layers that it trains now."""
+        memory = self._memories.get(task.client_id)
+        return memory if memory and memory.layers == list(task.active) else None
 
     def _remember(self, task: Task) -> None:
-        memory = self.alignment.remember(self.model.method) if self.alignment else None
-        if memory is not None:
-            self._memories[task.client_id] = (task.stage.index, memory)
+        if not self.alignment and not self.start:
+            return
+        before, method = self._memory(task), self.model.method
+        alignment = None
+        if self.alignment:
+            assert isinstance(method, SSLMethod)
+            alignment = self.alignment.remember(method)
+        weights = flatten(self.model.read(task.active)) if self.start else {}
+        kept = {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
+        if kept or alignment is not None:
+            notes = before.notes if before else {}
+            self._memories[task.client_id] = ClientMemory(list(task.active), alignment, kept, notes)
 
     def _result(self, task: Task, num_images: int, report: LoopReport) -> Result:
         parts = self.model.read(self.model.trained_names(task.stage))
-        return Result(task.client_id, parts, num_images, report.loss, report.macs, report.activation_bytes)
+        return Result(
+            task.client_id, parts, num_images, report.loss, report.squared_loss, report.macs, report.activation_bytes
+        )
 
     def settings(self) -> dict[str, Any]:
         """Settings that a resumed run must share with its checkpoint."""
@@ -119,13 +159,15 @@ class LocalUpdate:
             "batch size": self.batch_size,
             "proximal": self.proximal,
             "alignment": type(self.alignment).__name__,
+            "start": type(self.start).__name__,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """What clients remember between rounds, and the step costs measured so far."""
         costs = [[*key, cost.macs, cost.activation_bytes] for key, cost in self.book.costs.items()]
-        memories = {client: [stage, memory] for client, (stage, memory) in self._memories.items()}
-        return {"costs": costs, "memories": memories, "settings": self.settings()}
+        memories = {client: dict(vars(memory)) for client, memory in self._memories.items()}
+        seconds = self.book.times.seconds()
+        return {"costs": costs, "memories": memories, "seconds": seconds, "settings": self.settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`.
@@ -135,4 +177,5 @@ class LocalUpdate:
         """
         check_same(state["settings"], self.settings())
         self.book.costs = {(kind, batch): StepCost(m, a) for kind, batch, m, a in state["costs"]}
-        self._memories = {client: (stage, memory) for client, (stage, memory) in state["memories"].items()}
+        self.book.times.restore(state["seconds"])
+        self._memories = {client: ClientMemory(**memory) for client, memory in state["memories"].items()}

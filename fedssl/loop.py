@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from fedssl.datasets import ImageSet
+from fedssl.stopwatch import Stopwatch
 from layerwise import StepCost, StepMeter
-from ssl_methods import SSLMethod, Views
+from ssl_methods import Inputs, Method
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -26,24 +27,32 @@ class LoopReport:
 
     Args:
         loss: Mean over the steps; NaN if there was no step.
+        squared_loss: Mean of the squared losses of the steps, likewise.
         steps: Optimizer steps.
         macs: Multiply-accumulates of all steps.
         activation_bytes: Largest number of bytes kept for backward in one step.
     """
 
     loss: float
+    squared_loss: float
     steps: int
     macs: int
     activation_bytes: int
 
 
 class CostBook:
-    """Cost of a step by (kind of step, batch size), measured on the first one of each."""
+    """Cost of a step by (kind of step, batch size), measured on the first one of each; times of all steps.
+
+    Attributes:
+        costs: The costs measured so far.
+        times: Seconds of augmentation (reading and moving the images included), forward, backward and optimizer.
+    """
 
     def __init__(self) -> None:
         self.costs: dict[tuple[str, int], StepCost] = {}
+        self.times = Stopwatch()
 
-    def step(self, key: tuple[str, int], method: SSLMethod, run: Callable[[], None]) -> StepCost:
+    def step(self, key: tuple[str, int], method: Method, run: Callable[[], None]) -> StepCost:
         """Runs one step and returns its cost, counting it if there is none of its key yet."""
         if key in self.costs:
             run()
@@ -55,7 +64,7 @@ class CostBook:
 
 
 def train_epochs(
-    method: SSLMethod,
+    method: Method,
     images: ImageSet,
     epochs: int,
     batch_size: int,
@@ -79,45 +88,58 @@ def train_epochs(
     Raises:
         NonFiniteLossError: The loss of an epoch is not finite.
     """
-    optimizer = method.configure_optimizers()
+    optimizer, times = method.configure_optimizers(), book.times
     device = next(method.backbone.parameters()).device
-    total = torch.zeros((), device=device)
+    losses = torch.zeros(2, device=device)
     steps, macs, activation_bytes = 0, 0, 0
 
-    def run(views: Views) -> None:
-        loss = method.loss_of(views)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step()
-        total.add_(loss.detach())
+    def run(inputs: Inputs) -> None:
+        with times("forward"):
+            loss = method.loss_of(inputs)
+        with times("backward"):
+            loss.backward()
+        with times("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            method.after_step()
+        value = loss.detach().float()
+        losses.add_(torch.stack([value, value.square()]))
 
     for _ in range(epochs):
-        for batch in shuffled_batches(images, batch_size, generator):
-            views = method.augment(batch.to(device, non_blocking=True), method.generator)
-            cost = book.step((kind, len(batch)), method, partial(run, views))
+        batches = shuffled_batches(images, batch_size, generator)
+        while True:
+            with times("augmentation"):
+                batch = next(batches, None)
+                if batch is None:
+                    break
+                inputs = method.inputs(*(tensor.to(device, non_blocking=True) for tensor in batch))
+            cost = book.step((kind, len(batch[0])), method, partial(run, inputs))
             steps += 1
             macs += cost.macs
             activation_bytes = max(activation_bytes, cost.activation_bytes)
-        if not math.isfinite(total.item()):
-            raise NonFiniteLossError(f"loss {total.item() / steps} after {steps} local steps")
-    return LoopReport(total.item() / steps if steps else math.nan, steps, macs, activation_bytes)
+        if not math.isfinite(losses[0].item()):
+            raise NonFiniteLossError(f"loss {losses[0].item() / steps} after {steps} local steps")
+    loss, squared_loss = (losses / steps).tolist() if steps else (math.nan, math.nan)
+    return LoopReport(loss, squared_loss, steps, macs, activation_bytes)
 
 
-def shuffled_batches(images: ImageSet, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """One epoch of uint8 batches (B, C, H, W) in random order, without a batch of a single image.
+def shuffled_batches(images: ImageSet, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """One epoch of batches in random order, without a batch of a single image.
 
     Images that are decoded from files are read one batch ahead.
+
+    Yields:
+        Images uint8 (B, C, H, W) and labels (B,).
     """
     order = torch.randperm(len(images), generator=generator)
     indices = [chunk for chunk in order.split(batch_size) if len(chunk) > 1]
     if images.in_memory or not indices:
-        yield from map(images.gather, indices)
+        yield from ((images.gather(chunk), images.labels[chunk]) for chunk in indices)
         return
     with ThreadPoolExecutor(max_workers=1) as reader:
         pending = [reader.submit(images.gather, chunk) for chunk in indices[:1]]
-        for following in [*indices[1:], None]:
+        for position, chunk in enumerate(indices):
             batch = pending.pop().result()
-            if following is not None:
-                pending.append(reader.submit(images.gather, following))
-            yield batch
+            if position + 1 < len(indices):
+                pending.append(reader.submit(images.gather, indices[position + 1]))
+            yield batch, images.labels[chunk]

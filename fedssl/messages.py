@@ -45,6 +45,7 @@ class Result:
             the client trains again.
         num_images: Images the client trained on, its weight in the average.
         loss: Mean training loss over the local steps.
+        squared_loss: Mean of the squared training loss over the local steps.
         macs: Multiply-accumulates of the local training.
         activation_bytes: Largest number of bytes kept for backward in one step.
     """
@@ -53,6 +54,7 @@ class Result:
     parts: Parts
     num_images: int
     loss: float
+    squared_loss: float
     macs: int
     activation_bytes: int
 
@@ -65,16 +67,29 @@ class Failure:
         client_id: Which one.
         reason: Why, for people.
         skipped: It had too few images to train on; nothing went wrong.
+        late: It had nothing ready at the deadline.
+        macs: Multiply-accumulates it spent in vain.
     """
 
     client_id: int
     reason: str
     skipped: bool = False
+    late: bool = False
+    macs: int = 0
 
 
 def flatten(parts: Parts) -> Tensors:
     """One flat mapping ``part/tensor name -> tensor``."""
     return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
+
+
+def unflatten(tensors: Tensors) -> Parts:
+    """The inverse of :func:`flatten`."""
+    parts: Parts = {}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts.setdefault(part, {})[name] = tensor
+    return parts
 
 
 def num_bytes(parts: Parts) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedssl.messages import Parts
 from fedssl.seeding import derive_seed
 from layerwise import EncoderSpec, Stage, StagedEncoder, build_encoder, split_encoder
-from ssl_methods import OptimizerFactory, SSLMethod, TwoViews
+from ssl_methods import Method, OptimizerFactory, TwoViews
 
-MethodFactory = Callable[[nn.Module, int, TwoViews, OptimizerFactory], SSLMethod]
+MethodFactory = Callable[[nn.Module, int, TwoViews, OptimizerFactory], Method]
 
 
 class SplitModel:
@@ -22,7 +22,7 @@ class SplitModel:
     ``head.projector``, ``head.predictor``, ... of the method. Parts without tensors are left out everywhere.
     """
 
-    def __init__(self, encoder: StagedEncoder, method: SSLMethod) -> None:
+    def __init__(self, encoder: StagedEncoder, method: Method) -> None:
         self.encoder = encoder
         self.method = method
         modules = encoder.parts() | {f"head.{name}": head for name, head in method.heads().items()}
@@ -57,6 +57,15 @@ class SplitModel:
         """Points the method at everything the stage has, with nothing frozen (server-side calibration)."""
         whole = Stage(stage.index, stage.present, stage.present, True, stage.rounds)
         self.method.attach(*split_encoder(self.encoder, whole))
+
+    def classify(self, images: Tensor) -> Tensor | None:
+        """Class scores (B, classes) of normalised images, by the trained classifier and the stage's output module.
+
+        ``None`` if the method has no classifier.
+        """
+        blocks = tuple(range(self.encoder.depth))
+        _, whole = split_encoder(self.encoder, Stage(0, blocks, blocks, True, 1))
+        return self.method.classify(whole(images))
 
     def to(self, device: torch.device) -> SplitModel:
         """Moves encoder and heads."""

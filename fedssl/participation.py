@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
+from fedssl.devices import Fleet
+from fedssl.seeding import numpy_generator
+from fedssl.selection import Candidate, Outcome, RandomSelector, Selector
+from layerwise import Stage
 
 ROUNDING = 1e-9
 """What a product of a fraction and a number may be too large by."""
@@ -17,11 +22,100 @@ class Cohort:
 
     Args:
         participants: Clients that train, in ascending order of id.
-        dropped: Clients that were drawn but could not be reached.
+        dropped: Clients that were selected but could not be reached.
+        ineligible: Clients whose memory cannot hold the stage.
+        unavailable: Clients whose device is switched off or out of reach at this time.
     """
 
     participants: tuple[int, ...]
-    dropped: tuple[int, ...]
+    dropped: tuple[int, ...] = ()
+    ineligible: tuple[int, ...] = ()
+    unavailable: tuple[int, ...] = ()
+
+
+class Participation:
+    """Draws the clients of every round.
+
+    Args:
+        images: The number of images of every client.
+        size: Clients a round, as for :func:`cohort_size`.
+        dropout: Probability that a selected client cannot be reached after all. It costs no traffic and gives nothing.
+        selector: Chooses among the clients that can take part; ``None`` draws at random.
+        fleet: Their devices; ``None``: every client can always take part.
+        seed: Seed of the run.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[int],
+        size: int | float = 1.0,
+        dropout: float = 0.0,
+        selector: Selector | None = None,
+        fleet: Fleet | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.images = list(images)
+        self.size = cohort_size(size, len(images))
+        self.dropout = check_dropout(dropout)
+        self.selector = selector or RandomSelector()
+        self.fleet = fleet
+        self.seed = seed
+        self.selector.begin(len(images), seed)
+
+    @property
+    def num_clients(self) -> int:
+        """Clients of the federation."""
+        return len(self.images)
+
+    def begin_stage(self, stage: Stage) -> None:
+        """A stage begins."""
+        self.selector.begin_stage(stage.index)
+
+    def draw(self, round_: int, stage: Stage) -> Cohort:
+        """The clients of a round.
+
+        Args:
+            round_: Communication round, from 0.
+            stage: What they would have to hold.
+        """
+        holding = [c for c in range(self.num_clients) if not self.fleet or self.fleet.holds(c, stage)]
+        reachable = self._reachable(round_)
+        candidates = [self._candidate(client, stage) for client in holding if reachable[client]]
+        rng = numpy_generator(self.seed, "cohort", round_)
+        selected = self.selector.select(candidates, self.size, round_, rng)
+        gone = rng.random(len(selected)) < self.dropout
+        return Cohort(
+            tuple(client for client, away in zip(selected, gone, strict=True) if not away),
+            tuple(client for client, away in zip(selected, gone, strict=True) if away),
+            tuple(sorted(set(range(self.num_clients)) - set(holding))),
+            tuple(client for client in holding if not reachable[client]),
+        )
+
+    def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
+        """Tells the selector how the round went."""
+        self.selector.observe(round_, outcomes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the selector knows and the fleet's clock."""
+        fleet = self.fleet.state_dict() if self.fleet else {}
+        return {"selector": self.selector.state_dict(), "fleet": fleet}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.selector.load_state_dict(state["selector"])
+        if self.fleet:
+            self.fleet.load_state_dict(state["fleet"])
+
+    def _reachable(self, round_: int) -> list[bool]:
+        if not self.fleet:
+            return [True] * self.num_clients
+        return self.fleet.reachable(numpy_generator(self.seed, "reachable", round_))
+
+    def _candidate(self, client: int, stage: Stage) -> Candidate:
+        if not self.fleet:
+            return Candidate(client, self.images[client], math.inf, 0.0)
+        memory = self.fleet.profiles[client].memory_bytes
+        return Candidate(client, self.images[client], memory, self.fleet.expected_seconds(client, stage))
 
 
 def cohort_size(participation: float, num_clients: int) -> int:
@@ -41,16 +135,6 @@ def cohort_size(participation: float, num_clients: int) -> int:
     if not 0 < participation <= 1:
         raise ValueError(f"participation {participation} as a fraction must be above 0 and at most 1.0")
     return math.ceil(participation * num_clients - ROUNDING)
-
-
-def draw_cohort(num_clients: int, size: int, dropout: float, rng: np.random.Generator) -> Cohort:
-    """Draws ``size`` clients without replacement; each drops out with probability ``dropout``.
-
-    A client that drops out is not reached at all: it costs no traffic and gives nothing.
-    """
-    drawn = np.sort(rng.choice(num_clients, size, replace=False))
-    gone = rng.random(size) < dropout
-    return Cohort(tuple(drawn[~gone].tolist()), tuple(drawn[gone].tolist()))
 
 
 def check_dropout(dropout: float) -> float:

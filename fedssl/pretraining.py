@@ -8,6 +8,7 @@ from fedssl.data import ImageData
 from fedssl.datasets import ImageSet
 from fedssl.model import MethodFactory, SplitModel, build_model
 from fedssl.seeding import derive_seed, run_seed
+from fedssl.stopwatch import Stopwatch
 from layerwise import EncoderSpec, build_encoder
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
@@ -42,6 +43,7 @@ class Pretraining(EvaluatedModule):
         super().__init__(model.encoder, evaluation, finetuning, seed)
         self.model = model
         self.augment = augment
+        self.times = Stopwatch()
 
     def build(self) -> SplitModel:
         """A freshly initialised model; equal at every call."""
@@ -55,6 +57,27 @@ class Pretraining(EvaluatedModule):
     def normalize(self, images: Tensor) -> Tensor:
         """As in training, without augmentation."""
         return self.augment.plain(images)
+
+    def classify(self, images: Tensor) -> Tensor | None:
+        """Class scores of the classifier that was trained with the encoder, if the method has one."""
+        return self.model.classify(images)
+
+    def on_validation_start(self) -> None:
+        """Lightning's hook."""
+        self._evaluating = self.times("evaluation")
+        self._evaluating.__enter__()
+
+    def on_validation_end(self) -> None:
+        """Lightning's hook."""
+        self._evaluating.__exit__(None, None, None)
+
+    def on_test_start(self) -> None:
+        """Lightning's hook."""
+        self.on_validation_start()
+
+    def on_test_end(self) -> None:
+        """Lightning's hook."""
+        self.on_validation_end()
 
     def random_init(self) -> nn.Module:
         """The encoder before training, at the depth it has now."""
@@ -70,6 +93,7 @@ class Pretraining(EvaluatedModule):
         """
         self.check_images(data.eval_train)
         self.check_images(data.pool)
+        self.model.method.check_labels(data.pool.labels)
 
     def check_images(self, images: ImageSet) -> None:
         """Compares images with what the encoder was built for.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from rich.table import Table
 from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
 from fedssl.pretraining import Pretraining
+from fedssl.process_memory import peak_process_bytes
 from linear_eval import EvaluatedModule
 
 PACKAGES = ("fedssl", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "scikit-learn", "numpy")
@@ -33,11 +35,18 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
         server = module.server
         results |= {
             "rounds": server.round,
-            "clients": server.num_clients,
-            "clients_per_round": server.cohort_size,
+            "clients": server.participation.num_clients,
+            "clients_per_round": server.participation.size,
+            "stage_rounds": server.stage_rounds,
             "local_epochs": module.local_epochs,
             "failed_updates": server.failed_updates,
+            "seconds": {phase: round(seconds, 3) for phase, seconds in module.seconds().items()},
+            "process_peak_bytes": peak_process_bytes(),
         } | server.ledger.summary()
+        if server.participation.fleet:
+            fleet = server.participation.fleet
+            results["simulated_seconds"] = round(fleet.now, 3)
+            results["eligibility"] = [asdict(stage) for stage in fleet.eligibility(server.typical_stages())]
     results |= evaluation_results(module)
     return results | {"wall_seconds": round(wall_seconds, 1), "versions": versions(), "commit": commit()}
 
@@ -48,6 +57,9 @@ def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
     for name, report in module.reports.items():
         prefix = "" if name == "encoder" else f"{name}_"
         results |= {prefix + key: value for key, value in report.as_dict().items()}
+    if module.classified:
+        results["classifier_top1"] = module.classified.accuracy
+        results["classifier_mean_per_class"] = module.classified.mean_per_class_accuracy
     if module.finetuned:
         results["finetuned_top1"] = module.finetuned.accuracy
         results["finetuned_mean_per_class"] = module.finetuned.mean_per_class_accuracy
@@ -79,14 +91,9 @@ def _quality_table(results: dict[str, Any], title: str) -> Table:
         if f"{prefix}knn_top1" in results:
             keys = ("knn_top1", "linear_top1", "linear_mean_per_class", "rankme")
             table.add_row(label, *(f"{results[prefix + key]:.2f}" for key in keys))
-    if "finetuned_top1" in results:
-        table.add_row(
-            "fine-tuned",
-            "",
-            f"{results['finetuned_top1']:.2f}",
-            f"{results['finetuned_mean_per_class']:.2f}",
-            "",
-        )
+    for label, key in (("trained classifier", "classifier"), ("fine-tuned", "finetuned")):
+        if f"{key}_top1" in results:
+            table.add_row(label, "", f"{results[f'{key}_top1']:.2f}", f"{results[f'{key}_mean_per_class']:.2f}", "")
     return table
 
 

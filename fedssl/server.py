@@ -12,14 +12,16 @@ from fedssl.aggregation import Aggregation
 from fedssl.calibration import Calibration
 from fedssl.checkpoints import check_same
 from fedssl.datasets import ImageSet
-from fedssl.intake import Intake
+from fedssl.intake import Intake, sample_update
 from fedssl.ledger import Ledger
 from fedssl.messages import Failure, Result, Task, Tensors, content_id, flatten, num_bytes
 from fedssl.model import SplitModel
-from fedssl.participation import Cohort, draw_cohort
+from fedssl.participation import Cohort, Participation
 from fedssl.round_report import RoundReport
-from fedssl.seeding import derive_seed, numpy_generator
-from layerwise import Scheme, Stage, renew, transfer_weights
+from fedssl.seeding import derive_seed, numpy_generator, torch_generator
+from fedssl.selection import Outcome
+from fedssl.stopwatch import Stopwatch
+from layerwise import BlockPerturbation, Scheme, Stage, grew, renew, transfer_weights
 
 
 class AllClientsFailedError(RuntimeError):
@@ -34,18 +36,18 @@ class Server:
     Args:
         model: The global model.
         scheme: Cuts the run into stages.
-        rounds: Communication rounds of the run.
-        num_clients: Clients of the federation.
-        cohort_size: Clients drawn each round.
-        dropout: Probability that a drawn client cannot be reached.
+        rounds: Communication rounds of the run, at most.
+        participation: Draws the clients of every round.
         aggregation: Combines the clients' results.
         optimizer: Steps the global model along ``global - aggregate``; SGD with lr 1 is FedAvg.
         calibration: Server-side calibration, if any.
         auxiliary: The unlabelled images it trains on.
+        pace: Ends a stage before its last round once its blocks have converged; ``None`` never does.
         seed: Seed of the run.
 
     Raises:
-        ValueError: The scheme does not fit the encoder or the rounds, or calibration has no images.
+        ValueError: The scheme does not fit the encoder or the rounds, no device can hold a stage, or calibration has no
+            images.
     """
 
     def __init__(
@@ -53,13 +55,12 @@ class Server:
         model: SplitModel,
         scheme: Scheme,
         rounds: int,
-        num_clients: int,
-        cohort_size: int,
-        dropout: float,
+        participation: Participation,
         aggregation: Aggregation,
         optimizer: Optimizer,
         calibration: Calibration | None,
         auxiliary: ImageSet | None,
+        pace: BlockPerturbation | None,
         seed: int,
     ) -> None:
         if calibration and (auxiliary is None or len(auxiliary) < 2):
@@ -67,73 +68,64 @@ class Server:
                 "calibration needs auxiliary images that no client holds: set auxiliary_fraction above 0 or "
                 "name an auxiliary_dataset"
             )
+        scheme.check(model.encoder)
         self.model = model
         self.scheme = scheme
         self.stages = scheme.stages(len(model.encoder.blocks), rounds)
-        self.num_clients = num_clients
-        self.cohort_size = cohort_size
-        self.dropout = dropout
+        self.participation = participation
         self.aggregation = aggregation
         self.optimizer = optimizer
         self.calibration = calibration
         self.auxiliary = auxiliary
+        self.pace = pace
         self.seed = seed
         self.round = 0
         self.ledger = Ledger()
+        self.times = Stopwatch()
         self.failed_updates = 0
+        self.stage_rounds: list[int] = [0] * len(self.stages)
+        self._index = 0
         self._entered = -1
         self._holdings: dict[int, dict[str, str]] = {}
         self._ids: dict[str, str] = {}
-
-    @property
-    def rounds(self) -> int:
-        """Communication rounds of the run."""
-        return sum(stage.rounds for stage in self.stages)
+        if participation.fleet:
+            participation.fleet.check(self.typical_stages())
 
     @property
     def done(self) -> bool:
-        """Whether all rounds are over."""
-        return self.round >= self.rounds
+        """Whether the last stage has ended."""
+        return self._index >= len(self.stages)
 
     @property
     def stage(self) -> Stage:
         """The stage of the current round; after the last round, the last stage."""
-        end = 0
-        for stage in self.stages:
-            end += stage.rounds
-            if self.round < end:
-                return stage
-        return self.stages[-1]
+        return self.stages[min(self._index, len(self.stages) - 1)]
+
+    def typical_stages(self) -> list[Stage]:
+        """The stages as some client gets them, which tells what they cost."""
+        return [self._typical(stage) for stage in self.stages]
 
     def begin_round(self) -> Cohort:
         """Grows the model if a stage begins, and draws this round's clients."""
         self._enter(self.stage)
-        self._cohort = draw_cohort(
-            self.num_clients,
-            self.cohort_size,
-            self.dropout,
-            numpy_generator(self.seed, "cohort", self.round),
-        )
-        self._down_bytes = 0
+        self._cohort = self.participation.draw(self.round, self._typical(self.stage))
+        self._sent: dict[int, list[str]] = {}
+        self._down_bytes: dict[int, int] = {}
+        self._seconds: dict[int, float] = {}
         return self._cohort
 
     def make_task(self, client_id: int) -> Task:
         """What this client gets: the active part, and the frozen parts that it does not hold yet."""
-        stage, held = self.stage, self._holdings.setdefault(client_id, {})
+        held = self._holdings.setdefault(client_id, {})
+        stage = self.scheme.for_client(self.stage, numpy_generator(self.seed, "layers", self.round, client_id))
         needed = {name: self._part_id(name) for name in self.model.frozen_names(stage)}
         missing = [name for name, content in needed.items() if held.get(name) != content]
-        task = Task(
-            client_id,
-            self.round,
-            stage,
-            self.model.read(self.model.trained_names(stage)),
-            needed,
-            self.model.read(missing),
-        )
+        active, frozen = self.model.read(self.model.trained_names(stage)), self.model.read(missing)
+        task = Task(client_id, self.round, stage, active, needed, frozen)
         held.update(needed)
-        sent = num_bytes(task.active) + num_bytes(task.frozen)
-        self.ledger.sent(client_id, sent)
-        self._down_bytes += sent
+        self._sent[client_id] = list(active)
+        self._down_bytes[client_id] = num_bytes(active) + num_bytes(frozen)
+        self.ledger.sent(client_id, self._down_bytes[client_id])
         return task
 
     def absorb(self, results: Iterable[Result | Failure], step: Callable[[], Any] | None = None) -> RoundReport:
@@ -146,28 +138,54 @@ class Server:
 
         Raises:
             AllClientsFailedError: Clients took part and failed, and none gave a usable result. The global model is as
-                it was before the round. A round of clients that only had too few images counts as an empty one.
+                it was before the round. A round of clients that only had too few images, or were late, counts as an
+                empty one.
         """
         names = self.model.trained_names(self.stage)
         reference = flatten(self.model.read(names))
-        intake = Intake(reference, self.aggregation)
+        intake, outcomes = Intake(reference, self.aggregation), []
         for result in results:
-            accepted = intake.take(result)
-            if accepted:
-                self.ledger.received(accepted, num_bytes(accepted.parts))
+            with self.times("aggregation"):
+                outcomes += self._take(result, intake, reference)
         if intake.trained:
-            self._set_gradients(names, self.aggregation.finish())
-            for key, counter in intake.counters.items():
-                reference[key].copy_(counter)
+            with self.times("aggregation"):
+                aggregate = self.aggregation.finish()
+                self._set_gradients(names, {key: aggregate[key] for key in intake.given})
+                for key, counter in intake.counters.items():
+                    reference[key].copy_(counter)
         elif any(not failure.skipped for failure in intake.failures):
             raise AllClientsFailedError(f"round {self.round}: no usable update; {intake.reasons()}")
-        (step or self.optimizer.step)()
-        self.optimizer.zero_grad(set_to_none=True)
-        return self._end_round(intake, self._calibrate(bool(intake.trained)))
+        with self.times("aggregation"):
+            (step or self.optimizer.step)()
+            self.optimizer.zero_grad(set_to_none=True)
+        self.participation.observe(self.round, outcomes)
+        return self._end_round(intake)
+
+    def _take(self, result: Result | Failure, intake: Intake, reference: Tensors) -> list[Outcome]:
+        """Takes what has arrived of a client's result; returns what the selector learns from it."""
+        client, seconds = result.client_id, 0.0
+        asked = self._sent.get(client, [])
+        if self.participation.fleet and asked and isinstance(result, Result):
+            delivery = self.participation.fleet.deliver(result, self._down_bytes[client])
+            seconds = self._seconds[client] = delivery.seconds
+            if isinstance(delivery.result, Result) and delivery.result is not result:
+                asked = asked[-len(delivery.result.parts) :]
+            result = delivery.result
+        arrived = intake.check(result, asked)
+        intake.take(arrived)
+        if isinstance(arrived, Failure):
+            self.ledger.lost(arrived)
+            return []
+        self.ledger.received(arrived, num_bytes(arrived.parts))
+        update = sample_update(arrived, reference) if self.participation.selector.wants_updates else None
+        return [Outcome(client, arrived.num_images, arrived.squared_loss, seconds, update)]
 
     @torch.no_grad()
     def _set_gradients(self, names: list[str], aggregate: Tensors) -> None:
-        """Gives ``global - aggregate`` as gradient to the server optimizer; buffers take the aggregate."""
+        """Gives ``global - aggregate`` as gradient to the server optimizer; buffers take the aggregate.
+
+        What no client gave has no gradient, so that neither momentum nor weight decay moves it.
+        """
         for name in names:
             module = self.model.modules[name]
             parameters = dict(module.named_parameters())
@@ -178,44 +196,72 @@ class Server:
                 elif value is not None:
                     own.copy_(value)
 
-    def _calibrate(self, trained: bool) -> float | None:
-        last_of_stage = self.round + 1 == sum(s.rounds for s in self.stages[: self.stage.index + 1])
+    def _end_round(self, intake: Intake) -> RoundReport:
+        """Looks at the pace, calibrates if that is due, and closes the books of the round."""
+        stage, trained = self.stage, bool(intake.trained)
+        reading = self.pace.observe(self._followed()) if self.pace and trained else None
+        self.stage_rounds[stage.index] += 1
+        over = self.stage_rounds[stage.index] >= stage.rounds or (reading is not None and reading.freeze)
+        report = RoundReport(
+            round=self.round,
+            stage=stage.index,
+            trained=tuple(intake.trained),
+            dropped=self._cohort.dropped,
+            ineligible=self._cohort.ineligible,
+            unavailable=self._cohort.unavailable,
+            failures=tuple(intake.failures),
+            late=tuple(intake.late),
+            loss=intake.mean_loss(),
+            down_bytes=sum(self._down_bytes.values()),
+            up_bytes=intake.up_bytes,
+            macs=intake.macs,
+            activation_bytes=intake.activation_bytes,
+            calibration_loss=self._calibrate(trained, over),
+            seconds=self._advance_clock(),
+            pace=reading,
+        )
+        self.failed_updates += len(intake.failures)
+        self.round += 1
+        self._index += over
+        return report
+
+    def _calibrate(self, trained: bool, last_of_stage: bool) -> float | None:
         if not self.calibration or not self.calibration.due(trained, last_of_stage):
             return None
         assert self.auxiliary is not None
-        report = self.calibration.run(self.model, self.stage, self.auxiliary, self.round, self.seed)
+        with self.times("calibration"):
+            report = self.calibration.run(self.model, self.stage, self.auxiliary, self.round, self.seed)
         self._ids = {}
         return report.loss
 
-    def _end_round(self, intake: Intake, calibration_loss: float | None) -> RoundReport:
-        self.failed_updates += len(intake.failures)
-        report = RoundReport(
-            self.round,
-            self.stage.index,
-            tuple(intake.trained),
-            self._cohort.dropped,
-            tuple(intake.failures),
-            intake.mean_loss(),
-            self._down_bytes,
-            intake.up_bytes,
-            intake.macs,
-            intake.activation_bytes,
-            calibration_loss,
-        )
-        self.round += 1
-        return report
+    def _advance_clock(self) -> float | None:
+        fleet = self.participation.fleet
+        return fleet.advance(list(self._seconds.values())) if fleet else None
 
     def _enter(self, stage: Stage) -> None:
         self.model.encoder.depth = stage.depth
         if stage.index == self._entered:
             return
-        if stage.index > 0 and self.scheme.weight_transfer:
-            transfer_weights(self.model.encoder, self.stages[stage.index - 1], stage)
-        if stage.index > 0 and self.scheme.renew_heads:
-            for name in self.model.heads:
-                renew(self.model.modules[name], derive_seed(self.seed, name, stage.index))
+        if stage.index > 0 and grew(self.stages[stage.index - 1], stage):
+            if self.scheme.weight_transfer:
+                transfer_weights(self.model.encoder, self.stages[stage.index - 1], stage)
+            if self.scheme.renew_heads:
+                for name in self.model.heads:
+                    renew(self.model.modules[name], derive_seed(self.seed, name, stage.index))
         self._entered = stage.index
         self._ids = {}
+        self.participation.begin_stage(stage)
+        if self.pace:
+            self.pace.begin(self._followed(), torch_generator(self.seed, "pace", stage.index))
+
+    def _followed(self) -> list[torch.Tensor]:
+        """What the pace controller follows: the parameters of the trained stem and blocks."""
+        names = [name for name in self.model.trained_names(self.stage) if name == "stem" or name.startswith("block.")]
+        return [parameter for name in names for parameter in self.model.modules[name].parameters()]
+
+    def _typical(self, stage: Stage) -> Stage:
+        """A stage as some client gets it, which tells what it costs."""
+        return self.scheme.for_client(stage, numpy_generator(self.seed, "layers"))
 
     def _part_id(self, name: str) -> str:
         if name not in self._ids:
@@ -223,13 +269,18 @@ class Server:
         return self._ids[name]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the weights and the optimizer, in plain types."""
+        """Everything but the weights and the optimizer, in plain types and tensors."""
         return {
             "round": self.round,
+            "index": self._index,
             "entered": self._entered,
+            "stage_rounds": list(self.stage_rounds),
             "holdings": {client: dict(held) for client, held in self._holdings.items()},
             "ledger": self.ledger.state_dict(),
             "failed_updates": self.failed_updates,
+            "participation": self.participation.state_dict(),
+            "pace": self.pace.state_dict() if self.pace else None,
+            "seconds": self.times.seconds(),
             "settings": self.settings(),
         }
 
@@ -240,10 +291,15 @@ class Server:
             ValueError: The checkpoint belongs to a run with other stages, clients or seed.
         """
         check_same(state["settings"], self.settings())
-        self.round, self._entered = state["round"], state["entered"]
+        self.round, self._index, self._entered = state["round"], state["index"], state["entered"]
+        self.stage_rounds = list(state["stage_rounds"])
         self._holdings = {client: dict(held) for client, held in state["holdings"].items()}
         self.ledger.load_state_dict(state["ledger"])
         self.failed_updates = state["failed_updates"]
+        self.participation.load_state_dict(state["participation"])
+        if self.pace:
+            self.pace.load_state_dict(state["pace"])
+        self.times.restore(state["seconds"])
         self.model.encoder.depth = self.stages[max(self._entered, 0)].depth
         self._ids = {}
 
@@ -253,6 +309,11 @@ class Server:
             "scheme": self.scheme.name,
             "rounds per stage": [stage.rounds for stage in self.stages],
             "blocks per stage": [len(stage.present) for stage in self.stages],
-            "clients": self.num_clients,
+            "layer budget": self.scheme.layer_budget,
+            "clients": self.participation.num_clients,
+            "selector": type(self.participation.selector).__name__,
+            "virtual clock": self.participation.fleet is not None,
+            "deadline": repr(self.participation.fleet.deadline if self.participation.fleet else None),
+            "pace": type(self.pace).__name__,
             "seed": self.seed,
         }

@@ -1,18 +1,25 @@
 """Encoders as layers, stages and schemes; what a stage costs."""
 
+from layerwise.depth_dropout import check_alike, keep_layers
 from layerwise.encoder import EncoderSpec, StagedEncoder, build_encoder, timm_arguments
-from layerwise.growth import renew, transfer_weights
+from layerwise.growth import grew, renew, transfer_weights
+from layerwise.layer_cost import LayerShare, layer_shares
 from layerwise.live_bytes import LiveBytes, tensor_bytes
 from layerwise.meter import StepCost, StepMeter
+from layerwise.pace import BlockPerturbation, PaceReading, block_perturbation, relative_slope
 from layerwise.paper_cost import PaperCost, paper_cost
-from layerwise.schemes import EndToEnd, LayerWise, Progressive, Scheme, reference_scheme
+from layerwise.resnet import use_small_stem
+from layerwise.schemes import EndToEnd, LayerWise, Progressive, Scheme, reference_scheme, scheme_choices
 from layerwise.stage import Stage, split_encoder
 
 __all__ = [
+    "BlockPerturbation",
     "EncoderSpec",
     "EndToEnd",
+    "LayerShare",
     "LayerWise",
     "LiveBytes",
+    "PaceReading",
     "PaperCost",
     "Progressive",
     "Scheme",
@@ -20,12 +27,20 @@ __all__ = [
     "StagedEncoder",
     "StepCost",
     "StepMeter",
+    "block_perturbation",
     "build_encoder",
+    "check_alike",
+    "grew",
+    "keep_layers",
+    "layer_shares",
     "paper_cost",
     "reference_scheme",
+    "relative_slope",
     "renew",
+    "scheme_choices",
     "split_encoder",
     "tensor_bytes",
     "timm_arguments",
     "transfer_weights",
+    "use_small_stem",
 ]

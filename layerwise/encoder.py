@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from layerwise.resnet import split_resnet
+from layerwise.output_modules import output_modules, resnet_stand_ins, vit_stand_ins
+from layerwise.resnet import split_resnet, use_small_stem
 from layerwise.vit import split_vit
 
 VIT_MODULES = ("vision_transformer", "deit", "vision_transformer_hybrid")
@@ -32,6 +34,11 @@ class EncoderSpec:
         position: How a ViT's position embedding starts: timm's ``learned`` initialisation, or fixed 2-D
             ``sincos`` values. It is trained either way (LW-FedSSL section 3 trains it, MoCo v3 does not).
         options: Further keyword arguments of ``timm.create_model``, for example ``{"depth": 6}``.
+        output: What stands between the newest block and the loss while later blocks are missing. ``linear``: where a
+            ResNet's stage is narrower than the last one, a linear layer after pooling (LW-FedSSL section 4).
+            ``convolution``: a light stand-in for every missing block, in front of the tail (SmartFreeze).
+        stem: ``timm`` is the model's own. ``small`` is for ResNets on small images: a 3x3 convolution of stride 1 in
+            place of the 7x7 one of stride 2, and no pooling (the ResNets of SmartFreeze's authors).
     """
 
     name: str = "vit_tiny_patch16_224"
@@ -39,6 +46,8 @@ class EncoderSpec:
     in_channels: int = 3
     position: Literal["learned", "sincos"] = "learned"
     options: dict[str, Any] = field(default_factory=dict)
+    output: Literal["linear", "convolution"] = "linear"
+    stem: Literal["timm", "small"] = "timm"
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
@@ -50,6 +59,10 @@ class EncoderSpec:
             raise ValueError(f"in_channels must be 1 or 3, got {self.in_channels}")
         if self.position not in ("learned", "sincos"):
             raise ValueError(f"position must be 'learned' or 'sincos', got {self.position!r}")
+        if self.output not in ("linear", "convolution"):
+            raise ValueError(f"output must be 'linear' or 'convolution', got {self.output!r}")
+        if self.stem not in ("timm", "small"):
+            raise ValueError(f"stem must be 'timm' or 'small', got {self.stem!r}")
         taken = {"img_size", "in_chans", "num_classes"} & self.options.keys()
         if taken:
             raise ValueError(f"options must not hold {', '.join(taken)}: set image_size and in_channels")
@@ -58,9 +71,11 @@ class EncoderSpec:
 class StagedEncoder(nn.Module):
     """An encoder whose blocks can be present or absent.
 
-    The parts are ``stem`` (patch or convolution embedding), ``blocks``, ``tail`` (final norm and pooling) and
-    ``reshape`` (one entry a block: the temporary linear layer that maps a narrower intermediate output to the
-    final feature width, as LW-FedSSL section 4 does for ResNet-18; identity where the width already agrees).
+    The parts are ``stem`` (patch or convolution embedding), ``blocks`` and ``tail`` (final norm and pooling), and two
+    temporary ones with one entry a block, of which a stage uses the entry of its newest block: ``outputs`` in front of
+    the tail (stand-ins for the missing blocks, SmartFreeze; entries share them) and ``reshape`` behind it (the linear
+    layer that maps a narrower intermediate output to the final feature width, as LW-FedSSL section 4 does for
+    ResNet-18). Either is an identity where nothing is missing or the width already agrees.
 
     Args:
         spec: What was built.
@@ -68,13 +83,20 @@ class StagedEncoder(nn.Module):
         blocks: The layers that a scheme adds one by one.
         tail: Maps any block's output to features (B, D_i).
         widths: D_i, the feature width after each block.
+        stand_ins: For every block but the first; none for ``output="linear"``.
 
     Attributes:
         depth: Number of leading blocks that :meth:`forward` runs; all of them at first.
     """
 
     def __init__(
-        self, spec: EncoderSpec, stem: nn.Module, blocks: list[nn.Module], tail: nn.Module, widths: list[int]
+        self,
+        spec: EncoderSpec,
+        stem: nn.Module,
+        blocks: list[nn.Module],
+        tail: nn.Module,
+        widths: list[int],
+        stand_ins: Sequence[nn.Module] = (),
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -83,13 +105,15 @@ class StagedEncoder(nn.Module):
         self.tail = tail
         self.widths = widths
         self.feature_dim = widths[-1]
+        self.outputs = output_modules(stand_ins, len(blocks))
         self.reshape = nn.ModuleList(
-            nn.Identity() if width == self.feature_dim else nn.Linear(width, self.feature_dim) for width in widths
+            nn.Identity() if stand_ins or width == self.feature_dim else nn.Linear(width, self.feature_dim)
+            for width in widths
         )
         self.depth = len(blocks)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features of the first ``depth`` blocks, without the temporary reshaping layer.
+        """Features of the first ``depth`` blocks, without the temporary modules.
 
         Args:
             images: Normalised images (B, C, H, W).
@@ -106,6 +130,7 @@ class StagedEncoder(nn.Module):
         """Every separately trained and transferred part by name, in forward order."""
         parts: dict[str, nn.Module] = {"stem": self.stem}
         parts |= {f"block.{i}": block for i, block in enumerate(self.blocks)}
+        parts |= {f"output.{i}": output for i, output in enumerate(self.outputs)}
         parts["tail"] = self.tail
         parts |= {f"reshape.{i}": layer for i, layer in enumerate(self.reshape)}
         return parts
@@ -122,14 +147,9 @@ def build_encoder(spec: EncoderSpec, seed: int) -> StagedEncoder:
         torch.default_generator.manual_seed(seed)
         model = _create_timm_model(spec)
         if type(model) is VisionTransformer:
-            _check_patches(model, spec.image_size)
-            if spec.position == "sincos":
-                _set_sincos(model)
-            return StagedEncoder(spec, *split_vit(model))
+            return _stage_vit(model, spec)
         if isinstance(model, ResNet):
-            if spec.position == "sincos":
-                raise ValueError(f"position 'sincos' needs a ViT, {spec.name!r} has no position embedding")
-            return StagedEncoder(spec, *split_resnet(model))
+            return _stage_resnet(model, spec)
     raise ValueError(f"{spec.name!r} is a {type(model).__name__}; a timm VisionTransformer or ResNet is needed")
 
 
@@ -146,6 +166,27 @@ def _create_timm_model(spec: EncoderSpec) -> nn.Module:
         return timm.create_model(spec.name, pretrained=False, **timm_arguments(spec))
     except Exception as error:
         raise ValueError(f"timm refuses to build {spec.name!r} with {timm_arguments(spec)}: {error}") from error
+
+
+def _stage_vit(model: VisionTransformer, spec: EncoderSpec) -> StagedEncoder:
+    if spec.stem == "small":
+        raise ValueError(f"stem 'small' needs a ResNet, {spec.name!r} embeds patches")
+    _check_patches(model, spec.image_size)
+    if spec.position == "sincos":
+        _set_sincos(model)
+    stem, blocks, tail, widths = split_vit(model)
+    stand_ins = vit_stand_ins(model, len(blocks)) if spec.output == "convolution" else []
+    return StagedEncoder(spec, stem, blocks, tail, widths, stand_ins)
+
+
+def _stage_resnet(model: ResNet, spec: EncoderSpec) -> StagedEncoder:
+    if spec.position == "sincos":
+        raise ValueError(f"position 'sincos' needs a ViT, {spec.name!r} has no position embedding")
+    if spec.stem == "small":
+        use_small_stem(model, spec.in_channels)
+    stem, blocks, tail, widths = split_resnet(model)
+    stand_ins = resnet_stand_ins(blocks, widths) if spec.output == "convolution" else []
+    return StagedEncoder(spec, stem, blocks, tail, widths, stand_ins)
 
 
 def _check_patches(model: VisionTransformer, image_size: int) -> None:

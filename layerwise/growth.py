@@ -11,11 +11,16 @@ from layerwise.encoder import StagedEncoder
 from layerwise.stage import Stage
 
 
+def grew(previous: Stage, stage: Stage) -> bool:
+    """Whether a stage reaches deeper than the one before it; a change of the trained blocks alone is no growth."""
+    return stage.depth > previous.depth
+
+
 def transfer_weights(encoder: StagedEncoder, previous: Stage, stage: Stage) -> list[int]:
     """Starts new blocks from the blocks before them (LW-FedSSL, weight transfer).
 
     The new blocks copy as many of the last blocks present before, in order; if there were fewer, the remaining ones
-    copy the last. Blocks whose shapes differ keep their own initialisation.
+    copy the last. Blocks whose shapes differ keep their own initialisation. Where nothing is new, nothing happens.
 
     Returns:
         The blocks that were overwritten.
@@ -25,7 +30,7 @@ def transfer_weights(encoder: StagedEncoder, previous: Stage, stage: Stage) -> l
     copied = []
     for position, target in enumerate(new):
         source = sources[min(position, len(sources) - 1)]
-        if _same_shapes(encoder.blocks[source], encoder.blocks[target]):
+        if same_shapes(encoder.blocks[source], encoder.blocks[target]):
             encoder.blocks[target].load_state_dict(encoder.blocks[source].state_dict())
             copied.append(target)
     return copied
@@ -43,7 +48,8 @@ def renew(module: nn.Module, seed: int) -> None:
     module.load_state_dict(fresh.state_dict())
 
 
-def _same_shapes(a: nn.Module, b: nn.Module) -> bool:
+def same_shapes(a: nn.Module, b: nn.Module) -> bool:
+    """Whether two modules have the same tensors, up to their values."""
     shapes_a = {name: tensor.shape for name, tensor in a.state_dict().items()}
     shapes_b = {name: tensor.shape for name, tensor in b.state_dict().items()}
     return shapes_a == shapes_b

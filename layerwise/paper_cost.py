@@ -97,7 +97,7 @@ def paper_cost(
 
     Args:
         encoder: The full encoder; it is left as it is and may lie on any device.
-        stages: The stages, with their rounds.
+        stages: The stages, with their rounds; with a layer budget, as :meth:`layerwise.Scheme.for_client` cuts them.
         heads: Heads in forward order: the first takes the encoder's features, each further one the output of the
             one before.
         local_epochs: Epochs a client trains in each round.
@@ -140,6 +140,7 @@ def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:
         hidden = hidden[:, shadow.tail.prefix_tokens :]
     for i, block in enumerate(shadow.blocks):
         macs[f"block.{i}"], hidden = _run(block, hidden)
+        macs[f"output.{i}"], _ = _run(shadow.outputs[i], hidden)
     macs["tail"], _ = _run(shadow.tail, hidden)
     for i, (layer, width) in enumerate(zip(shadow.reshape, shadow.widths, strict=True)):
         macs[f"reshape.{i}"], _ = _run(layer, torch.empty(1, width, device="meta"))

@@ -20,6 +20,18 @@ def split_resnet(model: ResNet) -> tuple[nn.Module, list[nn.Module], nn.Module, 
     return stem, blocks, tail, [_width(block) for block in blocks]
 
 
+def use_small_stem(model: ResNet, in_channels: int) -> None:
+    """Replaces a ResNet's first convolution by a 3x3 one of stride 1 and leaves out the pooling, in place.
+
+    So 32 x 32 pixels reach the first residual stage as 32 x 32, as in the ResNets of SmartFreeze's authors for CIFAR
+    (code of ProFL, arXiv 2404.13349).
+    """
+    channels = model.feature_info[0]["num_chs"]
+    model.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+
+
 def _width(block: nn.Module) -> int:
     """Output channels of a residual stage: those of its last convolution."""
     convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]

@@ -1,10 +1,15 @@
-"""Schemes: how a run is cut into stages (LW-FedSSL, arXiv 2401.11647, section 3)."""
+"""Schemes: how a run is cut into stages (LW-FedSSL, arXiv 2401.11647, section 3; ProgFed, arXiv 2110.05323)."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import accumulate
 
+import numpy as np
+
+from layerwise.depth_dropout import check_alike, keep_layers
+from layerwise.encoder import StagedEncoder
+from layerwise.schedule import blocks_of_stages, check_rounds, rounds_of_stages
 from layerwise.stage import Stage
 
 
@@ -18,6 +23,8 @@ class Scheme(ABC):
             agree, instead of its own random initialisation (our reading: on in v3, off in v4 of the paper).
         renew_heads: Whether projection and prediction heads start anew in each stage instead of being carried
             over (the paper is silent; carried over is our reading).
+        layer_budget: Most blocks that a client holds; the others are left out by a draw for each client and round
+            (depth dropout, see :func:`layerwise.depth_dropout.keep_layers`). ``None`` leaves out none.
     """
 
     name: str
@@ -28,11 +35,13 @@ class Scheme(ABC):
         rounds_per_stage: list[int] | None = None,
         weight_transfer: bool = False,
         renew_heads: bool = False,
+        layer_budget: int | None = None,
     ) -> None:
         self.blocks_per_stage = blocks_per_stage
         self.rounds_per_stage = rounds_per_stage
         self.weight_transfer = weight_transfer
         self.renew_heads = renew_heads
+        self.layer_budget = layer_budget
 
     def stages(self, num_blocks: int, rounds: int) -> list[Stage]:
         """The run's stages.
@@ -42,20 +51,55 @@ class Scheme(ABC):
             rounds: Communication rounds of the whole run.
 
         Raises:
-            ValueError: More stages than blocks, blocks that do not add up to the depth, or rounds that cannot
-                be shared equally and are not listed.
+            ValueError: More stages than blocks, blocks that do not add up to the depth, rounds that cannot be shared
+                equally and are not listed, or a layer budget below the blocks that a client cannot do without.
         """
         sizes = blocks_of_stages(self.blocks_per_stage, num_blocks)
-        durations = rounds_of_stages(self.rounds_per_stage, len(sizes), rounds)
-        ends = list(accumulate(sizes))
-        return [
-            self._stage(index, end - size, end, duration)
-            for index, (size, end, duration) in enumerate(zip(sizes, ends, durations, strict=True))
-        ]
+        stages: list[Stage] = []
+        for size, end, duration in zip(sizes, accumulate(sizes), self._durations(len(sizes), rounds), strict=True):
+            stages += self._warm_up(len(stages), end - size, end)
+            stages.append(self._stage(len(stages), end - size, end, duration))
+        self._check_budget(stages)
+        return stages
+
+    def check(self, encoder: StagedEncoder) -> None:
+        """Refuses an encoder that the settings do not fit.
+
+        Raises:
+            ValueError: There is a layer budget, and the encoder's blocks differ in shape.
+        """
+        if self.layer_budget is not None:
+            check_alike(encoder)
+
+    def for_client(self, stage: Stage, rng: np.random.Generator) -> Stage:
+        """What one client holds and trains of a stage; the stage itself without a layer budget.
+
+        All draws for a stage have equally many blocks, so that any of them tells what it costs.
+        """
+        return stage if self.layer_budget is None else keep_layers(stage, self.layer_budget, rng)
 
     @abstractmethod
     def _stage(self, index: int, start: int, end: int, rounds: int) -> Stage:
         """Stage ``index``, which adds the blocks from ``start`` to ``end - 1``."""
+
+    def _warm_up(self, index: int, start: int, end: int) -> list[Stage]:
+        """What comes before the stage that adds these blocks: nothing."""
+        return []
+
+    def _durations(self, num_stages: int, rounds: int) -> list[int]:
+        return rounds_of_stages(self.rounds_per_stage, num_stages, rounds)
+
+    def _indispensable(self, stage: Stage) -> int:
+        """Blocks that no client can do without: the first and the trained ones."""
+        return len(stage.trained) + bool(stage.frozen)
+
+    def _check_budget(self, stages: list[Stage]) -> None:
+        least = max(self._indispensable(stage) for stage in stages)
+        if self.layer_budget is not None and self.layer_budget < least:
+            raise ValueError(
+                f"layer_budget {self.layer_budget} must be at least {least}: the first block and the newest ones are "
+                "always kept"
+            )
 
 
 class LayerWise(Scheme):
@@ -68,12 +112,58 @@ class LayerWise(Scheme):
 
 
 class Progressive(Scheme):
-    """Prog-FedSSL: the model grows, and all present blocks are trained and travel."""
+    """Prog-FedSSL and ProgFed: the model grows, and all present blocks are trained and travel.
+
+    Args:
+        blocks_per_stage: Blocks added in each stage: one number for all, or a list that sums to the depth.
+        rounds_per_stage: Rounds of each stage without its warm-up rounds; ``None`` shares the run's rounds.
+        weight_transfer: As for every scheme.
+        renew_heads: As for every scheme. ProgFed has a new head for every stage.
+        layer_budget: As for every scheme. The draw is among trained blocks here (the "DD" rows of LW-FedSSL).
+        warm_up_rounds: Rounds after each growth in which only the new blocks and the heads are trained (ProgFed). They
+            are a stage of their own and part of the run's rounds (our deviation: the paper's code adds them).
+        long_last_stage: ProgFed's schedule: with T rounds besides warm-up and S stages, T / 2S rounds for every stage
+            but the last and T (S + 1) / 2S for the last, instead of T / S for each.
+
+    Raises:
+        ValueError: ``warm_up_rounds`` is negative, or ``long_last_stage`` comes with ``rounds_per_stage``.
+    """
 
     name = "progressive"
 
+    def __init__(
+        self,
+        blocks_per_stage: int | list[int] = 1,
+        rounds_per_stage: list[int] | None = None,
+        weight_transfer: bool = False,
+        renew_heads: bool = False,
+        layer_budget: int | None = None,
+        warm_up_rounds: int = 0,
+        long_last_stage: bool = False,
+    ) -> None:
+        if warm_up_rounds < 0:
+            raise ValueError(f"warm_up_rounds must be at least 0, got {warm_up_rounds}")
+        if long_last_stage and rounds_per_stage is not None:
+            raise ValueError(f"long_last_stage shares the rounds: it excludes rounds_per_stage {rounds_per_stage}")
+        super().__init__(blocks_per_stage, rounds_per_stage, weight_transfer, renew_heads, layer_budget)
+        self.warm_up_rounds = warm_up_rounds
+        self.long_last_stage = long_last_stage
+
     def _stage(self, index: int, start: int, end: int, rounds: int) -> Stage:
         return Stage(index, tuple(range(end)), tuple(range(end)), True, rounds)
+
+    def _warm_up(self, index: int, start: int, end: int) -> list[Stage]:
+        if start == 0 or self.warm_up_rounds == 0:
+            return []
+        return [Stage(index, tuple(range(end)), tuple(range(start, end)), False, self.warm_up_rounds)]
+
+    def _durations(self, num_stages: int, rounds: int) -> list[int]:
+        warm_up = self.warm_up_rounds * (num_stages - 1)
+        return rounds_of_stages(self.rounds_per_stage, num_stages, rounds, warm_up, self.long_last_stage)
+
+    def _indispensable(self, stage: Stage) -> int:
+        """The first and the trained blocks in warm-up rounds, otherwise the first and the last."""
+        return super()._indispensable(stage) if stage.frozen else min(2, len(stage.present))
 
 
 class EndToEnd(Scheme):
@@ -86,7 +176,7 @@ class EndToEnd(Scheme):
 
     def stages(self, num_blocks: int, rounds: int) -> list[Stage]:
         """A single stage with every block."""
-        _check_rounds(rounds)
+        check_rounds(rounds)
         return [self._stage(0, 0, num_blocks, rounds)]
 
     def _stage(self, index: int, start: int, end: int, rounds: int) -> Stage:
@@ -98,51 +188,12 @@ def reference_scheme() -> Scheme:
     return EndToEnd()
 
 
-def blocks_of_stages(blocks_per_stage: int | list[int], num_blocks: int) -> list[int]:
-    """Number of blocks each stage adds.
+def scheme_choices(num_blocks: int) -> list[Scheme]:
+    """Every scheme with equally many blocks in each of its stages: end-to-end, then those with several stages.
 
-    Raises:
-        ValueError: The numbers are not positive or do not add up to ``num_blocks``.
+    Args:
+        num_blocks: Blocks of the full encoder.
     """
-    if isinstance(blocks_per_stage, list):
-        sizes = blocks_per_stage
-        if len(sizes) > num_blocks:
-            raise ValueError(f"{len(sizes)} stages are more than the encoder's {num_blocks} blocks")
-        if any(size < 1 for size in sizes) or sum(sizes) != num_blocks:
-            raise ValueError(
-                f"blocks_per_stage {sizes} must be positive and add up to the encoder's {num_blocks} blocks"
-            )
-        return sizes
-    if blocks_per_stage < 1 or num_blocks % blocks_per_stage:
-        divisors = [n for n in range(1, num_blocks + 1) if num_blocks % n == 0]
-        raise ValueError(
-            f"blocks_per_stage {blocks_per_stage} does not divide the encoder's {num_blocks} blocks; "
-            f"allowed: {divisors} or a list that sums to {num_blocks}"
-        )
-    return [blocks_per_stage] * (num_blocks // blocks_per_stage)
-
-
-def rounds_of_stages(rounds_per_stage: list[int] | None, num_stages: int, rounds: int) -> list[int]:
-    """Rounds each stage lasts.
-
-    Raises:
-        ValueError: The list has the wrong length or sum, or ``rounds`` does not divide by ``num_stages``.
-    """
-    _check_rounds(rounds)
-    if rounds_per_stage is None:
-        if rounds % num_stages:
-            raise ValueError(
-                f"rounds {rounds} cannot be shared equally by {num_stages} stages; use a multiple of "
-                f"{num_stages} or list them in rounds_per_stage"
-            )
-        return [rounds // num_stages] * num_stages
-    if len(rounds_per_stage) != num_stages:
-        raise ValueError(f"rounds_per_stage has {len(rounds_per_stage)} entries for {num_stages} stages")
-    if any(n < 1 for n in rounds_per_stage) or sum(rounds_per_stage) != rounds:
-        raise ValueError(f"rounds_per_stage {rounds_per_stage} must be positive and add up to rounds {rounds}")
-    return rounds_per_stage
-
-
-def _check_rounds(rounds: int) -> None:
-    if rounds < 1:
-        raise ValueError(f"rounds must be at least 1, got {rounds}")
+    divisors = [size for size in range(1, num_blocks) if num_blocks % size == 0]
+    several = [kind(size) for kind in (Progressive, LayerWise) for size in divisors]
+    return [EndToEnd(), *several]

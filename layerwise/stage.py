@@ -15,7 +15,7 @@ class Stage:
 
     Args:
         index: Position among the run's stages, from 0.
-        present: Blocks in the model, in forward order.
+        present: Blocks in the model, in forward order. Some before the last may be left out (depth dropout).
         trained: Blocks that are trained, the last ones of ``present``. The blocks before them are frozen:
             they run forward only.
         trains_stem: Whether the stem (patch, class and position embedding) is trained too.
@@ -55,7 +55,8 @@ class Stage:
         block's output in each stage. The paper's traffic figures count it in the first stage only.
         """
         stem = ["stem"] if self.trains_stem else []
-        return [*stem, *(f"block.{i}" for i in self.trained), "tail", f"reshape.{self.present[-1]}"]
+        newest = self.present[-1]
+        return [*stem, *(f"block.{i}" for i in self.trained), f"output.{newest}", "tail", f"reshape.{newest}"]
 
 
 def split_encoder(encoder: StagedEncoder, stage: Stage) -> tuple[nn.Sequential, nn.Sequential]:

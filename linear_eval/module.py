@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from linear_eval.evaluate import EvaluationReport, EvaluationSettings, evaluate_features, knn_report
 from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
-from linear_eval.metrics import ClassificationMetrics
+from linear_eval.metrics import ClassificationMetrics, classification_metrics
 
 LOGGED = ("knn_top1", "linear_top1", "linear_mean_per_class", "feature_std", "rankme")
 
@@ -33,6 +33,7 @@ class EvaluatedModule(LightningModule):
     Attributes:
         reports: After ``test``: the report of the ``encoder`` and, where there is one, of its
             ``random_init``.
+        classified: After ``test``: what :meth:`classify` makes of the test images, if it makes anything.
         finetuned: After ``test``: the fine-tuned accuracy, if asked for.
     """
 
@@ -49,11 +50,19 @@ class EvaluatedModule(LightningModule):
         self.finetuning = finetuning
         self.seed = seed
         self.reports: dict[str, EvaluationReport] = {}
+        self.classified: ClassificationMetrics | None = None
         self.finetuned: ClassificationMetrics | None = None
 
     @abstractmethod
     def normalize(self, images: Tensor) -> Tensor:
         """Maps uint8 images to the encoder's float input."""
+
+    def classify(self, images: Tensor) -> Tensor | None:
+        """Class scores (B, classes) of normalised images by a classifier that was trained with the encoder.
+
+        ``None``: there is no such classifier.
+        """
+        return None
 
     def random_init(self) -> nn.Module | None:
         """The encoder as it was before training, to be evaluated beside the trained one."""
@@ -65,13 +74,14 @@ class EvaluatedModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collects features of the bank (loader 0) and the queries (loader 1)."""
-        self._collected.add(self.normalize(batch[0]), batch[1], dataloader_idx)
+        self._collect(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Logs ``eval/knn_top1``, ``eval/feature_std`` and ``eval/rankme``."""
         bank, query = self._collected.features("encoder")
         report = knn_report(bank, query, self._num_classes(), self.evaluation)
         self.log_dict({f"eval/{key}": value for key, value in report.items()})
+        self._classified()
 
     def on_test_epoch_start(self) -> None:
         """Lightning's hook."""
@@ -83,7 +93,7 @@ class EvaluatedModule(LightningModule):
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collects features of the training split (loader 0) and the test split (loader 1)."""
-        self._collected.add(self.normalize(batch[0]), batch[1], dataloader_idx)
+        self._collect(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """Fills :attr:`reports` and logs them as ``eval/...`` and ``eval/random_init_...``."""
@@ -93,9 +103,28 @@ class EvaluatedModule(LightningModule):
             prefix = "eval/" if name == "encoder" else f"eval/{name}_"
             values = self.reports[name].as_dict()
             self.log_dict({prefix + key: float(values[key]) for key in LOGGED})
+        self.classified = self._classified()
         if self.finetuning:
             self.finetuned = self._finetune(self.reports["encoder"].feature_dim)
             self.log("eval/finetuned_top1", self.finetuned.accuracy)
+
+    def _collect(self, batch: Any, loader: int) -> None:
+        images = self.normalize(batch[0])
+        self._collected.add(images, batch[1], loader)
+        scores = self.classify(images) if loader == 1 else None
+        if scores is not None:
+            self._collected.predicted.append(scores.argmax(dim=1))
+
+    def _classified(self) -> ClassificationMetrics | None:
+        """Logs the trained classifier's accuracy on loader 1, if there is one."""
+        if not self._collected.predicted:
+            return None
+        _, query = self._collected.features("encoder")
+        predicted = torch.cat(self._collected.predicted)
+        num_classes = max(self._num_classes(), int(predicted.max()) + 1)  # it may know classes that these images lack
+        metrics = classification_metrics(query.y, predicted, num_classes)
+        self.log("eval/classifier_top1", metrics.accuracy)
+        return metrics
 
     def _finetune(self, feature_dim: int) -> ClassificationMetrics:
         assert self.finetuning is not None
@@ -118,10 +147,11 @@ class EvaluatedModule(LightningModule):
 
 
 class _Collected:
-    """Features of several encoders over two loaders, gathered batch by batch."""
+    """Features of several encoders over two loaders, and predicted classes of the second, gathered batch by batch."""
 
     def __init__(self, encoders: dict[str, nn.Module]) -> None:
         self.encoders = encoders
+        self.predicted: list[Tensor] = []
         self._x: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in encoders}
         self._y: tuple[list[Tensor], list[Tensor]] = ([], [])
 

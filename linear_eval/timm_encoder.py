@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
-from torch import Tensor
+from timm.models import load_checkpoint
+from torch import Tensor, nn
 
 from linear_eval.evaluate import EvaluationSettings
 from linear_eval.finetune import FinetuneSettings
@@ -16,7 +19,8 @@ from linear_eval.module import EvaluatedModule
 class TimmEncoder(EvaluatedModule):
     """A folder with timm's ``config.json`` and ``model.safetensors``, for ``validate`` and ``test``.
 
-    Normalisation is taken from the folder's ``pretrained_cfg``.
+    Normalisation is taken from the folder's ``pretrained_cfg``. One kind of folder loads here but not in timm alone: a
+    ResNet for small images, whose ``config.json`` has ``"stem": "small"``.
 
     Args:
         folder: For example the ``encoder`` folder of a run.
@@ -26,6 +30,7 @@ class TimmEncoder(EvaluatedModule):
 
     Raises:
         FileNotFoundError: The folder has no ``config.json``.
+        ValueError: It names an unknown stem.
     """
 
     def __init__(
@@ -37,7 +42,7 @@ class TimmEncoder(EvaluatedModule):
     ) -> None:
         if not (Path(folder) / "config.json").is_file():
             raise FileNotFoundError(f"{folder} is no timm encoder folder: it has no config.json")
-        encoder = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+        encoder = load_encoder(Path(folder))
         super().__init__(encoder, evaluation, finetuning, seed)
         config = encoder.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
@@ -63,3 +68,24 @@ class TimmEncoder(EvaluatedModule):
         """(images / 255 - mean) / std."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return (images.float() / 255 - mean) / std
+
+
+def load_encoder(folder: Path) -> Any:
+    """The timm model of a folder, without classifier.
+
+    Raises:
+        ValueError: ``config.json`` names a stem other than ``timm`` and ``small``.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    stem = config.get("stem", "timm")
+    if stem not in ("timm", "small"):
+        raise ValueError(f"{folder / 'config.json'} has the stem {stem!r}; allowed: 'timm', 'small'")
+    if stem == "timm":
+        return timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
+    arguments = config["model_args"] | {"num_classes": 0}
+    model = timm.create_model(config["architecture"], pretrained_cfg_overlay=config["pretrained_cfg"], **arguments)
+    in_channels, channels = config["pretrained_cfg"]["input_size"][0], model.feature_info[0]["num_chs"]
+    model.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    model.maxpool = nn.Identity()
+    load_checkpoint(model, str(folder / "model.safetensors"))
+    return model

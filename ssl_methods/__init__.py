@@ -1,23 +1,28 @@
-"""Self-supervised objectives as Lightning modules, losses, augmentation."""
+"""Training objectives as Lightning modules, losses, augmentation."""
 
 from ssl_methods.augment import DigitsViews, MedicalViews, NaturalViews, TwoViews
 from ssl_methods.byol import BYOL
 from ssl_methods.losses import info_nce, nt_xent
-from ssl_methods.method import OptimizerFactory, SSLMethod, StepOutput, Views
+from ssl_methods.method import Inputs, Method, OptimizerFactory, StepOutput
 from ssl_methods.moco_v3 import MoCoV3
 from ssl_methods.simclr import SimCLR
+from ssl_methods.ssl_method import SSLMethod, Views
+from ssl_methods.supervised import Supervised
 from ssl_methods.twin import Twin
 
 __all__ = [
     "BYOL",
     "DigitsViews",
+    "Inputs",
     "MedicalViews",
+    "Method",
     "MoCoV3",
     "NaturalViews",
     "OptimizerFactory",
     "SSLMethod",
     "SimCLR",
     "StepOutput",
+    "Supervised",
     "Twin",
     "TwoViews",
     "Views",

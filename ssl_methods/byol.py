@@ -7,7 +7,8 @@ from lightly.models.modules import BYOLPredictionHead, SimCLRProjectionHead
 from torch import nn
 
 from ssl_methods.augment import TwoViews
-from ssl_methods.method import MomentumMethod, OptimizerFactory, StepOutput, Views
+from ssl_methods.method import OptimizerFactory, StepOutput
+from ssl_methods.ssl_method import MomentumMethod, Views
 
 
 class BYOL(MomentumMethod):

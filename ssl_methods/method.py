@@ -1,4 +1,4 @@
-"""What every self-supervised objective shares: one Lightning module over one backbone."""
+"""What every training objective shares: one Lightning module over one backbone, frozen layers in front."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ssl_methods.augment import TwoViews
-from ssl_methods.losses import check_momentum
-from ssl_methods.twin import Twin
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-Views = tuple[Tensor, Tensor]
+Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -26,20 +24,21 @@ class StepOutput:
 
     Args:
         loss: Scalar to minimise.
-        projections: Online projections (B, D) of the two views, for further loss terms.
+        projections: What the heads made of the inputs, for further loss terms: online projections (B, D) of the two
+            views of a self-supervised method, logits (B, classes) of a supervised one.
     """
 
     loss: Tensor
-    projections: Views
+    projections: Inputs
 
 
-class SSLMethod(LightningModule):
-    """A self-supervised objective over ``backbone``; it knows nothing of clients, stages or rounds.
+class Method(LightningModule):
+    """An objective over ``backbone``; it knows nothing of clients, stages or rounds.
 
-    Used alone it is an ordinary Lightning module whose batches are uint8 images (B, C, H, W), or (images,
-    labels) with the labels ignored. For layer-wise training :meth:`attach` puts a frozen ``prefix`` in front:
-    it runs once per view without gradient, and online branch, target branch and further loss terms all start
-    from its output. That is exact, because frozen layers are the same in every branch.
+    Used alone it is an ordinary Lightning module whose batches are (uint8 images (B, C, H, W), labels (B,)), or images
+    only where no labels are needed. For layer-wise training :meth:`attach` puts a frozen ``prefix`` in front: it runs
+    without gradient, and every branch and further loss term starts from its output. That is exact, because frozen
+    layers are the same in every branch.
 
     Args:
         backbone: Maps images, or the prefix's output, to features (B, feature_dim).
@@ -48,13 +47,12 @@ class SSLMethod(LightningModule):
         optimizer: Makes an optimizer for a list of parameters.
 
     Attributes:
-        loss_terms: Further losses of a step, functions of (prefix outputs of both views, step output).
+        loss_terms: Further losses of a step, functions of (prefix outputs, step output).
         generator: Source of the augmentation's random numbers.
-        views_in_paper: Views of a sample that LW-FedSSL's resource figures count: two, but one with a target branch.
+        views_in_paper: Views of a sample that LW-FedSSL's resource figures count.
     """
 
-    projector: nn.Module
-    views_in_paper: ClassVar[int] = 2
+    views_in_paper: ClassVar[int]
 
     def __init__(self, backbone: nn.Module, feature_dim: int, augment: TwoViews, optimizer: OptimizerFactory) -> None:
         super().__init__()
@@ -63,7 +61,7 @@ class SSLMethod(LightningModule):
         self.feature_dim = feature_dim
         self.augment = augment
         self.optimizer_factory = optimizer
-        self.loss_terms: list[Callable[[Views, StepOutput], Tensor]] = []
+        self.loss_terms: list[Callable[[Any, StepOutput], Tensor]] = []
         self.generator = torch.Generator()
 
     @abstractmethod
@@ -71,12 +69,32 @@ class SSLMethod(LightningModule):
         """The heads that are trained with the backbone, by name."""
 
     @abstractmethod
-    def step(self, hidden: Views) -> StepOutput:
-        """The objective.
+    def inputs(self, images: Tensor, labels: Tensor) -> Inputs:
+        """What a step needs of a batch, augmented.
 
         Args:
-            hidden: Both views after the prefix, each (B, ...).
+            images: uint8 (B, C, H, W).
+            labels: int64 (B,), -1 where there is none.
         """
+
+    @abstractmethod
+    def loss_of(self, inputs: Inputs) -> Tensor:
+        """Loss of what :meth:`inputs` made, further loss terms included."""
+
+    @abstractmethod
+    def example_inputs(self, shape: tuple[int, int, int, int]) -> Inputs:
+        """Tensors without meaningful values, as :meth:`inputs` makes them of images of this shape."""
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Whether the objective can be trained with these labels; by default any will do.
+
+        Raises:
+            ValueError: It cannot.
+        """
+
+    def classify(self, features: Tensor) -> Tensor | None:
+        """Class scores (B, classes) of features (B, feature_dim); ``None`` if the objective trains no classifier."""
+        return None
 
     def attach(self, prefix: nn.Module, backbone: nn.Module) -> None:
         """Trains ``backbone`` from now on, on top of the frozen ``prefix``; the heads stay."""
@@ -91,16 +109,12 @@ class SSLMethod(LightningModule):
     def after_step(self) -> None:
         """Called after each optimizer step: momentum targets follow."""
 
-    def online(self) -> nn.Sequential:
-        """Backbone and projector as one branch."""
-        return nn.Sequential(self.backbone, self.projector)
-
     def trained(self) -> list[nn.Parameter]:
         """Parameters of the backbone and all heads."""
         modules = [self.backbone, *self.heads().values()]
         return [parameter for module in modules for parameter in module.parameters()]
 
-    def train(self, mode: bool = True) -> SSLMethod:
+    def train(self, mode: bool = True) -> Method:
         """Training mode for all but the prefix, whose batch norms must not move."""
         super().train(mode)
         self.prefix.eval()
@@ -108,18 +122,12 @@ class SSLMethod(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor | None:
         """Loss of one batch; ``None`` for fewer than two images, which cannot be contrasted."""
-        images = batch[0] if isinstance(batch, tuple | list) else batch
+        images, labels = batch if isinstance(batch, tuple | list) else (batch, None)
         if len(images) < 2:
             return None
-        return self.loss_of(self.augment(images, self.generator))
-
-    def loss_of(self, views: Views) -> Tensor:
-        """Loss of two views, further loss terms included; prefix outputs are computed once for all of them."""
-        first, second = views
-        with torch.no_grad():
-            hidden = (self.prefix(first), self.prefix(second))
-        output = self.step(hidden)
-        return sum((term(hidden, output) for term in self.loss_terms), output.loss)
+        if labels is None:
+            labels = torch.full((len(images),), -1, device=images.device)
+        return self.loss_of(self.inputs(images, labels))
 
     def configure_optimizers(self) -> Optimizer:
         """A fresh optimizer over the trained parameters."""
@@ -138,45 +146,5 @@ class SSLMethod(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.after_step()
 
-
-class MomentumMethod(SSLMethod):
-    """A method with a target branch that follows the online branch (BYOL, MoCo v3).
-
-    Args:
-        backbone: Maps the input to features (B, feature_dim).
-        feature_dim: Width of the features.
-        augment: Makes the two views.
-        optimizer: Makes the optimizer.
-        momentum: Of the target branch, 0 to 1.
-    """
-
-    views_in_paper = 1
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        augment: TwoViews,
-        optimizer: OptimizerFactory,
-        momentum: float,
-    ) -> None:
-        super().__init__(backbone, feature_dim, augment, optimizer)
-        self.momentum = check_momentum(momentum)
-        self.target: Twin | None = None
-
-    def attach(self, prefix: nn.Module, backbone: nn.Module) -> None:
-        """As in the base class; the target is built anew for the new active part only."""
-        self.target = None
-        super().attach(prefix, backbone)
-
-    def start(self) -> None:
-        """Target := online (LW-FedSSL algorithm 2: anew in every round)."""
-        if self.target is None:
-            self.target = Twin(self.online())
-        else:
-            self.target.reset(self.online())
-
-    def after_step(self) -> None:
-        """Target := momentum * target + (1 - momentum) * online."""
-        assert self.target is not None
-        self.target.follow(self.online(), self.momentum)
+    def _with_terms(self, hidden: Inputs, output: StepOutput) -> Tensor:
+        return sum((term(hidden, output) for term in self.loss_terms), output.loss)

@@ -7,7 +7,8 @@ from torch import nn
 
 from ssl_methods.augment import TwoViews
 from ssl_methods.losses import check_temperature, nt_xent
-from ssl_methods.method import OptimizerFactory, SSLMethod, StepOutput, Views
+from ssl_methods.method import OptimizerFactory, StepOutput
+from ssl_methods.ssl_method import SSLMethod, Views
 
 
 class SimCLR(SSLMethod):

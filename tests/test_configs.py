@@ -16,12 +16,28 @@ DIGITS = [
     "--data.partition=IID",
 ]
 VIT = "--model.encoder.options={patch_size: 16, depth: 2, embed_dim: 16, num_heads: 2}"
+SUPERVISED = [
+    "--model.encoder.options={channels: [8, 8, 16, 16]}",
+    "--model.local_epochs=1",
+    "--model.batch_size=8",
+    "--data.train_images=60",
+    "--data.clients=4",
+    "--trainer.check_val_every_n_epoch=1",
+]
+OWN = {
+    "fll": [*TINY_FEDERATION, "--model.scheme.layer_budget=2"],
+    "progfed": [*SUPERVISED, "--model.rounds=11"],
+    "smartfreeze": [*SUPERVISED, "--model.rounds=8", "--model.participation=2"],
+}
+"""What suits the configurations that are not of the common form."""
 
 
 def shrunk(path: Path) -> list[str]:
     """Settings that make a configuration run in seconds on embedded data."""
     if path.stem == "evaluate":
         return []
+    if path.stem in OWN:
+        return OWN[path.stem]
     if path.parent.name == "configs":
         epochs = ["--trainer.max_epochs=2", "--trainer.check_val_every_n_epoch=1"]
         return TINY_FEDERATION if path.stem != "centralized" else [*TINY, *epochs]

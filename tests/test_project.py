@@ -14,7 +14,7 @@ from shrunk import ROOT
 import layerwise
 import ssl_methods
 
-CORE = ("server", "local_update", "messages", "aggregation", "intake", "loop")
+CORE = ("server", "local_update", "messages", "intake", "loop", "participation")
 ENGINES = {"pytorch_lightning", "lightning", "flwr", "ray"}
 LIBRARIES = {"layerwise", "ssl_methods", "linear_eval"}
 OURS = LIBRARIES | {"fedssl"}
@@ -69,7 +69,7 @@ def classes_below(module: Any, base: type) -> set[Any]:
 def choices() -> dict[str, set[str]]:
     """Names of the classes that a user can choose, and the names they give themselves."""
     schemes = classes_below(layerwise, layerwise.Scheme)
-    methods = classes_below(ssl_methods, ssl_methods.SSLMethod)
+    methods = classes_below(ssl_methods, ssl_methods.Method) - {ssl_methods.SSLMethod}
     assert len(schemes) >= 3
     assert len(methods) >= 3
     classes = {each.__name__ for each in schemes | methods}

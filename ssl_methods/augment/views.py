@@ -119,6 +119,12 @@ class TwoViews:
         with torch.autocast(images.device.type, enabled=False):
             return self._view(pixels, 0, generator), self._view(pixels, 1, generator)
 
+    def first(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws the first view only, for methods that compare no views; arguments and errors as for both."""
+        pixels = self._to_unit_scale(images)
+        with torch.autocast(images.device.type, enabled=False):
+            return self._view(pixels, 0, generator)
+
     def plain(self, images: Tensor) -> Tensor:
         """Normalises without augmentation, for evaluation.
 

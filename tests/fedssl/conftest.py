@@ -17,15 +17,20 @@ from fedssl.aggregation import Aggregation, WeightedMean
 from fedssl.alignment import Alignment
 from fedssl.calibration import Calibration
 from fedssl.datasets import ArrayImages
+from fedssl.devices import Deadline, DeviceProfile, Fleet
 from fedssl.federated import sgd
 from fedssl.local_update import LocalUpdate
 from fedssl.messages import Failure, Result, Task, flatten
 from fedssl.model import SplitModel, build_model
-from fedssl.participation import Cohort
+from fedssl.participation import Cohort, Participation
+from fedssl.planning.forecast import Forecast
+from fedssl.planning.prediction import StepPredictor
 from fedssl.round_report import RoundReport
+from fedssl.selection import Selector
 from fedssl.server import Server
-from layerwise import EncoderSpec, LayerWise, Scheme
-from ssl_methods import BYOL, DigitsViews, MoCoV3, SimCLR, TwoViews
+from fedssl.start import StartRule
+from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme
+from ssl_methods import BYOL, DigitsViews, MoCoV3, SimCLR, Supervised, TwoViews
 
 VIT = EncoderSpec(
     "vit_tiny_patch16_224",
@@ -47,15 +52,16 @@ METHODS: dict[str, Callable[..., Any]] = {
     "SimCLR": partial(SimCLR, hidden_dim=16, output_dim=8, projector_layers=2),
     "BYOL": partial(BYOL, hidden_dim=16, output_dim=8, projector_layers=2),
     "MoCoV3": partial(MoCoV3, temperature=0.2, hidden_dim=16, output_dim=8, projector_layers=2),
+    "Supervised": partial(Supervised, num_classes=3),
 }
 
 
 def random_images(number: int, seed: int = 0, size: int = 8) -> ArrayImages:
-    """Unlabelled noise."""
+    """Noise; the labels 0 to 2 in turn."""
     pixels = torch.randint(
         0, 256, (number, 1, size, size), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8
     )
-    return ArrayImages(f"noise {seed}", pixels, torch.full((number,), -1), ())
+    return ArrayImages(f"noise {seed}", pixels, torch.arange(number) % 3, ("a", "b", "c"))
 
 
 def small_model(
@@ -135,6 +141,11 @@ def make_small_world(
     aggregation: Aggregation | None = None,
     cohort_size: int | None = None,
     dropout: float = 0.0,
+    selector: Selector | None = None,
+    devices: list[DeviceProfile] | None = None,
+    deadline: Deadline | None = None,
+    pace: BlockPerturbation | None = None,
+    start: StartRule | None = None,
     calibration: Calibration | None = None,
     auxiliary: int = 6,
     alignment: Alignment | None = None,
@@ -145,17 +156,21 @@ def make_small_world(
 ) -> World:
     """A federation of clients of the given sizes."""
     model, resident = (small_model(method, spec, seed, augment, optimizer) for _ in range(2))
+    fleet = None
+    if devices:
+        planned = small_model(method, spec, seed, augment, optimizer)
+        forecast = Forecast(planned, StepPredictor(planned, copy.copy(alignment), proximal), epochs, 4)
+        fleet = Fleet(devices, list(sizes), forecast, deadline)
     server = Server(
         model,
         scheme or LayerWise(),
         rounds,
-        len(sizes),
-        cohort_size or len(sizes),
-        dropout,
+        Participation(sizes, cohort_size or len(sizes), dropout, selector, fleet, seed),
         aggregation or WeightedMean(),
-        server_optimizer([p for module in model.modules.values() for p in module.parameters()]),
+        server_optimizer(list(dict.fromkeys(p for module in model.modules.values() for p in module.parameters()))),
         calibration,
         random_images(auxiliary, 999, spec.image_size) if calibration else None,
+        pace,
         seed,
     )
     local = LocalUpdate(
@@ -164,6 +179,7 @@ def make_small_world(
         4,
         copy.copy(alignment),
         proximal,
+        start,
         seed,
         lambda name, content: model.read([name])[name],
     )
@@ -217,6 +233,6 @@ def plan_cohorts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             present = next(rounds)
             return Cohort(present, tuple(c for c in range(clients) if c not in present))
 
-        monkeypatch.setattr("fedssl.server.draw_cohort", draw)
+        monkeypatch.setattr("fedssl.participation.Participation.draw", draw)
 
     return plan

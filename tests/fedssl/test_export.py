@@ -75,6 +75,44 @@ def test_resnet18(tmp_path: Path) -> None:
     assert_timm_agrees(encoder, tmp_path / "encoder")
 
 
+@pytest.mark.parametrize("kind", ["resnet18", "vit_tiny_patch16_224"])
+def test_stand_ins_for_missing_blocks_are_not_written(kind: str, tmp_path: Path) -> None:
+    spec = EncoderSpec(kind, 16, 3, options={} if kind == "resnet18" else SMALL, output="convolution")
+    encoder = trained(spec)
+    export_encoder(encoder, tmp_path / "encoder", [0.5] * 3, [0.5] * 3)
+    assert_timm_agrees(encoder, tmp_path / "encoder")
+
+
+def small_stem(channels: int = 3) -> StagedEncoder:
+    options = {"channels": [16, 32, 64, 128]}
+    return trained(EncoderSpec("resnet18", 16, channels, options=options, output="convolution", stem="small"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_small_stem_is_read_back_by_the_evaluation(channels: int, tmp_path: Path) -> None:
+    encoder = small_stem(channels)
+    export_encoder(encoder, tmp_path / "encoder", [0.2] * channels, [0.3] * channels)
+    module = TimmEncoder(str(tmp_path / "encoder"))
+    assert torch.equal(features(module.encoder, encoder.spec), features(encoder, encoder.spec))
+    assert (module.image_size, module.in_channels) == (16, channels)
+    assert torch.allclose(module.get_buffer("std"), torch.tensor(0.3))
+    assert json.loads((tmp_path / "encoder" / "config.json").read_text())["stem"] == "small"
+
+
+def test_timm_alone_refuses_a_small_stem(tmp_path: Path) -> None:
+    export_encoder(small_stem(), tmp_path / "encoder", [0.5] * 3, [0.5] * 3)
+    with pytest.raises(RuntimeError, match="size mismatch for conv1"):
+        timm.create_model(f"local-dir:{tmp_path / 'encoder'}", pretrained=True, num_classes=0)
+
+
+def test_an_unknown_stem_is_refused(tmp_path: Path) -> None:
+    export_encoder(small_stem(), tmp_path / "encoder", [0.5] * 3, [0.5] * 3)
+    path = tmp_path / "encoder" / "config.json"
+    path.write_text(path.read_text().replace('"small"', '"tiny"'))
+    with pytest.raises(ValueError, match=r"config.json has the stem 'tiny'; allowed: 'timm', 'small'"):
+        TimmEncoder(str(tmp_path / "encoder"))
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_growing_resnet_is_refused_and_nothing_written(depth: int, resnet_spec: EncoderSpec, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"timm cannot build resnet18 with {depth} of 4 stages; export it after"):

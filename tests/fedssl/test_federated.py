@@ -136,7 +136,7 @@ def test_everything_logged_has_the_right_name(make_module: Callable[..., Federat
 def test_an_empty_round_is_a_step_too(
     make_module: Callable[..., FederatedSSL], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedssl.server.draw_cohort", lambda *_: Cohort((), (0, 1, 2)))
+    monkeypatch.setattr("fedssl.participation.Participation.draw", lambda *_: Cohort((), (0, 1, 2)))
     module, fresh, recorder = make_module(), make_module(), Recorder()
     run = trainer(callbacks=[recorder])
     run.fit(module, datamodule=digits())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedssl.aggregation import WeightedMean
-from fedssl.intake import Intake
+from fedssl.intake import UPDATE_SAMPLE, Intake, sample_update
 from fedssl.messages import Failure, Parts, Result
 
 REFERENCE = {"p/w": torch.zeros(2), "p/n": torch.tensor(4)}
@@ -20,14 +20,16 @@ def parts(w: Tensor | None = None, n: int = 5, **others: Tensor) -> Parts:
 
 def result(client: int = 0, images: int = 1, loss: float = 1.0, **changes: Any) -> Result:
     sent = changes.pop("parts", parts())
-    return Result(client, sent, images, loss, macs=changes.get("macs", 0), activation_bytes=changes.get("peak", 0))
+    return Result(
+        client, sent, images, loss, loss**2, macs=changes.get("macs", 0), activation_bytes=changes.get("peak", 0)
+    )
 
 
 def taken(*results: Result | Failure) -> tuple[Intake, WeightedMean]:
     rule = WeightedMean()
     intake = Intake(REFERENCE, rule)
     for one in results:
-        intake.take(one)
+        intake.take(intake.check(one, ["p"]))
     return intake, rule
 
 
@@ -77,13 +79,39 @@ def test_bad_results_fail_and_touch_nothing(sent: Parts, reason: str) -> None:
     assert torch.equal(rule.finish()["p/w"], torch.ones(2))
 
 
-def test_take_gives_back_what_it_accepted() -> None:
+def test_check_gives_back_what_can_be_used() -> None:
     intake = Intake(REFERENCE, WeightedMean())
-    good = result()
-    assert intake.take(good) is good
-    assert intake.take(result(parts={})) is None
-    assert intake.take(Failure(1, "gone")) is None
-    assert intake.failures[1] == Failure(1, "gone")
+    good, gone = result(), Failure(1, "gone")
+    assert intake.check(good, ["p"]) is good
+    assert intake.check(gone, ["p"]) is gone
+    assert intake.check(result(2, parts={}), ["p"]) == Failure(2, "its update has other tensors than its task")
+
+
+def test_a_client_gives_the_parts_of_its_own_task() -> None:
+    reference = REFERENCE | {"q/w": torch.zeros(1)}
+    rule = WeightedMean()
+    intake = Intake(reference, rule)
+    whole = result(0, images=1, parts=parts() | {"q": {"w": torch.tensor([6.0])}})
+    intake.take(intake.check(whole, ["p", "q"]))
+    intake.take(intake.check(result(1, images=2, parts={"q": {"w": torch.tensor([3.0])}}), ["q"]))
+    refused = intake.check(whole, ["q"])
+    assert isinstance(refused, Failure)
+    averaged = rule.finish()
+    assert torch.equal(averaged["p/w"], torch.ones(2))
+    assert averaged["q/w"].item() == pytest.approx((6 + 2 * 3) / 3)
+
+
+def test_late_clients_are_no_failures_but_their_work_counts() -> None:
+    intake, _ = taken(Failure(0, "not done", late=True, macs=30), result(1, macs=12))
+    assert (intake.failures, [late.client_id for late in intake.late], intake.macs) == ([], [0], 42)
+
+
+def test_sampled_updates_are_differences_and_zero_where_nothing_was_given() -> None:
+    reference = REFERENCE | {"q/w": torch.tensor([1.0, 2.0])}
+    sampled = sample_update(result(parts={"q": {"w": torch.tensor([4.0, 1.0])}}), reference)
+    assert sampled.tolist() == [0.0, 0.0, 3.0, -1.0]
+    large = {"p/w": torch.zeros(100_000)}
+    assert len(sample_update(result(parts={"p": {"w": torch.ones(100_000)}}), large)) == UPDATE_SAMPLE
 
 
 def test_nobody_gives_no_loss() -> None:

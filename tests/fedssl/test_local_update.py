@@ -38,7 +38,9 @@ def fresh(world: Any, make_model: Callable[..., Any], **settings: Any) -> LocalU
     model = make_model(**settings)
     local = world.local
     alignment = copy.copy(local.alignment)
-    return LocalUpdate(model, local.epochs, local.batch_size, alignment, local.proximal, local.seed, local._recall)
+    return LocalUpdate(
+        model, local.epochs, local.batch_size, alignment, local.proximal, None, local.seed, local._recall
+    )
 
 
 # --- determinism

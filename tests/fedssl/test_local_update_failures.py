@@ -80,5 +80,5 @@ def test_a_failed_client_keeps_its_memory(fragile: Callable[[str], Any], make_wo
     white.images = torch.full_like(white.images, 255)
     world.local(tasks[1], white)
     after = world.local.state_dict()["memories"][1]
-    assert before[0] == after[0]
-    assert all(torch.equal(a, b) for a, b in zip(before[1], after[1], strict=True))
+    assert before["layers"] == after["layers"]
+    assert all(torch.equal(a, b) for a, b in zip(before["alignment"], after["alignment"], strict=True))

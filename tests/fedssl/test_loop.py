@@ -29,6 +29,11 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def pixels_of(images: ImageSet, batch_size: int, source: torch.Generator) -> list[Tensor]:
+    """The images of one epoch's batches."""
+    return [batch for batch, _ in shuffled_batches(images, batch_size, source)]
+
+
 @pytest.fixture
 def run_epochs(make_model: Callable[..., Any]) -> Callable[..., Any]:
     """Trains a fresh model and gives report, method and costs."""
@@ -49,7 +54,7 @@ def run_epochs(make_model: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(("number", "sizes"), [(12, [4, 4, 4]), (10, [4, 4, 2]), (2, [2]), (4, [4])])
 def test_an_epoch_has_every_image_once(number: int, sizes: list[int]) -> None:
-    batches = list(shuffled_batches(numbered(number), 4, generator()))
+    batches = pixels_of(numbered(number), 4, generator())
     assert [len(batch) for batch in batches] == sizes
     assert sorted(torch.cat(batches)[:, 0, 0, 0].tolist()) == list(range(number))
     assert all(batch.dtype == torch.uint8 and batch.shape[1:] == (1, 8, 8) for batch in batches)
@@ -57,14 +62,14 @@ def test_an_epoch_has_every_image_once(number: int, sizes: list[int]) -> None:
 
 @pytest.mark.parametrize(("number", "sizes"), [(9, [4, 4]), (1, []), (0, []), (5, [4])])
 def test_no_batch_of_one(number: int, sizes: list[int]) -> None:
-    assert [len(batch) for batch in shuffled_batches(numbered(number), 4, generator())] == sizes
+    assert [len(batch) for batch in pixels_of(numbered(number), 4, generator())] == sizes
 
 
 def test_order_follows_the_generator_and_changes_from_epoch_to_epoch() -> None:
     source = generator(5)
-    first, second = (torch.cat(list(shuffled_batches(numbered(20), 4, source))) for _ in range(2))
+    first, second = (torch.cat(pixels_of(numbered(20), 4, source)) for _ in range(2))
     assert not torch.equal(first, second)
-    assert torch.equal(first, torch.cat(list(shuffled_batches(numbered(20), 4, generator(5)))))
+    assert torch.equal(first, torch.cat(pixels_of(numbered(20), 4, generator(5))))
 
 
 @pytest.mark.parametrize("number", [2, 11, 13])
@@ -73,12 +78,14 @@ def test_files_give_the_batches_of_memory(number: int, tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(number)]
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image).save(path)
-    labels = torch.zeros(number)
-    files = FileImages("files", paths, labels, ["a"], 8, 1)
-    memory = ArrayImages("memory", torch.from_numpy(pixels)[:, None], labels, ["a"])
+    labels = torch.arange(number) % 3
+    files = FileImages("files", paths, labels, ["a", "b", "c"], 8, 1)
+    memory = ArrayImages("memory", torch.from_numpy(pixels)[:, None], labels, ["a", "b", "c"])
     from_files, from_memory = (list(shuffled_batches(s, 5, generator())) for s in (files, memory))
     assert len(from_files) == len(from_memory)
-    assert all(torch.equal(a, b) for a, b in zip(from_files, from_memory, strict=True))
+    for (images, labels), (expected, classes) in zip(from_files, from_memory, strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(labels, classes)
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
@@ -176,3 +183,17 @@ def test_measuring_does_not_change_the_result(
         train_epochs(model.method, noise(10), 2, 4, generator(), book, "any")
         outcomes.append(snapshot(model))
     assert all(torch.equal(tensor, outcomes[1][key]) for key, tensor in outcomes[0].items())
+
+
+def test_time_is_split_into_the_phases_of_a_step(run_epochs: Callable[..., Any], noise: Callable[..., Any]) -> None:
+    _, _, book = run_epochs(noise(10))
+    seconds = book.times.seconds()
+    assert list(seconds) == ["augmentation", "forward", "backward", "optimizer"]
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_the_squared_loss_is_a_mean_over_steps(run_epochs: Callable[..., Any], noise: Callable[..., Any]) -> None:
+    one, _, _ = run_epochs(noise(4))
+    assert one.squared_loss == pytest.approx(one.loss**2, rel=1e-5)
+    many, _, _ = run_epochs(noise(12))
+    assert many.squared_loss > many.loss**2

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
-from fedssl.participation import Cohort, check_dropout, cohort_size, draw_cohort
+from fedssl.participation import Cohort, Participation, check_dropout, cohort_size
+from layerwise import Stage
 
 
 def draw(seed: int, clients: int = 10, size: int = 4, dropout: float = 0.0) -> Cohort:
-    return draw_cohort(clients, size, dropout, np.random.default_rng(seed))
+    stage = Stage(0, (0,), (0,), True, 1)
+    return Participation([5] * clients, size, dropout, seed=seed).draw(0, stage)
 
 
 @pytest.mark.parametrize(

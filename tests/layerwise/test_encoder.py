@@ -83,7 +83,8 @@ def test_parts_name_every_tensor_once_in_forward_order(vit, resnet):
     for encoder in (vit, resnet):
         parts = encoder.parts()
         blocks = [f"block.{i}" for i in range(4)]
-        assert list(parts) == ["stem", *blocks, "tail", *(f"reshape.{i}" for i in range(4))]
+        temporary = [[f"{kind}.{i}" for i in range(4)] for kind in ("output", "reshape")]
+        assert list(parts) == ["stem", *blocks, *temporary[0], "tail", *temporary[1]]
         held = [id(parameter) for part in parts.values() for parameter in part.parameters()]
         assert sorted(held) == sorted(id(parameter) for parameter in encoder.parameters())
 
@@ -101,6 +102,48 @@ def test_only_narrower_outputs_are_reshaped(vit, resnet):
     assert all(isinstance(layer, torch.nn.Identity) for layer in vit.reshape)
     assert [getattr(layer, "in_features", None) for layer in resnet.reshape] == [64, 128, 256, None]
     assert [getattr(layer, "out_features", None) for layer in resnet.reshape] == [512, 512, 512, None]
+
+
+NARROW = {"channels": [16, 32, 64, 128]}
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 32)])
+def test_small_stem(channels, size, images):
+    """A 3x3 convolution of stride 1 and no pooling: every pixel reaches the first residual stage."""
+    spec = EncoderSpec("resnet18", size, channels, options=NARROW, stem="small")
+    encoder = build_encoder(spec, seed=0).eval()
+    assert encoder.widths == NARROW["channels"]
+    assert encoder.stem.conv1.weight.shape == (64, channels, 3, 3)
+    batch = images(spec)
+    hidden = encoder.stem(batch)
+    assert hidden.shape == (2, 64, size, size)
+    by_hand = torch.nn.functional.conv2d(batch, encoder.stem.conv1.weight, padding=1) / math.sqrt(1 + 1e-5)
+    torch.testing.assert_close(hidden, by_hand.clamp(min=0))
+    assert encoder(batch).shape == (2, 128)
+
+
+def test_small_stem_is_kaiming_normal_by_the_seed():
+    specs = [EncoderSpec("resnet18", 32, 3, stem="small")] * 2
+    first, second = (build_encoder(spec, seed).stem.conv1.weight for spec, seed in zip(specs, (0, 1), strict=True))
+    assert first.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.05)
+    assert not torch.equal(first, second)
+    assert torch.equal(first, build_encoder(specs[0], 0).stem.conv1.weight)
+
+
+def test_small_stem_replaces_a_deep_one(images):
+    spec = EncoderSpec("resnet18d", 16, 3, stem="small")
+    assert build_encoder(spec, 0).eval().stem(images(spec)).shape == (2, 64, 16, 16)
+
+
+def test_small_stem_is_for_resnets():
+    with pytest.raises(ValueError, match="stem 'small' needs a ResNet, 'vit_tiny_patch16_224' embeds patches"):
+        build_encoder(EncoderSpec("vit_tiny_patch16_224", 16, 1, options=VIT, stem="small"), 0)
+
+
+@pytest.mark.parametrize(("key", "allowed"), [("stem", "'timm' or 'small'"), ("output", "'linear' or 'convolution'")])
+def test_unknown_choices(key, allowed):
+    with pytest.raises(ValueError, match=f"{key} must be {allowed}, got 'tiny'"):
+        EncoderSpec("resnet18", **{key: "tiny"})
 
 
 @pytest.mark.parametrize("kind", ["vit", "resnet"])

@@ -11,7 +11,7 @@ def test_names_of_a_layer_wise_stage():
     assert stage.frozen == (0, 1)
     assert stage.depth == 3
     assert stage.frozen_parts() == ["stem", "block.0", "block.1"]
-    assert stage.trained_parts() == ["block.2", "tail", "reshape.2"]
+    assert stage.trained_parts() == ["block.2", "output.2", "tail", "reshape.2"]
 
 
 def test_names_of_a_stage_that_trains_all_it_has():
@@ -19,7 +19,7 @@ def test_names_of_a_stage_that_trains_all_it_has():
     assert stage.frozen == ()
     assert stage.depth == 2
     assert stage.frozen_parts() == []
-    assert stage.trained_parts() == ["stem", "block.0", "block.1", "tail", "reshape.1"]
+    assert stage.trained_parts() == ["stem", "block.0", "block.1", "output.1", "tail", "reshape.1"]
 
 
 def test_frozen_stem_under_trained_blocks():

@@ -1,34 +1,33 @@
-"""A plan against the run it foretells, and against the allocator."""
+"""A plan against the run it foretells."""
 
 import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning import Trainer
-from torch.optim import SGD, AdamW
-from torch.profiler import ProfilerActivity, profile
+from torch.optim import AdamW
 
 from fedssl import Calibration, Dirichlet, FederatedData, FederatedSSL, GlobalAlignment
 from fedssl.cli import main
-from fedssl.model import build_model
-from fedssl.plan import paper_convention, plan_as_dict, plan_run, total
-from fedssl.prediction import StepPredictor
-from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, Scheme, tensor_bytes
+from fedssl.planning.plan import Planner, paper_convention, plan_as_dict, total
+from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, Scheme
 from ssl_methods import BYOL, DigitsViews, MoCoV3, NaturalViews, SimCLR
 
 VIT = EncoderSpec("vit_tiny_patch16_224", 16, 1, options={"patch_size": 4, "depth": 4, "embed_dim": 32, "num_heads": 2})
-VIT_TINY = EncoderSpec("vit_tiny_patch16_224", 32, 3, options={"patch_size": 4, "depth": 3})
-RESNET = EncoderSpec("resnet18", 32, 3)
+RESNET = EncoderSpec("resnet18", 16, 1, options={"channels": (8, 8, 16, 16)})
 SMALL_HEADS = {"hidden_dim": 32, "output_dim": 16}
 
 
-def module(scheme: Scheme, method: Callable[..., Any] = SimCLR, **settings: Any) -> FederatedSSL:
+def module(
+    scheme: Scheme, method: Callable[..., Any] = SimCLR, spec: EncoderSpec = VIT, **settings: Any
+) -> FederatedSSL:
     settings = {"rounds": 8, "local_epochs": 2, "batch_size": 16} | settings
     optimizer = partial(AdamW, lr=1e-3)
-    return FederatedSSL(VIT, partial(method, **SMALL_HEADS), DigitsViews(), optimizer, scheme, seed=0, **settings)
+    return FederatedSSL(spec, partial(method, **SMALL_HEADS), DigitsViews(), optimizer, scheme, seed=0, **settings)
 
 
 @pytest.mark.slow
@@ -40,6 +39,9 @@ def module(scheme: Scheme, method: Callable[..., Any] = SimCLR, **settings: Any)
         (LayerWise(), {"method": BYOL, "calibration": Calibration()}, 0.2),
         (LayerWise(2), {"method": BYOL, "calibration": Calibration(when="stage"), "participation": 0.5}, 0.2),
         (EndToEnd(), {}, 0.0),
+        (LayerWise(layer_budget=2), {"method": MoCoV3, "participation": 3}, 0.0),
+        (Progressive(layer_budget=3), {"participation": 0.5}, 0.0),
+        (LayerWise(), {"spec": RESNET, "method": BYOL}, 0.0),
     ],
 )
 def test_traffic_operations_and_activations_are_those_of_the_run(
@@ -50,7 +52,7 @@ def test_traffic_operations_and_activations_are_those_of_the_run(
     data = FederatedData(5, partition, auxiliary, dataset="digits", image_size=16, train_images=150, seed=0)
     data.setup("fit")
     images = [len(client) for client in data.federation.clients]
-    plan = plan_as_dict(planned, images)
+    plan = plan_as_dict(Planner(planned, images))
     trainer = Trainer(
         max_epochs=8,
         accelerator="cpu",
@@ -69,84 +71,18 @@ def test_traffic_operations_and_activations_are_those_of_the_run(
     assert max(stage["step"]["activations"] for stage in plan["stages"]) == measured
 
 
-@pytest.mark.parametrize("batch_size", [32, pytest.param(128, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("spec", "scheme"), [(VIT_TINY, LayerWise()), (VIT_TINY, EndToEnd()), (RESNET, LayerWise())])
-def test_the_peak_is_that_of_the_allocator(spec: EncoderSpec, scheme: Scheme, batch_size: int) -> None:
-    model = build_model(spec, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0)
-    blocks = len(model.encoder.blocks)
-    stage = scheme.stages(blocks, blocks)[-1]
-    predicted = StepPredictor(model, None, 0.0)(stage, batch_size)
-    model.attach(stage)
-    method = model.method
-    views = tuple(torch.randn(batch_size, 3, 32, 32) for _ in range(2))
-    optimizer = method.configure_optimizers()
-
-    def step() -> None:
-        method.loss_of(views).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        method.after_step()
-
-    step()
-    states = [t for state in optimizer.state.values() for t in state.values()]
-    resident = tensor_bytes([*method.parameters(), *method.buffers(), *views, *states])
-    assert predicted.optimizer_state == tensor_bytes(states)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    now = peak = 0
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            peak = max(peak, now)
-    assert predicted.peak == pytest.approx(resident + peak, rel=0.05)
-
-
-def test_parts_of_the_memory_by_hand() -> None:
-    model = build_model(VIT, partial(BYOL, **SMALL_HEADS), DigitsViews(), partial(SGD, lr=0.1, momentum=0.9), 0)
-    second = LayerWise().stages(4, 4)[1]
-    step = StepPredictor(model, None, 0.0)(second, 8)
-    sizes = {
-        name: sum(t.numel() * t.element_size() for t in m.state_dict().values()) for name, m in model.modules.items()
-    }
-    trained = [p for name in model.trained_names(second) for p in model.modules[name].parameters()]
-    present = [*model.trained_names(second), *model.frozen_names(second)]
-    assert step.parameters == sum(sizes[name] for name in present)
-    assert step.gradients == sum(p.numel() * 4 for p in trained)
-    assert step.optimizer_state == step.gradients
-    assert step.copies == sizes["block.1"] + sizes["tail"] + sizes["head.projector"]
-
-
-@pytest.mark.parametrize("method", [SimCLR, MoCoV3])
-@pytest.mark.parametrize("scheme", [LayerWise(), LayerWise([1, 2, 1]), Progressive(), EndToEnd()])
-def test_deep_stages_follow_from_shallow_ones(method: Callable[..., Any], scheme: Scheme) -> None:
-    model = build_model(VIT, partial(method, **SMALL_HEADS), DigitsViews(), partial(AdamW, lr=1e-3), 0)
-    predictor = StepPredictor(model, GlobalAlignment(), 0.1)
-    for stage in scheme.stages(4, 12):
-        inferred, run = predictor(stage, 8).as_dict(), predictor.run(stage, 8).as_dict()
-        assert inferred["peak"] == pytest.approx(run["peak"], rel=0.03)
-        for key in inferred.keys() - {"peak", "transient"}:
-            assert inferred[key] == run[key], key
-
-
-def test_the_peak_of_deep_stages_is_exact_at_the_papers_size() -> None:
-    model = build_model(VIT_TINY, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0)
-    predictor = StepPredictor(model, None, 0.0)
-    for stage in (LayerWise().stages(3, 3)[-1], EndToEnd().stages(3, 3)[0]):
-        assert predictor(stage, 64) == predictor.run(stage, 64)
-
-
 def test_the_model_is_left_as_it_was() -> None:
     planned = module(LayerWise())
     before = {name: tensor.clone() for name, tensor in planned.state_dict().items()}
     random = torch.get_rng_state()
-    plan_run(planned, [20, 20])
+    plan_as_dict(Planner(planned, [20, 20]))
     assert all(torch.equal(tensor, before[name]) for name, tensor in planned.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_layer_wise_needs_less_than_progressive_and_that_no_more_than_end_to_end() -> None:
     layer_wise, progressive, whole = (
-        total(plan_run(module(s), [40])) for s in (LayerWise(), Progressive(), EndToEnd())
+        total(Planner(module(s), [40]).plan(s)) for s in (LayerWise(), Progressive(), EndToEnd())
     )
     for key in ("macs", "down_bytes", "up_bytes"):
         assert layer_wise[key] < progressive[key] < whole[key]
@@ -166,14 +102,60 @@ def test_the_papers_convention_counts_as_table_2() -> None:
     assert paper["end_to_end"]["traffic_gb"] == pytest.approx(8.40, abs=0.005)
 
 
-def test_json_is_all_that_plan_prints(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["plan", "-c", "lw_fedssl.yaml", "--json=true", "--images_per_client=100"])
+@pytest.mark.parametrize(
+    ("spec", "blocks"),
+    [
+        (RESNET, 4),
+        (EncoderSpec("vit_tiny_patch16_224", 24, 3, options={"patch_size": 8, "depth": 5, "embed_dim": 48}), 5),
+    ],
+)
+def test_other_encoders_follow(spec: EncoderSpec, blocks: int) -> None:
+    planned = module(LayerWise(), spec=spec, rounds=2 * blocks)
+    plan = plan_as_dict(Planner(planned, [40, 21]))
+    assert [len(stage["present"]) for stage in plan["stages"]] == list(range(1, blocks + 1))
+    assert all(ratio > 1 for ratio in plan["ratio"].values())
+
+
+def test_clients_that_cannot_train_send_nothing() -> None:
+    both, one = (total(Planner(module(EndToEnd()), images).plan(EndToEnd())) for images in ([20, 20], [20, 1]))
+    assert one["down_bytes"] == both["down_bytes"]
+    assert (one["up_bytes"] * 2, one["macs"] * 2) == (both["up_bytes"], both["macs"])
+
+
+SHALLOW = [
+    "--model.encoder.options={patch_size: 4, depth: 2, embed_dim: 16, num_heads: 2}",
+    "--model.rounds=4",
+]
+FLEET = """devices:
+  - {name: phone, memory: 2GiB, macs_per_second: 1e10, download: 20 Mbit/s, share: 0.5}
+  - {name: camera, memory: 1MiB, share: 0.5}
+"""
+
+
+def test_json_is_all_that_plan_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "fleet.yaml").write_text(FLEET)
+    more = ["--device-profile", str(tmp_path / "fleet.yaml"), "--budget=64MiB", "--plot", str(tmp_path / "plan.png")]
+    main(["plan", "-c", "lw_fedssl.yaml", "--json", "--images_per_client=100", *SHALLOW, *more])
+    plan = json.loads(capsys.readouterr().out)
+    assert plan.keys() == {
+        "convention", "summary", "stages", "total", "end_to_end", "ratio", "budget", "fleet"
+    }  # fmt: skip
+    assert plan["budget"].keys() == {"bytes", "tried", "fits", "cheapest"}
+    assert plan["budget"]["bytes"] == 64 * 2**20
+    assert [device["name"] for device in plan["fleet"]["devices"]] == ["phone", "camera"]
+    assert plan["fleet"].keys() == {"devices", "stages", "end_to_end", "total"}
+    assert (tmp_path / "plan.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("json_flag", [["--json"], ["--json=true"], ["--json", "true"]])
+def test_json_without_options(json_flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "-c", "lw_fedssl.yaml", *SHALLOW, "--images_per_client=100", *json_flag])
     plan = json.loads(capsys.readouterr().out)
     assert plan.keys() == {"convention", "summary", "stages", "total", "end_to_end", "ratio"}
     assert plan["convention"].keys() == {"ours", "paper"}
     keys = {"peak_memory_bytes", "macs", "down_bytes", "up_bytes"}
     assert plan["total"].keys() == plan["end_to_end"].keys() == plan["ratio"].keys() == keys
-    assert len(plan["stages"]) == 6
+    assert len(plan["stages"]) == 2
     assert plan["total"]["peak_memory_bytes"] == max(stage["peak_memory_bytes"] for stage in plan["stages"])
 
 
@@ -183,6 +165,12 @@ def test_json_is_all_that_plan_prints(capsys: pytest.CaptureFixture[str]) -> Non
         (["-c", "centralized.yaml"], "only federated runs can be planned"),
         (["-c", "lw_fedssl.yaml", "--images_per_client=0"], "images_per_client must be at least 1"),
         (["-c", "lw_fedssl.yaml", "--data.dataset=cifar10"], "give --images_per_client"),
+        (["-c", "lw_fedssl.yaml", "--budget=512"], "'512' is not a size"),
+        (["-c", "lw_fedssl.yaml", "--budget=-1MiB"], "'-1MiB' is not a size"),
+        (["-c", "lw_fedssl.yaml", "--device-profile", "absent.yaml"], r"absent\.yaml: no such file"),
+        (["-c", "lw_fedssl.yaml", "--device-profile=absent.yaml"], r"absent\.yaml: no such file"),
+        (["-c", "lw_fedssl.yaml", "--plot", "plan.gif"], r"must end in \.png or \.svg"),
+        (["-c", "lw_fedssl.yaml", "--model.encoder.name=vit_tny_patch16_224"], "vit_tiny_patch16_224"),
     ],
 )
 def test_what_cannot_be_planned(arguments: list[str], message: str) -> None:
@@ -191,7 +179,8 @@ def test_what_cannot_be_planned(arguments: list[str], message: str) -> None:
 
 
 def test_the_table_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["plan", "-c", "lw_fedssl.yaml", "--images_per_client=100"])
+    main(["plan", "-c", "lw_fedssl.yaml", "--images_per_client=100", *SHALLOW, "--budget=1KiB"])
     said = capsys.readouterr().out
-    assert "1 of 6" in said
+    assert " 1/2 " in said
+    assert "nothing fits 1 KiB" in said
     assert "as the paper counts" in said

@@ -1,0 +1,35 @@
+"""Aggregation rules: how the clients' results become one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from fedssl.messages import Tensors
+
+
+class Aggregation(ABC):
+    """Combines floating-point tensors of several clients, given one client at a time.
+
+    A rule is used once a round: :meth:`begin`, :meth:`add` for each client in ascending order of client id,
+    :meth:`finish`. Integer tensors never reach it. A client may give only some of the tensors: those of the layers it
+    trained, or finished in time.
+    """
+
+    @abstractmethod
+    def begin(self, reference: Tensors) -> None:
+        """Starts a round from the global tensors that were sent out."""
+
+    @abstractmethod
+    def add(self, tensors: Tensors, num_images: int) -> None:
+        """Takes one client's tensors; they must not be kept, the next client overwrites them."""
+
+    @abstractmethod
+    def finish(self) -> Tensors:
+        """The aggregated tensors, with the keys of the reference; those that no client gave are unchanged."""
+
+
+def difference_to(reference: Tensor, tensor: Tensor) -> Tensor:
+    """``tensor - reference`` in float32, on the reference's device."""
+    return tensor.to(reference.device).float() - reference.float()

@@ -1,0 +1,143 @@
+"""The clients' devices and a virtual clock: what a run would take on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fedssl.devices.deadline import Deadline
+from fedssl.devices.profile import DeviceProfile
+from fedssl.messages import Failure, Result, num_bytes
+from fedssl.planning.forecast import Forecast
+from fedssl.units import format_bytes
+from layerwise import Stage
+
+EMPTY_ROUND_SECONDS = 60.0
+"""How long the server waits when nobody can be reached, if no deadline is set."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What arrived of a client's work, and after how many seconds of the round."""
+
+    result: Result | Failure
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Eligibility:
+    """Who can train a stage.
+
+    Args:
+        stage: Its index.
+        need_bytes: Peak memory of a local step, of the client with the largest batches.
+        eligible: Clients whose device has the memory that their own batches need.
+        clients: All clients.
+        images: Share of all images that the eligible clients hold.
+    """
+
+    stage: int
+    need_bytes: int
+    eligible: int
+    clients: int
+    images: float
+
+    def __str__(self) -> str:
+        missing = self.clients - self.eligible
+        why = f"; {missing} have less memory" if missing else ""
+        return (
+            f"stage {self.stage + 1} needs {format_bytes(self.need_bytes)}: {self.eligible} of {self.clients} devices "
+            f"can take part, with {self.images:.0%} of the images{why}"
+        )
+
+
+class Fleet:
+    """Who can take part, and when they are done.
+
+    Args:
+        profiles: The device of every client.
+        images: The number of images of every client.
+        forecast: What a stage asks of a client.
+        deadline: Ends a round early; ``None`` waits for everybody.
+
+    Attributes:
+        now: Seconds on the virtual clock since the run began.
+    """
+
+    def __init__(
+        self, profiles: list[DeviceProfile], images: list[int], forecast: Forecast, deadline: Deadline | None
+    ) -> None:
+        self.profiles = profiles
+        self.deadline = deadline
+        self.now = 0.0
+        self._images = images
+        self._forecast = forecast
+
+    def eligibility(self, stages: list[Stage]) -> list[Eligibility]:
+        """How many devices hold each stage, and why the others do not."""
+        found = []
+        for stage in stages:
+            holding = [client for client in range(len(self.profiles)) if self.holds(client, stage)]
+            need = max(self._need(client, stage) for client in range(len(self.profiles)))
+            images = sum(self._images[client] for client in holding) / max(1, sum(self._images))
+            found.append(Eligibility(stage.index, need, len(holding), len(self.profiles), images))
+        return found
+
+    def check(self, stages: list[Stage]) -> None:
+        """Makes sure that every stage fits on some device.
+
+        Raises:
+            ValueError: One fits nowhere; the message has the missing bytes.
+        """
+        for stage in stages:
+            misses = [self._need(client, stage) - p.memory_bytes for client, p in enumerate(self.profiles)]
+            if min(misses) > 0:
+                raise ValueError(
+                    f"no device can hold stage {stage.index + 1}: the one that comes nearest lacks "
+                    f"{format_bytes(min(misses))}; use a smaller batch, fewer blocks a stage or other devices"
+                )
+
+    def holds(self, client: int, stage: Stage) -> bool:
+        """Whether a client's memory suffices for a stage."""
+        memory = self.profiles[client].memory_bytes
+        return memory == float("inf") or self._need(client, stage) <= memory
+
+    def reachable(self, rng: np.random.Generator) -> list[bool]:
+        """Which devices can be reached now."""
+        draws = rng.random(len(self.profiles))
+        return [u < profile.available(self.now) for u, profile in zip(draws.tolist(), self.profiles, strict=True)]
+
+    def expected_seconds(self, client: int, stage: Stage) -> float:
+        """Predicted duration of a round on a device that holds the frozen layers already."""
+        need = self._forecast(stage, self._images[client])
+        return self.profiles[client].seconds(need.active_bytes, need.macs, need.active_bytes)
+
+    def deliver(self, result: Result, down_bytes: int) -> Delivery:
+        """What arrives of a result, given what its client had to receive first."""
+        profile, up_bytes = self.profiles[result.client_id], num_bytes(result.parts)
+        whole = profile.seconds(down_bytes, result.macs, up_bytes)
+        if not self.deadline:
+            return Delivery(result, whole)
+        transfer = profile.seconds(down_bytes, 0, up_bytes)
+        arrived = self.deadline.cut(result, transfer, whole - transfer)
+        return Delivery(arrived, min(whole, self.deadline.seconds))
+
+    def advance(self, seconds: list[float]) -> float:
+        """Moves the clock to the end of a round, whose last client was done; returns the round's duration."""
+        waiting = self.deadline.seconds if self.deadline else EMPTY_ROUND_SECONDS
+        duration = max(seconds) if seconds else waiting
+        self.now += duration
+        return duration
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clock."""
+        return {"now": self.now}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.now = state["now"]
+
+    def _need(self, client: int, stage: Stage) -> int:
+        return self._forecast(stage, self._images[client]).peak_memory_bytes

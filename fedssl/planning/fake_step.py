@@ -1,0 +1,162 @@
+"""A local step on tensors without data, and what it costs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.optim import Optimizer
+
+from fedssl.alignment import Alignment, ProximalTerm
+from layerwise import EncoderSpec, LiveBytes, StepMeter, tensor_bytes
+from ssl_methods import Inputs, Method, SSLMethod
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """Cost of a local step; sizes in bytes.
+
+    The parts need not be alive at the same moment, so the peak may be less than their sum.
+
+    Args:
+        parameters: Weights and buffers of the present layers and heads.
+        gradients: Of the trained parameters.
+        optimizer_state: Of the client's optimizer.
+        copies: Momentum target, alignment and proximal copies.
+        activations: Kept by autograd for backward.
+        peak: Most bytes of tensors alive at once.
+        macs: Multiply-accumulates.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer_state: int
+    copies: int
+    activations: int
+    peak: int
+    macs: int
+
+    @property
+    def transient(self) -> int:
+        """What the peak holds beyond all of these, the inputs among them."""
+        known = self.parameters + self.gradients + self.optimizer_state + self.copies + self.activations
+        return max(0, self.peak - known)
+
+    def as_dict(self) -> dict[str, int]:
+        """Plain numbers."""
+        return asdict(self) | {"transient": self.transient}
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """A step that was run.
+
+    Args:
+        step: Its cost.
+        levels: Bytes of tensors alive after each of its operations.
+    """
+
+    step: StepPrediction
+    levels: tuple[int, ...]
+
+
+class FakeStep:
+    """The step that clients run, on tensors with shapes and lifetimes but without memory or arithmetic.
+
+    Args:
+        method: Attached to a stage; it is copied.
+        spec: Of the encoder; says how large images are.
+        alignment: Attached to the method, if any; it is copied.
+        proximal: mu of the FedProx term.
+    """
+
+    def __init__(self, method: Method, spec: EncoderSpec, alignment: Alignment | None, proximal: float) -> None:
+        self._mode = FakeTensorMode()
+        self._method, alignment = _fake(self._mode, method, alignment)
+        self._image = (spec.in_channels, spec.image_size, spec.image_size)
+        with self._mode:
+            self._copies = _add_terms(self._method, alignment, proximal)
+            optimizer = self._method.configure_optimizers()
+        assert isinstance(optimizer, Optimizer)
+        self._optimizer = optimizer
+        self._model = [*self._method.parameters(), *self._method.buffers()]
+        self._live = _Levels([*self._model, *self._copies])
+
+    def __call__(self, batch_size: int) -> StepTrace:
+        """Runs a step.
+
+        Before the first, another one is run: optimizer state exists from then on, so that every later step has the
+        same costs.
+        """
+        with self._mode, self._live:
+            inputs = self._method.example_inputs((batch_size, *self._image))
+            if not self._optimizer.state:
+                self._run(inputs)
+            self._live.levels = []
+            with StepMeter([*self._model, *self._copies]) as meter:
+                gradients = self._run(inputs)
+        cost, peak = meter.cost(), max(self._live.levels)
+        return StepTrace(self._prediction(gradients, cost.activation_bytes, peak, cost.macs), tuple(self._live.levels))
+
+    def _run(self, inputs: Inputs) -> int:
+        """One step; returns the bytes of gradients."""
+        self._method.loss_of(inputs).backward()
+        gradients = tensor_bytes(p.grad for p in self._method.trained() if p.grad is not None)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._method.after_step()
+        return gradients
+
+    def _prediction(self, gradients: int, activations: int, peak: int, macs: int) -> StepPrediction:
+        method = self._method
+        modules = (method.prefix, method.backbone, *method.heads().values())
+        parameters = tensor_bytes(t for m in modules for t in (*m.parameters(), *m.buffers()))
+        values = [value for state in self._optimizer.state.values() for value in state.values()]
+        state = tensor_bytes(value for value in values if isinstance(value, Tensor))
+        copies = tensor_bytes(self._model) - parameters + tensor_bytes(self._copies)
+        return StepPrediction(parameters, gradients, state, copies, activations, peak, macs)
+
+
+class _Levels(LiveBytes):
+    """Also notes the bytes alive after every operation."""
+
+    def __init__(self, resident: Iterable[Tensor]) -> None:
+        super().__init__(resident)
+        self.levels: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        self.levels.append(self.now)
+        return out
+
+
+def _fake(mode: FakeTensorMode, method: Method, alignment: Alignment | None) -> tuple[Method, Alignment | None]:
+    """Copies of method and alignment whose tensors have shapes but no data."""
+    generator, method.generator = method.generator, torch.default_generator
+    memo = {id(torch.default_generator): torch.default_generator}
+    try:
+        with FakeCopyMode(mode):
+            return copy.deepcopy((method, alignment), memo)
+    finally:
+        method.generator = generator
+
+
+def _add_terms(method: Method, alignment: Alignment | None, proximal: float) -> list[Tensor]:
+    """Adds the further loss terms of a client that has a memory; returns the tensors they hold."""
+    method.loss_terms = []
+    copies: list[Tensor] = []
+    if alignment:
+        assert isinstance(method, SSLMethod)
+        alignment.start(method, alignment.remember(method))
+        method.loss_terms.append(alignment)
+        copies += alignment.copies()
+    if proximal:
+        term = ProximalTerm(method, proximal)
+        method.loss_terms.append(term)
+        copies += term.received
+    return copies

@@ -1,0 +1,64 @@
+"""What a round of a stage asks of a client, known before it takes part."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from fedssl.messages import num_bytes
+from fedssl.model import SplitModel
+from fedssl.planning.prediction import StepPrediction, StepPredictor
+from layerwise import Stage
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one round asks of one client.
+
+    Args:
+        peak_memory_bytes: Of a local step at its largest batch.
+        macs: Of local training.
+        active_bytes: Of the trained layers and heads, which travel both ways.
+    """
+
+    peak_memory_bytes: int
+    macs: int
+    active_bytes: int
+
+
+class Forecast:
+    """Predicts what a client with some number of images needs at a stage.
+
+    Args:
+        model: Its method is attached to the stages asked for; its weights are not changed.
+        predictor: Predicts local steps of this model.
+        epochs: Local epochs a round.
+        batch_size: Images a step.
+    """
+
+    def __init__(self, model: SplitModel, predictor: StepPredictor, epochs: int, batch_size: int) -> None:
+        self._model = model
+        self._predictor = predictor
+        self._epochs = epochs
+        self._batch_size = batch_size
+        self._needs: dict[tuple[Stage, int], Need] = {}
+
+    def __call__(self, stage: Stage, num_images: int) -> Need:
+        """The need; computed once for each stage and number of images."""
+        key = (stage, num_images)
+        if key not in self._needs:
+            steps = batches_of_epoch(num_images, self._batch_size)
+            macs = self._epochs * sum(count * self.step(stage, size).macs for size, count in steps.items())
+            active = num_bytes(self._model.read(self._model.trained_names(stage)))
+            self._needs[key] = Need(self.step(stage, max(steps, default=2)).peak, macs, active)
+        return self._needs[key]
+
+    def step(self, stage: Stage, batch_size: int) -> StepPrediction:
+        """One local step."""
+        return self._predictor(stage, batch_size)
+
+
+def batches_of_epoch(images: int, batch_size: int) -> Counter[int]:
+    """Local steps of one epoch by batch size; a batch of one image gives no step."""
+    full, rest = divmod(images, batch_size)
+    return Counter({batch_size: full} if full else {}) + Counter({rest: 1} if rest > 1 else {})

@@ -1,0 +1,156 @@
+"""What a run will cost each device, before any training."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fedssl.devices import DeviceSource, Fleet
+from fedssl.federated import FederatedSSL
+from fedssl.participation import Participation
+from fedssl.planning.fake_step import StepPrediction
+from fedssl.planning.forecast import Forecast, batches_of_epoch
+from fedssl.planning.prediction import StepPredictor
+from fedssl.planning.traffic import ClientTraffic, RoundPlayer, RoundTraffic, by_client, typical_stage
+from layerwise import Scheme, Stage, paper_cost, reference_scheme
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage; traffic and multiply-accumulates are those of the mean client over the whole stage.
+
+    Args:
+        stage: Its layers and rounds.
+        step: Cost of a local step at the configured batch size.
+        macs: Of local training.
+        down_bytes: Received from the server.
+        up_bytes: Sent to the server.
+    """
+
+    stage: Stage
+    step: StepPrediction
+    macs: float
+    down_bytes: float
+    up_bytes: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types."""
+        layers = {"index": self.stage.index, "rounds": self.stage.rounds}
+        blocks = {"present": list(self.stage.present), "trained": list(self.stage.trained)}
+        costs = {"macs": self.macs, "down_bytes": self.down_bytes, "up_bytes": self.up_bytes}
+        return layers | blocks | costs | {"peak_memory_bytes": self.step.peak, "step": self.step.as_dict()}
+
+
+class Planner:
+    """Plans a configured run under any scheme; what local steps cost is found once for all of them.
+
+    Args:
+        module: The configured run; its weights are not changed.
+        images: Images of each client.
+    """
+
+    def __init__(self, module: FederatedSSL, images: list[int]) -> None:
+        self.module = module
+        self.images = images
+        self.model = module.build()
+        self.predictor = StepPredictor(self.model, copy.deepcopy(module.alignment), module.proximal)
+        self.forecast = Forecast(self.model, self.predictor, module.local_epochs, module.batch_size)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the full encoder."""
+        return len(self.model.encoder.blocks)
+
+    def largest_batch(self, batch_size: int) -> int:
+        """Images of the largest local step of any client."""
+        return max(max(batches_of_epoch(n, batch_size), default=2) for n in self.images)
+
+    def fleet(self, devices: DeviceSource, limited: bool = True) -> Fleet:
+        """The clients' devices with a clock at zero; their memory counts only if ``limited``."""
+        profiles = devices.profiles(len(self.images), self.module.seed)
+        if not limited:
+            profiles = [replace(profile, memory_bytes=math.inf) for profile in profiles]
+        return Fleet(profiles, self.images, self.forecast, self.module.deadline)
+
+    def rounds(self, scheme: Scheme, stages: list[Stage], fleet: Fleet | None) -> list[RoundTraffic]:
+        """Traffic of every round."""
+        module = self.module
+        selector = copy.deepcopy(module.selector)
+        participation = Participation(self.images, module.participation, module.dropout, selector, fleet, module.seed)
+        player = RoundPlayer(self.model, scheme, participation, self.forecast, module.calibration, module.seed)
+        return player.play(stages)
+
+    def plan(self, scheme: Scheme, limited: bool = True) -> list[StagePlan]:
+        """Plans every stage of the run under a scheme.
+
+        Args:
+            scheme: Cuts the run into stages.
+            limited: Whether devices without the memory for a stage sit it out, where the run has devices.
+
+        Raises:
+            ValueError: No device has the memory.
+        """
+        stages = scheme.stages(self.num_blocks, self.module.rounds)
+        typical = [typical_stage(scheme, stage, self.module.seed) for stage in stages]
+        fleet = self.fleet(self.module.devices, limited) if self.module.devices else None
+        if fleet:
+            fleet.check(typical)
+        traffic = by_client(self.rounds(scheme, stages, fleet), len(stages), len(self.images))
+        return [self._plan(*each) for each in zip(stages, typical, traffic, strict=True)]
+
+    def _plan(self, stage: Stage, typical: Stage, clients: list[ClientTraffic]) -> StagePlan:
+        step = self.predictor(typical, self.largest_batch(self.module.batch_size))
+        pairs = zip(clients, self.images, strict=True)
+        macs = sum(client.rounds * self.forecast(typical, images).macs for client, images in pairs if client.rounds)
+        down, up = sum(client.down_bytes for client in clients), sum(client.up_bytes for client in clients)
+        return StagePlan(stage, step, macs / len(clients), down / len(clients), up / len(clients))
+
+
+def total(plans: list[StagePlan]) -> dict[str, float]:
+    """The largest memory and the sums of the rest, for the mean client."""
+    return {
+        "peak_memory_bytes": max(plan.step.peak for plan in plans),
+        "macs": sum(plan.macs for plan in plans),
+        "down_bytes": sum(plan.down_bytes for plan in plans),
+        "up_bytes": sum(plan.up_bytes for plan in plans),
+    }
+
+
+def plan_as_dict(planner: Planner) -> dict[str, Any]:
+    """The plan beside end-to-end training with the same settings; a ratio is end-to-end over planned.
+
+    The two conventions stand side by side: ``ours`` is what this code executes and sends, for the mean client;
+    ``paper`` is counted as LW-FedSSL's table 2 counts, for one sample and a client that takes part in every round.
+    """
+    module = planner.module
+    plans, whole = planner.plan(module.scheme), total(planner.plan(reference_scheme(), limited=False))
+    planned = total(plans)
+    ours = {"total": planned, "end_to_end": whole, "ratio": _ratio(whole, planned)}
+    return {
+        "convention": {"ours": ours, "paper": paper_convention(module)},
+        "summary": module.summary | {"clients": len(planner.images), "rounds": module.rounds},
+        "stages": [plan.as_dict() for plan in plans],
+        **ours,
+    }
+
+
+def paper_convention(module: FederatedSSL) -> dict[str, dict[str, float]]:
+    """The figures that the paper would print for this run, see :mod:`layerwise.paper_cost`."""
+    model = module.model
+    heads, views = model.method.heads(), model.method.views_in_paper
+
+    def figures(scheme: Scheme) -> dict[str, float]:
+        stages = scheme.stages(len(model.encoder.blocks), module.rounds)
+        stages = [typical_stage(scheme, stage, module.seed) for stage in stages]
+        cost = paper_cost(model.encoder, stages, heads, module.local_epochs, views)
+        worst = paper_cost(model.encoder, stages, heads, module.local_epochs, views, downloads_all=True)
+        return {"gflops": cost.gflops, "traffic_gb": cost.traffic_gb, "worst_traffic_gb": worst.traffic_gb}
+
+    planned, whole = figures(module.scheme), figures(reference_scheme())
+    return {"total": planned, "end_to_end": whole, "ratio": _ratio(whole, planned)}
+
+
+def _ratio(whole: dict[str, float], planned: dict[str, float]) -> dict[str, float]:
+    return {key: whole[key] / planned[key] for key in planned}

@@ -1,0 +1,103 @@
+"""What a local step of any stage and batch size will cost, from few steps that are run without data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import asdict, replace
+from functools import cache
+
+from fedssl.alignment import Alignment
+from fedssl.model import SplitModel
+from fedssl.planning.fake_step import FakeStep, StepPrediction, StepTrace
+from fedssl.planning.step_inference import DEGREE, infer_step
+from layerwise import Stage
+from ssl_methods import SSLMethod
+
+
+class StepPredictor:
+    """Predicts local steps of a model with a method, at any stage and batch size.
+
+    Steps are run on fake tensors (:class:`fedssl.planning.fake_step.FakeStep`): the same operators, shapes and
+    lifetimes without memory or arithmetic. Hence multiply-accumulates and kept activations are those that a real step
+    on a CPU has.
+
+    Args:
+        model: Its method is attached to the stages asked for; its weights are not changed.
+        alignment: Representation alignment, if any.
+        proximal: mu of the FedProx term.
+    """
+
+    def __init__(self, model: SplitModel, alignment: Alignment | None, proximal: float) -> None:
+        self._model = model
+        self._alignment = alignment
+        self._proximal = proximal
+        self._alike = _grows_evenly(model)
+        self._step = cache(self._make_step)
+        self._cost = cache(self._run_or_infer)
+        self._traces: dict[Stage, dict[int, StepTrace]] = defaultdict(dict)
+
+    def __call__(self, stage: Stage, batch_size: int) -> StepPrediction:
+        """The cost of a step at a stage.
+
+        Where all blocks are alike, as in a ViT, every cost grows by the same amount with each frozen and each trained
+        block, so that a few shallow stages tell all others. Only the peak of a very small model may be off, by some
+        percent, where it falls into another phase of the step with growing depth.
+        """
+        frozen, trained = len(stage.frozen), len(stage.trained)
+        if not self._alike:
+            return self._cost(replace(stage, index=0, rounds=1), batch_size)
+        least = 0 if stage.trains_stem else 1
+
+        def shallow(frozen: int, trained: int) -> StepPrediction:
+            present = tuple(range(frozen + trained))
+            return self._cost(Stage(0, present, present[frozen:], stage.trains_stem, 1), batch_size)
+
+        if frozen + trained <= 2:
+            return shallow(frozen, trained)
+        base = shallow(least, 1)
+        per_frozen = _difference(shallow(least + 1, 1), base) if frozen > least else {}
+        per_trained = _difference(shallow(least, 2), base) if trained > 1 else {}
+        return _extend(base, (per_frozen, frozen - least), (per_trained, trained - 1))
+
+    def run(self, stage: Stage, batch_size: int) -> StepPrediction:
+        """Runs the step itself, nothing is inferred."""
+        return self._make_step(stage)(batch_size).step
+
+    def _run_or_infer(self, stage: Stage, batch_size: int) -> StepPrediction:
+        """Runs the stage at the first batch sizes asked for and infers the cost at all further ones."""
+        traces = self._traces[stage]
+        inferred = infer_step(traces, batch_size) if len(traces) > DEGREE else None
+        if inferred:
+            return inferred
+        trace = self._step(stage)(batch_size)
+        if len(traces) <= DEGREE:
+            traces[batch_size] = trace
+        return trace.step
+
+    def _make_step(self, stage: Stage) -> FakeStep:
+        self._model.attach(stage)
+        method = self._model.method
+        if self._alignment:
+            assert isinstance(method, SSLMethod)
+            self._alignment.attach(method)
+        return FakeStep(method, self._model.encoder.spec, self._alignment, self._proximal)
+
+
+def _grows_evenly(model: SplitModel) -> bool:
+    """Whether all blocks are alike, and no part comes or goes with the depth."""
+    parts = model.encoder.parts()
+    lasting = ("stem", "tail", *(name for name in parts if name.startswith("block.")))
+    temporary = any(part.state_dict() for name, part in parts.items() if name not in lasting)
+    return not temporary and len({repr(block) for block in model.encoder.blocks}) == 1
+
+
+def _difference(larger: StepPrediction, smaller: StepPrediction) -> dict[str, int]:
+    return {key: value - getattr(smaller, key) for key, value in asdict(larger).items()}
+
+
+def _extend(base: StepPrediction, *growths: tuple[dict[str, int], int]) -> StepPrediction:
+    """Adds each growth as often as it is counted."""
+    costs = asdict(base)
+    for growth, times in growths:
+        costs = {key: value + times * growth.get(key, 0) for key, value in costs.items()}
+    return StepPrediction(**costs)

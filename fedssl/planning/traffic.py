@@ -1,0 +1,145 @@
+"""What a run will send, found by playing its rounds without training."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fedssl.calibration import Calibration
+from fedssl.messages import num_bytes
+from fedssl.model import SplitModel
+from fedssl.participation import Participation
+from fedssl.planning.forecast import Forecast
+from fedssl.seeding import numpy_generator
+from layerwise import Scheme, Stage
+
+
+@dataclass(frozen=True)
+class RoundTraffic:
+    """Of one round.
+
+    Args:
+        stage: Position of its stage.
+        down: Bytes that each participant receives, by client id.
+        up: Bytes that each participant sends; none if it has too few images to train on.
+        seconds: Duration on the devices, ``None`` if they are not known.
+    """
+
+    stage: int
+    down: dict[int, int]
+    up: dict[int, int]
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class ClientTraffic:
+    """Of one client in one stage.
+
+    Args:
+        rounds: Rounds it took part in.
+        down_bytes: Received from the server.
+        up_bytes: Sent to the server.
+    """
+
+    rounds: int
+    down_bytes: int
+    up_bytes: int
+
+
+class RoundPlayer:
+    """Plays the rounds of a run without training.
+
+    Cohorts and depth dropout are those that the run with this seed draws, and a frozen part is sent to a client exactly
+    if it changed since the client received it, as :class:`fedssl.server.Server` does. Updates that fail or come too
+    late are not foreseen, and a selector sees no losses.
+
+    Args:
+        model: Has the sizes of all parts.
+        scheme: Says which blocks a client holds of a stage.
+        participation: Draws the clients of every round; used up by the play.
+        forecast: What a stage asks of a client.
+        calibration: Changes frozen parts, if any.
+        seed: Of the run.
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        scheme: Scheme,
+        participation: Participation,
+        forecast: Forecast,
+        calibration: Calibration | None,
+        seed: int,
+    ) -> None:
+        self._model = model
+        self._scheme = scheme
+        self._participation = participation
+        self._forecast = forecast
+        self._calibration = calibration
+        self._seed = seed
+        self._sizes = {name: num_bytes(model.read([name])) for name in model.modules}
+        self._version: dict[str, int] = defaultdict(int)
+        self._held: dict[int, dict[str, int]] = defaultdict(dict)
+
+    def play(self, stages: list[Stage]) -> list[RoundTraffic]:
+        """Traffic of every round."""
+        played: list[RoundTraffic] = []
+        for number, stage in enumerate(stages):
+            self._participation.begin_stage(stage)
+            played += [self._round(number, stage, len(played) + i, i + 1 == stage.rounds) for i in range(stage.rounds)]
+        return played
+
+    def _round(self, number: int, stage: Stage, round_: int, last: bool) -> RoundTraffic:
+        typical = typical_stage(self._scheme, stage, self._seed)
+        down, up, changed = {}, {}, set()
+        for client in self._participation.draw(round_, typical).participants:
+            own = self._scheme.for_client(stage, numpy_generator(self._seed, "layers", round_, client))
+            trained = self._model.trained_names(own)
+            active = self._bytes(trained)
+            down[client] = active + self._bytes(self._missing(client, self._model.frozen_names(own)))
+            trains = self._participation.images[client] > 1
+            up[client] = active if trains else 0
+            changed.update(trained if trains else [])
+        if self._calibration and self._calibration.due(bool(changed), last):
+            changed.update(self._model.trained_names(stage), self._model.frozen_names(stage))
+        for name in changed:
+            self._version[name] += 1
+        return RoundTraffic(number, down, up, self._advance_clock(typical, down, up))
+
+    def _missing(self, client: int, frozen: list[str]) -> list[str]:
+        """Frozen parts that a client does not hold; it does from now on."""
+        held = self._held[client]
+        missing = [name for name in frozen if held.get(name) != self._version[name]]
+        held.update({name: self._version[name] for name in frozen})
+        return missing
+
+    def _bytes(self, names: Iterable[str]) -> int:
+        return sum(self._sizes[name] for name in names)
+
+    def _advance_clock(self, stage: Stage, down: dict[int, int], up: dict[int, int]) -> float | None:
+        fleet = self._participation.fleet
+        if not fleet:
+            return None
+        limit = fleet.deadline.seconds if fleet.deadline else float("inf")
+        images = self._participation.images
+        macs = {client: self._forecast(stage, images[client]).macs for client in down}
+        done = [fleet.profiles[client].seconds(down[client], macs[client], up[client]) for client in down if up[client]]
+        return fleet.advance([min(seconds, limit) for seconds in done])
+
+
+def typical_stage(scheme: Scheme, stage: Stage, seed: int) -> Stage:
+    """A stage as some client gets it, which tells what it costs each of them."""
+    return scheme.for_client(stage, numpy_generator(seed, "layers"))
+
+
+def by_client(played: Iterable[RoundTraffic], num_stages: int, num_clients: int) -> list[list[ClientTraffic]]:
+    """Sums of rounds: for each stage, one entry a client."""
+    totals = [[[0, 0, 0] for _ in range(num_clients)] for _ in range(num_stages)]
+    for each in played:
+        for client, down in each.down.items():
+            entry = totals[each.stage][client]
+            entry[0] += 1
+            entry[1] += down
+            entry[2] += each.up[client]
+    return [[ClientTraffic(*entry) for entry in stage] for stage in totals]

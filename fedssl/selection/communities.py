@@ -1,0 +1,98 @@
+"""Communities of clients whose updates point the same way, and the shares they get of a round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import accumulate, pairwise
+
+import networkx as nx
+import numpy as np
+
+ROUNDING = 1e-9
+"""What equal similarities may differ by."""
+
+
+def cosine_similarities(updates: np.ndarray) -> np.ndarray:
+    """Cosines between all pairs of updates.
+
+    Args:
+        updates: One a client, of shape (N, D); a row of zeros is similar to none.
+
+    Returns:
+        A matrix of shape (N, N).
+    """
+    vectors = np.asarray(updates, dtype=np.float64)
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    vectors = vectors / np.where(largest > 0, largest, 1.0)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors / np.where(norms > 0, norms, 1.0)
+    return np.clip(vectors @ vectors.T, -1.0, 1.0)
+
+
+def similarity_graph(clients: Sequence[int], similarities: np.ndarray) -> nx.Graph:
+    """Clients joined by edges of weight ``max(0, cosine)``, of those no lighter than the mean over all pairs.
+
+    Edges as heavy as the mean stay, so that clients which are all alike stay together.
+    """
+    first, second = np.triu_indices(len(clients), k=1)
+    weights = np.maximum(similarities[first, second], 0.0)
+    threshold = max(weights.mean() - ROUNDING, ROUNDING) if len(weights) else 0.0
+    graph = nx.Graph()
+    graph.add_nodes_from(clients)
+    for i, j, weight in zip(first.tolist(), second.tolist(), weights.tolist(), strict=True):
+        if weight >= threshold:
+            graph.add_edge(clients[i], clients[j], weight=weight)
+    return graph
+
+
+def find_communities(clients: Sequence[int], updates: np.ndarray, seed: int) -> list[list[int]]:
+    """Communities by Louvain's method (Blondel et al. 2008, arXiv 0803.0476) on the similarity graph.
+
+    Args:
+        clients: N ids in ascending order.
+        updates: Their updates, of shape (N, D).
+        seed: Of the order in which Louvain's method visits the clients.
+
+    Returns:
+        Each community's ids ascending, the community of the smallest id first.
+    """
+    graph = similarity_graph(clients, cosine_similarities(updates))
+    return sorted(sorted(community) for community in nx.community.louvain_communities(graph, seed=seed))
+
+
+def proportional_split(size: int, weights: Sequence[float], capacities: Sequence[int], offset: float) -> list[int]:
+    """Shares ``size`` slots over groups in proportion to their weights, none above its capacity.
+
+    A group gets its quota rounded down or up; over uniform offsets its mean is the quota (systematic sampling), so
+    that small groups have their turn too.
+
+    Args:
+        size: Slots; at most the sum of the capacities.
+        weights: Of the groups, not negative; groups of weight 0 come last.
+        capacities: Of the groups.
+        offset: In [0, 1).
+    """
+    quotas = capped_quotas(size, weights, capacities)
+    bounds = [math.floor(bound + Fraction(offset)) for bound in accumulate(quotas, initial=Fraction(0))]
+    return [end - start for start, end in pairwise(bounds)]
+
+
+def capped_quotas(size: int, weights: Sequence[float], capacities: Sequence[int]) -> list[Fraction]:
+    """Exact shares of ``size`` in proportion to the weights; what exceeds a capacity is shared by the others."""
+    assert 0 <= size <= sum(capacities)
+    quotas = [Fraction(0)] * len(weights)
+    left, unfilled = Fraction(size), set(range(len(weights)))
+    while left:
+        parts = {i: Fraction(weights[i]) for i in unfilled}
+        if not any(parts.values()):
+            parts = dict.fromkeys(unfilled, Fraction(1))
+        unit = left / sum(parts.values())
+        shares = {i: unit * part for i, part in parts.items()}
+        full = {i for i in unfilled if shares[i] >= capacities[i]}
+        for i in full or unfilled:
+            quotas[i] = min(shares[i], Fraction(capacities[i]))
+        left = left - sum(capacities[i] for i in full) if full else Fraction(0)
+        unfilled -= full
+    return quotas

@@ -1,0 +1,77 @@
+"""Sizes and rates with units, for people."""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+
+PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+BINARY_PREFIXES = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+FACTORS = PREFIXES | BINARY_PREFIXES
+SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgt]i?)?b\s*", re.IGNORECASE)
+RATE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([KkMGT]i?)?(B|bit)/s\s*")
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of a size such as ``512MiB``, ``1.5 GB`` or ``4096 B``.
+
+    KB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB powers of 1024. Upper and lower case are the same.
+
+    Raises:
+        ValueError: It has no unit, is not above zero, or is no size at all.
+    """
+    match = SIZE.fullmatch(str(text))
+    size = int(Decimal(match[1]) * FACTORS[(match[2] or "").lower()]) if match else 0
+    if size < 1:
+        raise ValueError(
+            f"{str(text)!r} is not a size: a number above zero with a unit is needed, such as 512MiB, 1.5GB or 800KB"
+        )
+    return size
+
+
+def format_bytes(size: float) -> str:
+    """A size with three or four digits and a binary unit, such as ``512 MiB``; ``no limit`` if infinite.
+
+    Raises:
+        ValueError: It is negative or not a number.
+    """
+    if not size >= 0:
+        raise ValueError(f"a size must be at least 0 bytes, got {size}")
+    if math.isinf(size):
+        return "no limit"
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    value, unit = float(size), 0
+    while value >= 999.5 and unit < len(units) - 1:
+        value, unit = value / 1024, unit + 1
+    digits = 0 if unit == 0 or value >= 100 else 1 if value >= 10 else 2
+    number = f"{value:.{digits}f}"
+    return f"{number.rstrip('0').rstrip('.') if '.' in number else number} {units[unit]}"
+
+
+def parse_rate(value: float | str) -> float:
+    """Bytes a second of a bandwidth: a number, or a text such as ``20 Mbit/s`` or ``2.5MB/s``.
+
+    Prefixes are read as by :func:`parse_bytes`; only ``B`` (bytes) and ``bit`` are told apart, ``Mb/s`` is refused.
+
+    Raises:
+        ValueError: It is not above zero, or no bandwidth at all. ``inf`` is one that takes no time.
+    """
+    match = RATE.fullmatch(value) if isinstance(value, str) else None
+    if match:
+        rate = float(Decimal(match[1]) * FACTORS[(match[2] or "").lower()]) / (1 if match[3] == "B" else 8)
+    else:
+        rate = _as_number(value)
+    if not rate > 0:
+        raise ValueError(
+            f"{value!r} is not a bandwidth: a number of bytes a second above zero is needed, or one with a unit such "
+            "as '20 Mbit/s' or '2.5MB/s'"
+        )
+    return rate
+
+
+def _as_number(value: float | str) -> float:
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return math.nan
