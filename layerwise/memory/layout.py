@@ -1,0 +1,123 @@
+"""Where the channels of a stored tensor lie in memory, and how it is cut into groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+
+import torch
+from torch import Tensor
+
+from layerwise.memory.views import View
+
+GROUP = 256
+"""Values that share a minimum and a step: so many of a channel, or a whole channel plane where that is more."""
+
+CHUNK = 2**18
+"""Values that are quantised at a time, which bounds the working memory of the codec to about 5 MiB."""
+
+MIN_PER_CHANNEL = 32
+"""Channels with fewer values are not quantised on their own."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a block with whole groups.
+
+    Args:
+        first: First outer row.
+        count: Outer rows.
+        per_group: Outer rows of a group.
+        first_group: Number of its first group.
+    """
+
+    first: int
+    count: int
+    per_group: int
+    first_group: int
+
+    @property
+    def rows(self) -> slice:
+        """Its outer rows."""
+        return slice(self.first, self.first + self.count)
+
+    @property
+    def groups(self) -> slice:
+        """Its groups within a channel."""
+        return slice(self.first_group, self.first_group + self.count // self.per_group)
+
+    def grouped(self, layout: Layout) -> tuple[int, int, int, int]:
+        """Its shape (groups, rows of a group, channels, inner)."""
+        return self.count // self.per_group, self.per_group, layout.channels, layout.inner
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A dense block of memory as (outer, channels, inner).
+
+    Args:
+        outer: Product of the dimensions before the channels.
+        channels: Number of channels.
+        inner: Product of the dimensions behind the channels.
+    """
+
+    outer: int
+    channels: int
+    inner: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.outer * self.channels * self.inner
+
+    @cached_property
+    def _chunks(self) -> list[Chunk]:
+        per_group = max(1, GROUP // self.inner)
+        whole = self.outer - self.outer % per_group
+        step = max(1, CHUNK // (per_group * self.channels * self.inner)) * per_group
+        chunks = [Chunk(r, min(step, whole - r), per_group, r // per_group) for r in range(0, whole, step)]
+        if whole < self.outer:
+            chunks.append(Chunk(whole, self.outer - whole, self.outer - whole, whole // per_group))
+        return chunks
+
+    def chunks(self) -> list[Chunk]:
+        """Pieces of about ``CHUNK`` elements; what does not fill a group is a piece and group of its own."""
+        return self._chunks
+
+    def group_sizes(self, device: torch.device) -> Tensor:
+        """Elements of each group of a channel, (groups,)."""
+        sizes = [c.per_group * self.inner for c in self.chunks() for _ in range(c.count // c.per_group)]
+        return torch.tensor(sizes, dtype=torch.float32, device=device)
+
+    def packed_bytes(self, bits: int) -> int:
+        """Bytes of the compressed block, at most: codes, 16-bit minimum and step of each group, order of channels."""
+        codes = sum(3 + -(-c.count * self.channels * self.inner * bits // 8) for c in self.chunks())
+        groups = self.chunks()[-1].groups.stop * self.channels
+        return codes + 4 * groups + 4 * self.channels
+
+
+def layout_of(view: View, nbytes: int) -> Layout:
+    """The layout of a storage of ``nbytes`` that was made by a tensor like ``view``.
+
+    Channels are dimension 1 of four-dimensional maps (B, C, H, W) and the last dimension of everything else, wherever
+    it lies in memory. A storage with gaps, or with few values a channel, counts as one channel.
+    """
+    shape, numel = view.shape, nbytes // view.dtype.itemsize
+    one_channel = Layout(numel, 1, 1)
+    if not shape or prod(shape) != numel or view.offset or not _is_dense(view):
+        return one_channel
+    channel = 1 if len(shape) == 4 else len(shape) - 1
+    outer = prod(size for size, stride in zip(shape, view.stride, strict=True) if stride > view.stride[channel])
+    layout = Layout(outer, shape[channel], numel // (outer * shape[channel]))
+    return layout if layout.outer * layout.inner >= MIN_PER_CHANNEL else one_channel
+
+
+def _is_dense(view: View) -> bool:
+    """Whether the view is a permutation of contiguous memory."""
+    expected = 1
+    for stride, size in sorted(zip(view.stride, view.shape, strict=True)):
+        if size > 1 and stride != expected:
+            return False
+        expected *= size
+    return True
