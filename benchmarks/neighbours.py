@@ -1,0 +1,139 @@
+"""Every system of this library on the same data with the same meter: whole runs of ``train.py`` on digits."""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import write_record
+from benchmarks.schemes import fit, spread
+
+MIB = 2**20
+Runs = dict[str, tuple[str, list[str]]]
+
+NOTES = """
+scikit-learn's handwritten digits, the top-level configurations with the changes named in each row; mean and standard
+deviation over seeds, last round's value. Self-supervised rows train a ViT of 6 blocks on 6 clients for 48 rounds, two
+clients each of three device classes: 20, 5 and 1 GMAC/s with 20/5, 5/1 and 1/0.25 Mbit/s down/up; deadlines are 80
+virtual seconds a round, which the slowest class misses. Supervised rows train
+a narrow ResNet-18; their last column but one is the trained classifier, and they differ in clients and rounds as their
+configurations do. Simulated minutes are those of the virtual clock.
+"""
+MEMORY_NOTES = """
+The digits of the default configurations over 6 clients by Dirichlet(0.5); three devices have 40 MiB, which holds a
+layer-wise stage (13 MiB) but not the whole model (55 MiB), three have 200 MiB. Clients whose memory cannot hold a stage
+do not take part in it. Mean and standard deviation over seeds; the images are those of the stage with fewest.
+"""
+DEVICES = (
+    "--model.devices.classes=["
+    "{name: phone, macs_per_second: 2.0e10, download: 20 Mbit/s, upload: 5 Mbit/s, count: 2},"
+    "{name: camera, macs_per_second: 5.0e9, download: 5 Mbit/s, upload: 1 Mbit/s, count: 2},"
+    "{name: sensor, macs_per_second: 1.0e9, download: 1 Mbit/s, upload: 250 kbit/s, count: 2}]"
+)
+FLEET = ["--model.devices=DeviceClasses", DEVICES]
+PACE = ["--model.pace=layerwise.BlockPerturbation", "--model.pace.window=3", "--model.pace.smoothing=4"]
+BYOL = ["--model.method=BYOL", "--model.method.hidden_dim=256", "--model.method.output_dim=128"]
+LATE = "--model.deadline={seconds: 80, late: %s}"
+SELF_SUPERVISED: Runs = {
+    "end-to-end": ("fedssl", FLEET),
+    "layer-wise": ("lw_fedssl", FLEET),
+    "layer-wise, depth dropout (3 of 6)": ("lw_fedssl", [*FLEET, "--model.scheme.layer_budget=3"]),
+    "layer-wise, pace controller": ("lw_fedssl", [*FLEET, *PACE, "--model.pace.patience=2", "--model.rounds=96"]),
+    "progressive": ("prog_fedssl", FLEET),
+    "progressive, depth dropout (3 of 6)": ("prog_fedssl", [*FLEET, "--model.scheme.layer_budget=3"]),
+    "progressive, ProgFed's schedule": (
+        "prog_fedssl",
+        [*FLEET, "--model.scheme.long_last_stage=true", "--model.scheme.warm_up_rounds=1", "--model.rounds=53"],
+    ),
+    "end-to-end, late clients dropped": ("fedssl", [*FLEET, LATE % "drop"]),
+    "end-to-end, late clients send what is done (SALF)": (
+        "fedssl",
+        [*FLEET, LATE % "send_finished_layers", "--model.aggregation=StragglerMean"],
+    ),
+    "end-to-end, L-DAWA": ("fedssl", [*FLEET, "--model.aggregation=LDAWA"]),
+    "end-to-end, BYOL": ("fedssl", [*FLEET, *BYOL]),
+    "end-to-end, BYOL, FedU": ("fedssl", [*FLEET, *BYOL, "--model.start=FedU"]),
+    "end-to-end, BYOL, FedEMA": ("fedssl", [*FLEET, *BYOL, "--model.start=FedEMA"]),
+    "FLL (SGD)": ("fll", [*FLEET, "--model.scheme.layer_budget=null"]),
+    "FLL (SGD), depth dropout (3 of 6)": ("fll", FLEET),
+}
+SUPERVISED: Runs = {
+    "supervised end-to-end": ("progfed", ["--model.scheme=EndToEnd", "--model.rounds=24", *FLEET]),
+    "supervised ProgFed": ("progfed", FLEET),
+    "SmartFreeze": ("smartfreeze", []),
+    "SmartFreeze, random eligible devices": ("smartfreeze", ["--model.selector=RandomSelector"]),
+}
+HALF = [
+    "--model.devices=DeviceClasses",
+    "--model.devices.classes=[{memory: 200MiB, count: 3}, {memory: 40MiB, count: 3}]",
+    "--data.partition=Dirichlet",
+    "--data.partition.beta=0.5",
+]
+MEMORY: Runs = {
+    "end-to-end": ("fedssl", HALF),
+    "layer-wise": ("lw_fedssl", HALF),
+    "progressive": ("prog_fedssl", HALF),
+    "end-to-end, all devices large": ("fedssl", HALF[2:]),
+}
+
+
+def add_commands(commands: Any) -> None:
+    """Adds ``neighbours`` and ``small_memory``."""
+    for name, runs, title, notes in (
+        ("neighbours", SELF_SUPERVISED | SUPERVISED, "All systems on digits", NOTES),
+        ("small_memory", MEMORY, "A fleet in which half of the devices cannot hold the model", MEMORY_NOTES),
+    ):
+        parser = commands.add_parser(name, help=title)
+        parser.add_argument("--work", default=f"runs/benchmark_{name}", help="folder of the runs")
+        parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+        parser.set_defaults(run=run, runs=runs, title=title, notes=notes)
+
+
+def run(arguments: argparse.Namespace, results: Path) -> None:
+    """Runs what is missing and writes the table."""
+
+    def one(job: tuple[int, str]) -> dict[str, Any]:
+        seed, label = job
+        config, settings = arguments.runs[label]
+        folder = Path(arguments.work) / f"{_slug(label)}-seed{seed}"
+        return fit(config, folder, [*settings, f"--seed_everything={seed}"])
+
+    jobs = [(seed, label) for seed in arguments.seeds for label in arguments.runs]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        found = dict(zip(jobs, pool.map(one, jobs), strict=True))
+    runs = {label: [found[seed, label] for seed in arguments.seeds] for label in arguments.runs}
+    table = [_row(label, each) for label, each in runs.items()]
+    write_record(results, arguments.name, arguments.title, table, runs, arguments.notes)
+
+
+def _row(label: str, runs: list[dict[str, Any]]) -> dict[str, str]:
+    rounds = ["/".join(map(str, run["stage_rounds"])) for run in runs]
+    return {
+        "system": label,
+        "kNN top-1 %": spread([run["knn_top1"] for run in runs]),
+        "linear top-1 %": spread([run["linear_top1"] for run in runs]),
+        "classifier %": _spread(runs, "classifier_top1"),
+        "received MiB": spread([run["down_bytes_per_client"] / MIB for run in runs]),
+        "sent MiB": spread([run["up_bytes_per_client"] / MIB for run in runs]),
+        "GMACs": spread([run["macs_per_client"] / 1e9 for run in runs]),
+        "peak activation MiB": spread([run["peak_activation_bytes"] / MIB for run in runs]),
+        "simulated min": _spread(runs, "simulated_seconds", 60),
+        "images %": _images(runs),
+        "rounds of the stages": rounds[0] if len(set(rounds)) == 1 else "; ".join(rounds),
+    }
+
+
+def _images(runs: list[dict[str, Any]]) -> str:
+    shares = [100 * min(stage["images"] for stage in run["eligibility"]) for run in runs if "eligibility" in run]
+    return spread(shares) if shares else "100"
+
+
+def _spread(runs: list[dict[str, Any]], key: str, unit: float = 1) -> str:
+    return spread([run[key] / unit for run in runs]) if all(key in run for run in runs) else ""
+
+
+def _slug(label: str) -> str:
+    return "".join(letter if letter.isalnum() else "_" for letter in label)
