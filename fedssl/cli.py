@@ -29,7 +29,7 @@ from fedssl.pace_plot import plot_pace
 from fedssl.planning.trainer import PlanningTrainer
 from fedssl.pretraining import Pretraining
 from fedssl.progress import RoundProgress
-from fedssl.results import collect_results, print_results, write_results
+from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, write_results
 from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
 from fedssl.server import AllClientsFailedError
 from fedssl.tracking import WANDB_ID, MetricsCSV, wandb_logger
@@ -137,6 +137,8 @@ class FedSSLCLI(LightningCLI):
         if isinstance(self.model, Pretraining) and file == "results.json":
             views = self.model.augment
             export_encoder(self.model.model.encoder, self.folder / "encoder", list(views.mean), list(views.std))
+            over_time = accuracy_over_simulated_time(self.folder / METRICS)
+            results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
             if isinstance(self.model, FederatedSSL) and self.model.pace:
                 plot_pace(self.folder / METRICS, self.folder / "pace.png")
         write_results(results, self.folder / file)

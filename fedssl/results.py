@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import platform
 import subprocess
@@ -66,6 +67,19 @@ def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
     return results
 
 
+def accuracy_over_simulated_time(metrics: Path) -> list[tuple[float, float]]:
+    """(seconds on the virtual clock, kNN top-1 in percent) of every evaluation during a run with devices.
+
+    Args:
+        metrics: The run's ``metrics.csv``.
+    """
+    if not metrics.exists():
+        return []
+    with metrics.open(newline="") as file:
+        rows = [(row.get("time/simulated_seconds"), row.get("eval/knn_top1")) for row in csv.DictReader(file)]
+    return [(float(seconds), float(accuracy)) for seconds, accuracy in rows if seconds and accuracy]
+
+
 def write_results(results: dict[str, Any], path: Path) -> None:
     """Writes JSON, all or nothing."""
     text = json.dumps(results, indent=2, sort_keys=True) + "\n"
@@ -79,6 +93,9 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
     console.print(_quality_table(results, title))
     if "down_bytes_per_client" in results:
         console.print(_cost_table(results))
+    if "simulated_seconds" in results:
+        minutes = results["simulated_seconds"] / 60
+        console.print(f"the run would take {minutes:,.1f} minutes on these devices", highlight=False)
     console.print(f"{results['wall_seconds']:.0f} s; everything is in {folder}", highlight=False, soft_wrap=True)
 
 

@@ -8,6 +8,9 @@ from typing import Literal, get_args
 
 from fedssl.messages import Failure, Result
 
+ROUNDING = 1e-9
+"""What a product of a share and a number may be too small by."""
+
 Late = Literal["drop", "send_finished_layers"]
 
 
@@ -44,7 +47,7 @@ class Deadline:
             return result
         share = max(0.0, self.seconds - transfer_seconds) / training_seconds if training_seconds else 0.0
         spent = int(result.macs * share)
-        finished = int(len(result.parts) * share) if self.late == "send_finished_layers" else 0
+        finished = int(len(result.parts) * share + ROUNDING) if self.late == "send_finished_layers" else 0
         if not finished:
             return Failure(result.client_id, f"not done after {self.seconds:g} s", late=True, macs=spent)
         names = list(result.parts)[-finished:]

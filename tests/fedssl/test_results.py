@@ -15,7 +15,14 @@ from torch.optim import AdamW
 from fedssl.centralized import CentralizedSSL
 from fedssl.data import FederatedData
 from fedssl.federated import FederatedSSL
-from fedssl.results import collect_results, evaluation_results, print_results, versions, write_results
+from fedssl.results import (
+    accuracy_over_simulated_time,
+    collect_results,
+    evaluation_results,
+    print_results,
+    versions,
+    write_results,
+)
 from layerwise import EncoderSpec, LayerWise
 from linear_eval import Features, evaluate_features
 from linear_eval.metrics import ClassificationMetrics, classification_metrics
@@ -137,3 +144,14 @@ def test_table_without_a_federation(centralized: CentralizedSSL, tmp_path: Path)
     text = printed(collect_results(centralized, 1.0), tmp_path)
     assert "centralized SimCLR" in text
     assert "cost of a device" not in text
+
+
+def test_accuracy_over_simulated_time_is_read_from_the_metrics(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text(
+        "step,time/simulated_seconds,eval/knn_top1\n0,5.0,\n1,9.5,61.25\n2,14.0,\n3,20.0,70.0\n4,,70.0\n"
+    )
+    assert accuracy_over_simulated_time(metrics) == [(9.5, 61.25), (20.0, 70.0)]
+    metrics.write_text("step,eval/knn_top1\n0,50.0\n")
+    assert accuracy_over_simulated_time(metrics) == []
+    assert accuracy_over_simulated_time(tmp_path / "none.csv") == []
