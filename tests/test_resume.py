@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from same import assert_same
 from shrunk import ROOT, TINY, TINY_FEDERATION, environment
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
@@ -54,22 +55,6 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def final_state(folder: Path) -> dict[str, Any]:
     newest = max((folder / "checkpoints").glob("*.ckpt"))
     return torch.load(newest, weights_only=True)
-
-
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Bit-equal tensors and equal values, recursively; wall-clock seconds are nobody's result."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a.keys() - {"seconds"}:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{i}")
-    else:
-        assert a == b, where
 
 
 @pytest.mark.slow

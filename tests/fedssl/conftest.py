@@ -23,13 +23,14 @@ from fedssl.local_update import LocalUpdate
 from fedssl.messages import Failure, Result, Task, flatten
 from fedssl.model import SplitModel, build_model
 from fedssl.participation import Cohort, Participation
+from fedssl.planning.fake_step import StepPrediction
 from fedssl.planning.forecast import Forecast
 from fedssl.planning.prediction import StepPredictor
 from fedssl.round_report import RoundReport
 from fedssl.selection import Selector
 from fedssl.server import Server
 from fedssl.start import StartRule
-from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme
+from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme, Stage
 from ssl_methods import BYOL, DigitsViews, MoCoV3, SimCLR, Supervised, TwoViews
 
 VIT = EncoderSpec(
@@ -48,6 +49,7 @@ VIT = EncoderSpec(
 )
 RESNET = EncoderSpec("resnet18", 16, 1, options={"channels": (8, 8, 16, 16)})
 CLIENT_OPTIMIZER = partial(SGD, lr=0.01)
+PREDICTED: dict[str, dict[tuple[Stage, int], StepPrediction]] = {}
 METHODS: dict[str, Callable[..., Any]] = {
     "SimCLR": partial(SimCLR, hidden_dim=16, output_dim=8, projector_layers=2),
     "BYOL": partial(BYOL, hidden_dim=16, output_dim=8, projector_layers=2),
@@ -236,3 +238,16 @@ def plan_cohorts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr("fedssl.participation.Participation.draw", draw)
 
     return plan
+
+
+@pytest.fixture
+def shared_predictions(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Where all worlds have equal models: each of their steps is predicted once for all tests of a module."""
+    predict, known = StepPredictor.__call__, PREDICTED.setdefault(request.module.__name__, {})
+
+    def shared(self: StepPredictor, stage: Stage, batch_size: int) -> StepPrediction:
+        if (stage, batch_size) not in known:
+            known[stage, batch_size] = predict(self, stage, batch_size)
+        return known[stage, batch_size]
+
+    monkeypatch.setattr(StepPredictor, "__call__", shared)

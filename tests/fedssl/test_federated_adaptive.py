@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
+from same import assert_same
 from torch.optim import SGD
 
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint
@@ -93,23 +93,6 @@ class Keep(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.validated.append(trainer.current_epoch)
-
-
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Bit-equal tensors and equal values, recursively; measured seconds aside."""
-    assert type(a) is type(b), where
-    if isinstance(a, Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a.keys() - {"seconds"}:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for position, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{position}")
-    else:
-        assert a == b, where
 
 
 # --- the end

@@ -15,27 +15,12 @@ from torch.optim import SGD
 from fedssl.aggregation import StragglerMean
 from fedssl.devices import Deadline, DeviceProfile
 from fedssl.messages import Failure, Result, num_bytes
-from fedssl.planning.fake_step import StepPrediction
-from fedssl.planning.prediction import StepPredictor
 from fedssl.server import AllClientsFailedError
-from layerwise import EndToEnd, LayerWise, Stage
+from layerwise import EndToEnd, LayerWise
 
 FAST = DeviceProfile("fast")
 SPEED = 1e6
-PREDICTED: dict[tuple[Stage, int], StepPrediction] = {}
-
-
-@pytest.fixture(autouse=True)
-def shared_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All worlds here have equal models: each of their steps is predicted once for all tests."""
-    predict = StepPredictor.__call__
-
-    def shared(self: StepPredictor, stage: Stage, batch_size: int) -> StepPrediction:
-        if (stage, batch_size) not in PREDICTED:
-            PREDICTED[stage, batch_size] = predict(self, stage, batch_size)
-        return PREDICTED[stage, batch_size]
-
-    monkeypatch.setattr(StepPredictor, "__call__", shared)
+pytestmark = pytest.mark.usefixtures("shared_predictions")
 
 
 def slow(**fields: Any) -> DeviceProfile:

@@ -14,7 +14,6 @@ from fedssl.devices import Deadline, DeviceProfile
 from fedssl.devices.fleet import EMPTY_ROUND_SECONDS
 from fedssl.devices.profile import SECONDS_A_DAY
 from fedssl.messages import num_bytes
-from fedssl.planning.fake_step import StepPrediction
 from fedssl.planning.prediction import StepPredictor
 from fedssl.selection import RandomSelector, RoundRobinSelector, SmartFreezeSelector
 from layerwise import EndToEnd, LayerWise, Progressive, Stage
@@ -22,20 +21,7 @@ from layerwise import EndToEnd, LayerWise, Progressive, Stage
 FAST = DeviceProfile("fast")
 SPEED = 1e6
 SELECTORS = [RandomSelector, RoundRobinSelector, SmartFreezeSelector]
-PREDICTED: dict[tuple[Stage, int], StepPrediction] = {}
-
-
-@pytest.fixture(autouse=True)
-def shared_predictions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All worlds here have equal models: each of their steps is predicted once for all tests."""
-    predict = StepPredictor.__call__
-
-    def shared(self: StepPredictor, stage: Stage, batch_size: int) -> StepPrediction:
-        if (stage, batch_size) not in PREDICTED:
-            PREDICTED[stage, batch_size] = predict(self, stage, batch_size)
-        return PREDICTED[stage, batch_size]
-
-    monkeypatch.setattr(StepPredictor, "__call__", shared)
+pytestmark = pytest.mark.usefixtures("shared_predictions")
 
 
 def slow(**fields: Any) -> DeviceProfile:
