@@ -94,6 +94,7 @@ def add_commands(commands: Any) -> None:
         parser = commands.add_parser(name, help=title)
         parser.add_argument("--work", default=f"runs/benchmark_{name}", help="folder of the runs")
         parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+        parser.add_argument("--systems", nargs="+", choices=list(runs), default=list(runs), metavar="SYSTEM")
         parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
         parser.set_defaults(run=run, runs=runs, title=title, notes=notes)
 
@@ -108,10 +109,10 @@ def run(arguments: argparse.Namespace, results: Path) -> None:
         results = fit(config, folder, [*settings, f"--seed_everything={seed}"])
         return results | {"over_time": accuracy_over_simulated_time(folder / "metrics.csv")}
 
-    jobs = [(seed, label) for seed in arguments.seeds for label in arguments.runs]
+    jobs = [(seed, label) for seed in arguments.seeds for label in arguments.systems]
     with ThreadPoolExecutor(arguments.jobs) as pool:
         found = dict(zip(jobs, pool.map(one, jobs), strict=True))
-    runs = {label: [found[seed, label] for seed in arguments.seeds] for label in arguments.runs}
+    runs = {label: [found[seed, label] for seed in arguments.seeds] for label in arguments.systems}
     table = [_row(label, each) for label, each in runs.items()]
     write_record(results, arguments.name, arguments.title, table, runs, arguments.notes)
 
