@@ -1,6 +1,15 @@
 """Federated self-supervised representation learning for devices with little memory."""
 
-from fedssl.aggregation import LDAWA, Aggregation, StragglerMean, WeightedMean
+from fedssl.aggregation import (
+    LDAWA,
+    Aggregation,
+    CoordinateMedian,
+    Krum,
+    PrivateMean,
+    StragglerMean,
+    TrimmedMean,
+    WeightedMean,
+)
 from fedssl.alignment import GlobalAlignment, MoonAlignment
 from fedssl.calibration import Calibration
 from fedssl.centralized import CentralizedSSL
@@ -17,6 +26,7 @@ __all__ = [
     "Aggregation",
     "Calibration",
     "CentralizedSSL",
+    "CoordinateMedian",
     "Deadline",
     "DeviceClasses",
     "DeviceFile",
@@ -28,13 +38,16 @@ __all__ = [
     "FederatedSSL",
     "GlobalAlignment",
     "ImageData",
+    "Krum",
     "MoonAlignment",
     "PowerLaw",
+    "PrivateMean",
     "RandomDevices",
     "RandomSelector",
     "RoundRobinSelector",
     "Shards",
     "SmartFreezeSelector",
     "StragglerMean",
+    "TrimmedMean",
     "WeightedMean",
 ]

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +181,12 @@ class FedSSLCLI(LightningCLI):
         """Lightning looks for hyper-parameters in the checkpoint here; ours has none."""
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = FedSSLCLI) -> None:
     """Runs the command line.
 
     Args:
         arguments: Instead of the program's own.
+        cli: Runs what was asked for.
     """
     arguments = prepare_arguments(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = arguments
@@ -192,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     _quieten()
     try:
-        FedSSLCLI(
+        cli(
             EvaluatedModule,
             ImageData,
             parser_class=BriefParser,

@@ -18,7 +18,10 @@ from fedssl.calibration import Calibration
 from fedssl.checkpoints import check_same
 from fedssl.data import FederatedData, Federation, ImageData
 from fedssl.devices import Deadline, DeviceSource, Eligibility, Fleet
+from fedssl.engine import Engine
 from fedssl.local_update import LocalUpdate
+from fedssl.memory.clients import ClientPlans
+from fedssl.memory.setting import MemoryRule, MemorySetting
 from fedssl.messages import Failure, Result, Tensors
 from fedssl.model import MethodFactory
 from fedssl.participation import Cohort, Participation, check_dropout
@@ -30,6 +33,7 @@ from fedssl.round_report import RoundReport, round_metrics
 from fedssl.selection import Selector
 from fedssl.server import Server
 from fedssl.start import StartRule
+from fedssl.trainer_check import check_trainer
 from layerwise import BlockPerturbation, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, SSLMethod, TwoViews
@@ -61,6 +65,9 @@ class FederatedSSL(Pretraining):
         selector: Chooses each round's clients among those that can take part; ``None`` draws them at random.
         devices: The clients' devices; ``None``: every client can always take part, and there is no virtual clock.
         deadline: Ends every round after a time on the virtual clock; needs ``devices``.
+        memory_budget: Peak memory of a client's local step: a size such as "300MiB"; "device": what its device has;
+            "available": what this machine has left; a list of sizes: what is left in each round. Activations that do
+            not fit are recomputed or compressed (FedHybrid). ``None``: no limit.
         pace: Freezes blocks as soon as they have converged, before their stage's last round (SmartFreeze).
         start: What clients start a round from: FedU or FedEMA; ``None``: the global weights.
         alignment: Representation alignment with the received global model; ``None`` switches it off.
@@ -89,6 +96,7 @@ class FederatedSSL(Pretraining):
         selector: Selector | None = None,
         devices: DeviceSource | None = None,
         deadline: Deadline | None = None,
+        memory_budget: str | list[str] | None = None,
         pace: BlockPerturbation | None = None,
         start: StartRule | None = None,
         alignment: Alignment | None = None,
@@ -106,6 +114,7 @@ class FederatedSSL(Pretraining):
         check_dropout(dropout)
         if deadline and not devices:
             raise ValueError("a deadline needs devices, whose speed says who is late: set model.devices")
+        self.memory = MemorySetting.parse(memory_budget, devices)
         super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
         scheme.check(self.model.encoder)
         scheme.stages(len(self.model.encoder.blocks), rounds)
@@ -123,6 +132,7 @@ class FederatedSSL(Pretraining):
         self.aggregation, self.server_optimizer = aggregation, server_optimizer
         self.server: Server | None = None
         self.local: LocalUpdate | None = None
+        self.engine: Engine | None = None
         self.on_client: Callable[[Cohort, int], None] | None = None
         self.last_report: RoundReport | None = None
         self._prepared: FederatedData | None = None
@@ -142,7 +152,7 @@ class FederatedSSL(Pretraining):
         if stage != "fit":
             self.check_images(data.eval_train)
             return
-        self._check_trainer()
+        check_trainer(self.trainer, self.rounds)
         if self._prepared is not data:
             self.prepare(data)
 
@@ -161,8 +171,16 @@ class FederatedSSL(Pretraining):
             self.check_images(data.federation.auxiliary)
             self.model.method.check_labels(data.federation.auxiliary.labels)
         self._prepared = data
-        self.server = self._make_server(data.federation)
-        self.local = LocalUpdate(
+        profiles = self.devices.profiles(data.num_clients, self.seed) if self.devices else []
+        memory = self.memory.rule(self.predictor, data.federation.sizes, self.batch_size, profiles)
+        self.server = self._make_server(data.federation, memory)
+        if memory:
+            memory.check(self.server.typical_stages())
+        self.local = self.local_update(self._recall, memory.plans(self.seed) if memory else None)
+
+    def local_update(self, recall: Callable[[str, str], Tensors], plans: ClientPlans | None = None) -> LocalUpdate:
+        """A resident model for clients, whose frozen parts ``recall`` gives; ``plans`` keep a memory budget."""
+        return LocalUpdate(
             self.build(),
             self.local_epochs,
             self.batch_size,
@@ -170,7 +188,8 @@ class FederatedSSL(Pretraining):
             self.proximal,
             self.start,
             self.seed,
-            self._recall,
+            recall,
+            plans or self.memory.plans(self.predictor, self.batch_size, self.seed),
         )
 
     def eligibility(self) -> list[Eligibility]:
@@ -213,8 +232,11 @@ class FederatedSSL(Pretraining):
         assert self.server is not None
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
+        if self.engine:
+            self.engine.gather(self.server)
         cohort = self.server.begin_round()
-        report = self.server.absorb(self._train_clients(cohort, batch), optimizer.step)
+        results = self.engine.train(self.server, cohort) if self.engine else self._train_clients(cohort, batch)
+        report = self.server.absorb(results, optimizer.step)
         for failure in report.failures:
             logger.warning(
                 "round %d: the update of client %d is dropped: %s", report.round, failure.client_id, failure.reason
@@ -266,11 +288,10 @@ class FederatedSSL(Pretraining):
         """In one process a frozen part that a client holds is read from the server's model."""
         return self.model.read([name])[name]
 
-    def _make_server(self, federation: Federation) -> Server:
+    def _make_server(self, federation: Federation, memory: MemoryRule | None) -> Server:
         parameters = dict.fromkeys(p for module in self.model.modules.values() for p in module.parameters())
-        participation = Participation(
-            federation.sizes, self.participation, self.dropout, self.selector, self._fleet(federation), self.seed
-        )
+        fleet, sizes = self._fleet(federation, memory), federation.sizes
+        participation = Participation(sizes, self.participation, self.dropout, self.selector, fleet, self.seed)
         return Server(
             self.model,
             self.scheme,
@@ -284,35 +305,28 @@ class FederatedSSL(Pretraining):
             self.seed,
         )
 
-    def forecast(self) -> Forecast:
-        """Predicts what stages of this run ask of a client."""
-        model = self.build()
-        predictor = StepPredictor(model, copy.deepcopy(self.alignment), self.proximal)
-        return Forecast(model, predictor, self.local_epochs, self.batch_size)
+    def predictor(self) -> StepPredictor:
+        """Predicts local steps of this run, in a model of its own."""
+        return StepPredictor(self.build(), copy.deepcopy(self.alignment), self.proximal)
 
-    def _fleet(self, federation: Federation) -> Fleet | None:
+    def forecast(self, memory: MemoryRule | None = None) -> Forecast:
+        """Predicts what stages of this run ask of a client, whose steps a memory rule keeps within a budget."""
+        predictor, need = (memory.planner.predictor, memory.need) if memory else (self.predictor(), None)
+        return Forecast(predictor.model, predictor, self.local_epochs, self.batch_size, need)
+
+    def _fleet(self, federation: Federation, memory: MemoryRule | None) -> Fleet | None:
         if not self.devices:
             return None
         profiles = self.devices.profiles(len(federation.clients), self.seed)
-        return Fleet(profiles, federation.sizes, self.forecast(), self.deadline)
-
-    def _check_trainer(self) -> None:
-        trainer = self.trainer
-        if trainer.max_epochs != self.rounds and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            raise ValueError(
-                f"trainer.max_epochs {trainer.max_epochs} differs from rounds {self.rounds}: a round is an "
-                "epoch; leave trainer.max_epochs out and set model.rounds"
-            )
-        if trainer.world_size > 1:
-            raise ValueError(f"FederatedSSL runs on one device, got {trainer.world_size}: set trainer.devices to 1")
-        if trainer.precision not in ("32-true", "bf16-mixed"):
-            raise ValueError(f"trainer.precision {trainer.precision} is not supported: use 32-true or bf16-mixed")
+        return Fleet(profiles, federation.sizes, self.forecast(memory), self.deadline)
 
     def _log(self, report: RoundReport) -> None:
         assert self.server is not None
-        metrics = round_metrics(report) | self._measured()
+        metrics = round_metrics(report) | self._measured() | self.aggregation.metrics(report.round + 1)
         if self.server.participation.fleet:
             metrics["time/simulated_seconds"] = self.server.participation.fleet.now
+        if self.engine:
+            metrics |= self.engine.metrics(report)
         self.log_dict({key: float(value) for key, value in metrics.items()}, batch_size=1)
 
     def _measured(self) -> dict[str, float]:

@@ -72,7 +72,7 @@ class Intake:
 
     def reasons(self) -> str:
         """Why clients gave nothing usable."""
-        return "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in self.failures)
+        return "; ".join(f"client {failure.client_id}: {failure.reason}" for failure in [*self.failures, *self.late])
 
     def _count(self, result: Result) -> None:
         self.trained.append(result.client_id)
@@ -84,13 +84,15 @@ class Intake:
 
 
 def find_fault(result: Result, reference: Tensors) -> Failure | None:
-    """Why a client's result cannot be used: wrong names or shapes, or values that are not finite."""
+    """Why a client's result cannot be used: wrong names, shapes or types, or values that are not finite."""
     tensors = flatten(result.parts)
     if tensors.keys() != reference.keys():
         return Failure(result.client_id, "its update has other tensors than its task")
     for key, tensor in tensors.items():
         if tensor.shape != reference[key].shape:
             return Failure(result.client_id, f"{key} has shape {tuple(tensor.shape)}")
+        if tensor.dtype != reference[key].dtype:
+            return Failure(result.client_id, f"{key} has type {tensor.dtype}")
         if not torch.isfinite(tensor).all():
             return Failure(result.client_id, f"{key} is not finite")
     return None

@@ -12,11 +12,13 @@ from fedssl.alignment import Alignment, Memory, ProximalTerm
 from fedssl.checkpoints import check_same
 from fedssl.datasets import ImageSet
 from fedssl.loop import CostBook, LoopReport, NonFiniteLossError, train_epochs
+from fedssl.memory.clients import ClientPlans
 from fedssl.messages import Failure, Result, Task, Tensors, flatten, unflatten
 from fedssl.model import SplitModel
 from fedssl.seeding import derive_seed, torch_generator
 from fedssl.start import StartRule
 from layerwise import Stage, StepCost
+from layerwise.memory import InfeasibleBudgetError
 from ssl_methods import SSLMethod
 
 
@@ -49,6 +51,7 @@ class LocalUpdate:
         start: What clients start a round from; ``None``: the global weights.
         seed: Seed of the run.
         recall: Gives a frozen part that the client holds, by part name and content id.
+        plans: Keep local steps within a memory budget; ``None``: there is none.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class LocalUpdate:
         start: StartRule | None,
         seed: int,
         recall: Callable[[str, str], Tensors],
+        plans: ClientPlans | None = None,
     ) -> None:
         self.model = model
         self.epochs = epochs
@@ -69,6 +73,7 @@ class LocalUpdate:
         self.proximal = proximal
         self.start = start
         self.seed = seed
+        self.plans = plans
         self.book = CostBook()
         self._recall = recall
         self._loaded: dict[str, str] = {}
@@ -86,6 +91,8 @@ class LocalUpdate:
                 report = self._train(task, images, memory)
             except NonFiniteLossError as error:
                 return Failure(task.client_id, str(error))
+            except InfeasibleBudgetError as error:
+                return Failure(task.client_id, str(error), skipped=self.plans is not None and self.plans.changing)
         if report.steps == 0:
             return Failure(task.client_id, f"{len(images)} images are too few to contrast", skipped=True)
         self._remember(task)
@@ -123,8 +130,10 @@ class LocalUpdate:
 
     def _train(self, task: Task, images: ImageSet, memory: ClientMemory | None) -> LoopReport:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
-        kind = f"stage {task.stage.index}{', with memory' if memory and memory.alignment is not None else ''}"
-        return train_epochs(self.model.method, images, self.epochs, self.batch_size, shuffle, self.book, kind)
+        remembers, method = memory is not None and memory.alignment is not None, self.model.method
+        kind = f"stage {task.stage.index}{', with memory' if remembers else ''}"
+        plans = self.plans.begin(task, method, self.alignment, remembers) if self.plans else None
+        return train_epochs(method, images, self.epochs, self.batch_size, shuffle, self.book, kind, plans)
 
     def _memory(self, task: Task) -> ClientMemory | None:
         """What the client remembers, if it is of the layers that it trains now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedssl.datasets import ImageSet
+from fedssl.memory.clients import ClientSteps
 from fedssl.stopwatch import Stopwatch
 from layerwise import StepCost, StepMeter
 from ssl_methods import Inputs, Method
@@ -71,6 +73,7 @@ def train_epochs(
     generator: torch.Generator,
     book: CostBook,
     kind: str,
+    plans: ClientSteps | None = None,
 ) -> LoopReport:
     """Trains a method on one client's images, with a fresh optimizer.
 
@@ -84,20 +87,23 @@ def train_epochs(
         generator: Shuffles the images.
         book: Where step costs are looked up and noted.
         kind: Steps of one kind and batch size cost the same.
+        plans: Keep the steps within a memory budget; ``None``: there is none.
 
     Raises:
         NonFiniteLossError: The loss of an epoch is not finite.
+        InfeasibleBudgetError: A step cannot be kept within the memory budget.
     """
     optimizer, times = method.configure_optimizers(), book.times
     device = next(method.backbone.parameters()).device
     losses = torch.zeros(2, device=device)
     steps, macs, activation_bytes = 0, 0, 0
 
-    def run(inputs: Inputs) -> None:
-        with times("forward"):
-            loss = method.loss_of(inputs)
-        with times("backward"):
-            loss.backward()
+    def run(inputs: Inputs, planned: AbstractContextManager[object]) -> None:
+        with planned:
+            with times("forward"):
+                loss = method.loss_of(inputs)
+            with times("backward"):
+                loss.backward()
         with times("optimizer"):
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -113,10 +119,13 @@ def train_epochs(
                 if batch is None:
                     break
                 inputs = method.inputs(*(tensor.to(device, non_blocking=True) for tensor in batch))
-            cost = book.step((kind, len(batch[0])), method, partial(run, inputs))
+            size = len(batch[0])
+            planned = plans(size) if plans else None
+            key = (kind + plans.kind if plans and planned else kind, size)
+            cost = book.step(key, method, partial(run, inputs, planned or nullcontext()))
             steps += 1
             macs += cost.macs
-            activation_bytes = max(activation_bytes, cost.activation_bytes)
+            activation_bytes = max(activation_bytes, planned.peak_bytes if planned else cost.activation_bytes)
         if not math.isfinite(losses[0].item()):
             raise NonFiniteLossError(f"loss {losses[0].item() / steps} after {steps} local steps")
     loss, squared_loss = (losses / steps).tolist() if steps else (math.nan, math.nan)

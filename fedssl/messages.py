@@ -69,6 +69,7 @@ class Failure:
         skipped: It had too few images to train on; nothing went wrong.
         late: It had nothing ready at the deadline.
         macs: Multiply-accumulates it spent in vain.
+        declined: Its memory is too small for the stage.
     """
 
     client_id: int
@@ -76,6 +77,7 @@ class Failure:
     skipped: bool = False
     late: bool = False
     macs: int = 0
+    declined: bool = False
 
 
 def flatten(parts: Parts) -> Tensors:

@@ -43,6 +43,9 @@ class Participation:
         selector: Chooses among the clients that can take part; ``None`` draws at random.
         fleet: Their devices; ``None``: every client can always take part.
         seed: Seed of the run.
+
+    Attributes:
+        online: The clients that an engine found connected; ``None``: all are in this process.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Participation:
         self.selector = selector or RandomSelector()
         self.fleet = fleet
         self.seed = seed
+        self.online: set[int] | None = None
         self.selector.begin(len(images), seed)
 
     @property
@@ -107,9 +111,11 @@ class Participation:
             self.fleet.load_state_dict(state["fleet"])
 
     def _reachable(self, round_: int) -> list[bool]:
+        connected = [self.online is None or client in self.online for client in range(self.num_clients)]
         if not self.fleet:
-            return [True] * self.num_clients
-        return self.fleet.reachable(numpy_generator(self.seed, "reachable", round_))
+            return connected
+        switched_on = self.fleet.reachable(numpy_generator(self.seed, "reachable", round_))
+        return [on and here for on, here in zip(switched_on, connected, strict=True)]
 
     def _candidate(self, client: int, stage: Stage) -> Candidate:
         if not self.fleet:

@@ -25,7 +25,7 @@ from layerwise import BlockPerturbation, Scheme, Stage, grew, renew, transfer_we
 
 
 class AllClientsFailedError(RuntimeError):
-    """Clients took part in a round but none gave a usable result."""
+    """Clients took part in a round but none, or too few, gave a usable result."""
 
 
 class Server:
@@ -44,6 +44,9 @@ class Server:
         auxiliary: The unlabelled images it trains on.
         pace: Ends a stage before its last round once its blocks have converged; ``None`` never does.
         seed: Seed of the run.
+
+    Attributes:
+        quorum: Usable results that a round needs in which a client failed or was late; 0: one, if a client failed.
 
     Raises:
         ValueError: The scheme does not fit the encoder or the rounds, no device can hold a stage, or calibration has no
@@ -69,6 +72,7 @@ class Server:
                 "name an auxiliary_dataset"
             )
         scheme.check(model.encoder)
+        aggregation.check(participation, seed)
         self.model = model
         self.scheme = scheme
         self.stages = scheme.stages(len(model.encoder.blocks), rounds)
@@ -83,6 +87,7 @@ class Server:
         self.ledger = Ledger()
         self.times = Stopwatch()
         self.failed_updates = 0
+        self.quorum = 0
         self.stage_rounds: list[int] = [0] * len(self.stages)
         self._index = 0
         self._entered = -1
@@ -124,9 +129,14 @@ class Server:
         task = Task(client_id, self.round, stage, active, needed, frozen)
         held.update(needed)
         self._sent[client_id] = list(active)
-        self._down_bytes[client_id] = num_bytes(active) + num_bytes(frozen)
-        self.ledger.sent(client_id, self._down_bytes[client_id])
+        sent = num_bytes(active) + num_bytes(frozen)
+        self._down_bytes[client_id] = self._down_bytes.get(client_id, 0) + sent
+        self.ledger.sent(client_id, sent)
         return task
+
+    def set_holdings(self, client_id: int, held: dict[str, str]) -> None:
+        """Takes a client's word for the frozen parts that it holds, by their content ids."""
+        self._holdings[client_id] = dict(held)
 
     def absorb(self, results: Iterable[Result | Failure], step: Callable[[], Any] | None = None) -> RoundReport:
         """Ends the round: aggregates, steps the server optimizer, calibrates.
@@ -147,14 +157,17 @@ class Server:
         for result in results:
             with self.times("aggregation"):
                 outcomes += self._take(result, intake, reference)
+        lost = [failure for failure in intake.failures if not failure.skipped] + (intake.late if self.quorum else [])
+        if lost and len(intake.trained) < max(1, self.quorum):
+            enough = f"; {self.quorum} are needed" if self.quorum > 1 else ""
+            usable = len(intake.trained) or "no"
+            raise AllClientsFailedError(f"round {self.round}: {usable} usable update{enough}; {intake.reasons()}")
         if intake.trained:
             with self.times("aggregation"):
                 aggregate = self.aggregation.finish()
                 self._set_gradients(names, {key: aggregate[key] for key in intake.given})
-                for key, counter in intake.counters.items():
+                for key, counter in intake.counters.items() if self.aggregation.takes_counters else ():
                     reference[key].copy_(counter)
-        elif any(not failure.skipped for failure in intake.failures):
-            raise AllClientsFailedError(f"round {self.round}: no usable update; {intake.reasons()}")
         with self.times("aggregation"):
             (step or self.optimizer.step)()
             self.optimizer.zero_grad(set_to_none=True)

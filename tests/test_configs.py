@@ -26,6 +26,7 @@ SUPERVISED = [
 ]
 OWN = {
     "fll": [*TINY_FEDERATION, "--model.scheme.layer_budget=2"],
+    "fedhybrid": [*TINY_FEDERATION, "--data.clients=6"],
     "progfed": [*SUPERVISED, "--model.rounds=11"],
     "smartfreeze": [*SUPERVISED, "--model.rounds=8", "--model.participation=2"],
 }

@@ -1,8 +1,21 @@
 """Aggregation rules: how the clients' results become one."""
 
+from fedssl.aggregation.coordinate_median import CoordinateMedian
+from fedssl.aggregation.krum import Krum
 from fedssl.aggregation.ldawa import LDAWA
+from fedssl.aggregation.private_mean import PrivateMean
 from fedssl.aggregation.rule import Aggregation
 from fedssl.aggregation.straggler_mean import StragglerMean
+from fedssl.aggregation.trimmed_mean import TrimmedMean
 from fedssl.aggregation.weighted_mean import WeightedMean
 
-__all__ = ["LDAWA", "Aggregation", "StragglerMean", "WeightedMean"]
+__all__ = [
+    "LDAWA",
+    "Aggregation",
+    "CoordinateMedian",
+    "Krum",
+    "PrivateMean",
+    "StragglerMean",
+    "TrimmedMean",
+    "WeightedMean",
+]

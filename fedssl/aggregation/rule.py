@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from fedssl.messages import Tensors
+from fedssl.participation import Participation
 
 
 class Aggregation(ABC):
@@ -15,7 +16,23 @@ class Aggregation(ABC):
     A rule is used once a round: :meth:`begin`, :meth:`add` for each client in ascending order of client id,
     :meth:`finish`. Integer tensors never reach it. A client may give only some of the tensors: those of the layers it
     trained, or finished in time.
+
+    Attributes:
+        takes_counters: Whether integer tensors take the largest of the clients' values; otherwise they stay.
     """
+
+    takes_counters = True
+
+    def check(self, participation: Participation, seed: int) -> None:
+        """Before the run: refuses settings that the rule does not fit.
+
+        Raises:
+            ValueError: They do not.
+        """
+
+    def metrics(self, rounds: int) -> dict[str, float]:
+        """What the rule has to say after some rounds, by the keys that loggers get."""
+        return {}
 
     @abstractmethod
     def begin(self, reference: Tensors) -> None:

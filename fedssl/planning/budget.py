@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 from typing import Any
 
 from rich.console import Console
 
+from fedssl.memory.planner import StepPlanner
 from fedssl.planning.plan import Planner
 from fedssl.planning.prediction import StepPredictor
 from fedssl.planning.table import amount, plain_table
@@ -44,7 +45,8 @@ class Choice:
         alignment: Whether representation alignment is on.
         proximal: Whether the proximal term is on.
         peak_memory_bytes: Of a local step at the most expensive stage.
-        macs_per_image: Multiply-accumulates a local epoch, mean of the stages.
+        macs_per_image: Multiply-accumulates a local epoch, mean of the stages, without recomputation.
+        plan_time: Time that a memory plan is predicted to add to a local step, as a share; ``None`` without a plan.
     """
 
     scheme: str
@@ -55,6 +57,7 @@ class Choice:
     proximal: bool
     peak_memory_bytes: int
     macs_per_image: float
+    plan_time: float | None = None
 
 
 def choices(planner: Planner) -> list[Choice]:
@@ -94,7 +97,31 @@ def fit_budget(planner: Planner, budget: int) -> dict[str, Any]:
         planner: Of the configured run.
         budget: Bytes that training may use on a device.
     """
-    return rank(choices(planner), planner.largest_batch(planner.module.batch_size), budget)
+    tried, batch_size = choices(planner), planner.largest_batch(planner.module.batch_size)
+    return rank([*tried, *_planned_choices(planner, budget, batch_size)], batch_size, budget)
+
+
+def _planned_choices(planner: Planner, budget: int, batch_size: int) -> list[Choice]:
+    """End-to-end training and the configured scheme inside the budget, where that takes and permits memory plans."""
+    steps = StepPlanner(planner.predictor, batch_size)
+    configured = bool(planner.module.alignment), bool(planner.module.proximal)
+    found = []
+    for place, (name, stages) in enumerate(candidates(planner)):
+        if place and len(stages) > 1:
+            continue
+        try:
+            plans = [steps.plan(stage, batch_size, budget) for stage in stages]
+        except ValueError:
+            continue
+        made = [plan for plan in plans if plan]
+        if made:
+            choice = _choice(name, stages, planner.predictor, batch_size, *configured)
+            peaks = [
+                plan.peak if plan else steps.unplanned(s, batch_size) for s, plan in zip(stages, plans, strict=True)
+            ]
+            slower = max(plan.added_time for plan in made)
+            found.append(replace(choice, peak_memory_bytes=max(peaks), plan_time=slower))
+    return found
 
 
 def rank(tried: list[Choice], batch_size: int, budget: int) -> dict[str, Any]:
@@ -133,12 +160,13 @@ def print_budget(budget: dict[str, Any], console: Console) -> None:
             highlight=False,
         )
         return
-    columns = ["scheme", "blocks", "batch", "alignment", "proximal", "peak MiB", "GMACs/image"]
+    columns = ["scheme", "blocks", "batch", "alignment", "proximal", "peak MiB", "GMACs/image", "plan"]
     table = plain_table(f"{len(fits)} of {budget['tried']} settings fit {size}", columns, ORDER)
     for row in fits[:SHOWN]:
         options = ("on" if row[key] else "off" for key in ("alignment", "proximal"))
         peak, macs = amount(row["peak_memory_bytes"] / 2**20), f"{row['macs_per_image'] / 1e9:.2f}"
-        table.add_row(row["scheme"], _blocks(row), str(row["batch_size"]), *options, peak, macs)
+        plan = "" if row["plan_time"] is None else f"+{100 * row['plan_time']:.0f} %"
+        table.add_row(row["scheme"], _blocks(row), str(row["batch_size"]), *options, peak, macs, plan)
     console.print(table)
     if len(fits) > SHOWN:
         console.print(f"and {len(fits) - SHOWN} more: --json has them all", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from fedssl.messages import num_bytes
@@ -16,7 +17,7 @@ class Need:
     """What one round asks of one client.
 
     Args:
-        peak_memory_bytes: Of a local step at its largest batch.
+        peak_memory_bytes: Of a local step at its largest batch; with a memory budget what its device must have.
         macs: Of local training.
         active_bytes: Of the trained layers and heads, which travel both ways.
     """
@@ -34,13 +35,22 @@ class Forecast:
         predictor: Predicts local steps of this model.
         epochs: Local epochs a round.
         batch_size: Images a step.
+        memory: What a device must have for a stage and batch size; ``None``: the step's predicted peak.
     """
 
-    def __init__(self, model: SplitModel, predictor: StepPredictor, epochs: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: SplitModel,
+        predictor: StepPredictor,
+        epochs: int,
+        batch_size: int,
+        memory: Callable[[Stage, int], int] | None = None,
+    ) -> None:
         self._model = model
         self._predictor = predictor
         self._epochs = epochs
         self._batch_size = batch_size
+        self._memory = memory or (lambda stage, size: predictor(stage, size).peak)
         self._needs: dict[tuple[Stage, int], Need] = {}
 
     def __call__(self, stage: Stage, num_images: int) -> Need:
@@ -50,7 +60,7 @@ class Forecast:
             steps = batches_of_epoch(num_images, self._batch_size)
             macs = self._epochs * sum(count * self.step(stage, size).macs for size, count in steps.items())
             active = num_bytes(self._model.read(self._model.trained_names(stage)))
-            self._needs[key] = Need(self.step(stage, max(steps, default=2)).peak, macs, active)
+            self._needs[key] = Need(self._memory(stage, max(steps, default=2)), macs, active)
         return self._needs[key]
 
     def step(self, stage: Stage, batch_size: int) -> StepPrediction:
@@ -62,3 +72,13 @@ def batches_of_epoch(images: int, batch_size: int) -> Counter[int]:
     """Local steps of one epoch by batch size; a batch of one image gives no step."""
     full, rest = divmod(images, batch_size)
     return Counter({batch_size: full} if full else {}) + Counter({rest: 1} if rest > 1 else {})
+
+
+def step_sizes(images: Iterable[int], batch_size: int) -> list[int]:
+    """Images in the local steps of clients, each number once, the largest first."""
+    return sorted({size for number in images for size in batches_of_epoch(number, batch_size)}, reverse=True)
+
+
+def largest_batch(images: Iterable[int], batch_size: int) -> int:
+    """Images of the largest local step of any client."""
+    return max(step_sizes(images, batch_size), default=2)

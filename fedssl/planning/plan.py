@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedssl.devices import DeviceSource, Fleet
+from fedssl.devices import DeviceProfile, DeviceSource, Fleet
 from fedssl.federated import FederatedSSL
 from fedssl.participation import Participation
 from fedssl.planning.fake_step import StepPrediction
-from fedssl.planning.forecast import Forecast, batches_of_epoch
-from fedssl.planning.prediction import StepPredictor
+from fedssl.planning.forecast import Forecast, largest_batch
 from fedssl.planning.traffic import ClientTraffic, RoundPlayer, RoundTraffic, by_client, typical_stage
-from layerwise import Scheme, Stage, paper_cost, reference_scheme
+from layerwise import Scheme, Stage, layer_shares, paper_cost, reference_scheme
 
 
 @dataclass(frozen=True)
@@ -54,9 +53,9 @@ class Planner:
     def __init__(self, module: FederatedSSL, images: list[int]) -> None:
         self.module = module
         self.images = images
-        self.model = module.build()
-        self.predictor = StepPredictor(self.model, copy.deepcopy(module.alignment), module.proximal)
-        self.forecast = Forecast(self.model, self.predictor, module.local_epochs, module.batch_size)
+        self.predictor = module.predictor()
+        self.model = self.predictor.model
+        self.forecast = self._forecast([])
 
     @property
     def num_blocks(self) -> int:
@@ -65,14 +64,20 @@ class Planner:
 
     def largest_batch(self, batch_size: int) -> int:
         """Images of the largest local step of any client."""
-        return max(max(batches_of_epoch(n, batch_size), default=2) for n in self.images)
+        return largest_batch(self.images, batch_size)
 
     def fleet(self, devices: DeviceSource, limited: bool = True) -> Fleet:
         """The clients' devices with a clock at zero; their memory counts only if ``limited``."""
         profiles = devices.profiles(len(self.images), self.module.seed)
         if not limited:
             profiles = [replace(profile, memory_bytes=math.inf) for profile in profiles]
-        return Fleet(profiles, self.images, self.forecast, self.module.deadline)
+        return Fleet(profiles, self.images, self._forecast(profiles), self.module.deadline)
+
+    def _forecast(self, profiles: list[DeviceProfile]) -> Forecast:
+        module, predictor = self.module, self.predictor
+        rule = module.memory.rule(lambda: predictor, self.images, module.batch_size, profiles)
+        need = rule.need if rule else None
+        return Forecast(self.model, predictor, module.local_epochs, module.batch_size, need)
 
     def rounds(self, scheme: Scheme, stages: list[Stage], fleet: Fleet | None) -> list[RoundTraffic]:
         """Traffic of every round."""
@@ -136,20 +141,28 @@ def plan_as_dict(planner: Planner) -> dict[str, Any]:
     }
 
 
-def paper_convention(module: FederatedSSL) -> dict[str, dict[str, float]]:
-    """The figures that the paper would print for this run, see :mod:`layerwise.paper_cost`."""
+def paper_convention(module: FederatedSSL) -> dict[str, Any]:
+    """The figures that the papers would print for this run.
+
+    Those of LW-FedSSL (:mod:`layerwise.paper_cost`), and for each stage the shares of end-to-end training in units of
+    layers, as FLL counts (:mod:`layerwise.layer_cost`).
+    """
     model = module.model
     heads, views = model.method.heads(), model.method.views_in_paper
 
-    def figures(scheme: Scheme) -> dict[str, float]:
+    def stages_of(scheme: Scheme) -> list[Stage]:
         stages = scheme.stages(len(model.encoder.blocks), module.rounds)
-        stages = [typical_stage(scheme, stage, module.seed) for stage in stages]
+        return [typical_stage(scheme, stage, module.seed) for stage in stages]
+
+    def figures(scheme: Scheme) -> dict[str, float]:
+        stages = stages_of(scheme)
         cost = paper_cost(model.encoder, stages, heads, module.local_epochs, views)
         worst = paper_cost(model.encoder, stages, heads, module.local_epochs, views, downloads_all=True)
         return {"gflops": cost.gflops, "traffic_gb": cost.traffic_gb, "worst_traffic_gb": worst.traffic_gb}
 
     planned, whole = figures(module.scheme), figures(reference_scheme())
-    return {"total": planned, "end_to_end": whole, "ratio": _ratio(whole, planned)}
+    layers = [asdict(share) for share in layer_shares(model.encoder, stages_of(module.scheme))]
+    return {"total": planned, "end_to_end": whole, "ratio": _ratio(whole, planned), "layers": layers}
 
 
 def _ratio(whole: dict[str, float], planned: dict[str, float]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from fedssl.model import SplitModel
 from fedssl.planning.fake_step import FakeStep, StepPrediction, StepTrace
 from fedssl.planning.step_inference import DEGREE, infer_step
 from layerwise import Stage
-from ssl_methods import SSLMethod
+from ssl_methods import Method, SSLMethod
 
 
 class StepPredictor:
@@ -28,13 +28,20 @@ class StepPredictor:
     """
 
     def __init__(self, model: SplitModel, alignment: Alignment | None, proximal: float) -> None:
-        self._model = model
-        self._alignment = alignment
-        self._proximal = proximal
+        self.model = model
+        self.alignment = alignment
+        self.proximal = proximal
         self._alike = _grows_evenly(model)
         self._step = cache(self._make_step)
         self._cost = cache(self._run_or_infer)
         self._traces: dict[Stage, dict[int, StepTrace]] = defaultdict(dict)
+
+    def form(self, stage: Stage) -> Stage:
+        """What stages with the same steps have in common: index and rounds are dropped, like blocks are renumbered."""
+        if not self._alike:
+            return replace(stage, index=0, rounds=1)
+        present = tuple(range(len(stage.present)))
+        return Stage(0, present, present[len(stage.frozen) :], stage.trains_stem, 1)
 
     def __call__(self, stage: Stage, batch_size: int) -> StepPrediction:
         """The cost of a step at a stage.
@@ -74,13 +81,17 @@ class StepPredictor:
             traces[batch_size] = trace
         return trace.step
 
-    def _make_step(self, stage: Stage) -> FakeStep:
-        self._model.attach(stage)
-        method = self._model.method
-        if self._alignment:
+    def attach(self, stage: Stage) -> Method:
+        """The model's method, attached to a stage with its alignment."""
+        self.model.attach(stage)
+        method = self.model.method
+        if self.alignment:
             assert isinstance(method, SSLMethod)
-            self._alignment.attach(method)
-        return FakeStep(method, self._model.encoder.spec, self._alignment, self._proximal)
+            self.alignment.attach(method)
+        return method
+
+    def _make_step(self, stage: Stage) -> FakeStep:
+        return FakeStep(self.attach(stage), self.model.encoder.spec, self.alignment, self.proximal)
 
 
 def _grows_evenly(model: SplitModel) -> bool:

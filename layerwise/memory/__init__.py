@@ -2,8 +2,21 @@
 
 from layerwise.memory.execution import PlannedStep
 from layerwise.memory.graph import StepTrace
+from layerwise.memory.layout import CHUNK
+from layerwise.memory.nominal import with_nominal_times
 from layerwise.memory.plan import Action, MemoryPlan
-from layerwise.memory.planning import plan_memory
+from layerwise.memory.planning import InfeasibleBudgetError, plan_memory, transfer_plan
 from layerwise.memory.tracing import trace_step
 
-__all__ = ["Action", "MemoryPlan", "PlannedStep", "StepTrace", "plan_memory", "trace_step"]
+__all__ = [
+    "CHUNK",
+    "Action",
+    "InfeasibleBudgetError",
+    "MemoryPlan",
+    "PlannedStep",
+    "StepTrace",
+    "plan_memory",
+    "trace_step",
+    "transfer_plan",
+    "with_nominal_times",
+]

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from layerwise.memory.allocation import WIDTHS
 from layerwise.memory.graph import StepTrace
 from layerwise.memory.plan import Kind, MemoryPlan
 from layerwise.memory.search import Search, State
+from layerwise.memory.simulation import Simulation
 
 SPACING = 0.94
 """Ratio of neighbouring levels, from the unplanned peak down, at which plans are cleaned up."""
+
+
+class InfeasibleBudgetError(ValueError):
+    """No plan that was found meets the budget.
+
+    Args:
+        message: For the user.
+        floor_bytes: Lowest peak that was reached.
+    """
+
+    def __init__(self, message: str, floor_bytes: int) -> None:
+        super().__init__(message)
+        self.floor_bytes = floor_bytes
 
 
 def plan_memory(
@@ -35,7 +50,8 @@ def plan_memory(
         bits: Widths to which activations may be compressed; one width gives uniform compression.
 
     Raises:
-        ValueError: The budget is not positive or cannot be reached, or an action or a width is unknown.
+        InfeasibleBudgetError: The budget cannot be reached.
+        ValueError: The budget is not positive, or an action or a width is unknown.
     """
     _check(budget_bytes, actions, bits)
     floor = trace.saved_bytes
@@ -46,10 +62,36 @@ def plan_memory(
         if floor <= budget_bytes:
             best = _best(search, walks, budget_bytes)
             return MemoryPlan(trace.graph, budget_bytes, best.peak, best.seconds, dict(best.actions))
-    raise ValueError(
+    raise InfeasibleBudgetError(
         f"budget of {budget_bytes} bytes cannot be met: with {' and '.join(actions) or 'no actions'} the step needs "
-        f"at least {floor} bytes, and {trace.saved_bytes} bytes without a plan"
+        f"at least {floor} bytes, and {trace.saved_bytes} bytes without a plan",
+        floor,
     )
+
+
+def transfer_plan(plan: MemoryPlan, source: StepTrace, target: StepTrace) -> MemoryPlan | None:
+    """The same actions for the same step at another batch size; no search is needed.
+
+    Args:
+        plan: The plan.
+        source: The trace that it belongs to.
+        target: The other trace.
+
+    Returns:
+        ``None`` if the operations differ or the plan's budget does not hold.
+
+    Raises:
+        ValueError: The plan does not belong to ``source``.
+    """
+    if plan.graph != source.graph:
+        raise ValueError(f"the plan is for graph {plan.graph}, the source is {source.graph}")
+    alike = [op.func for op in source.ops] == [op.func for op in target.ops]
+    if not alike or source.saved != target.saved or source.unpacks != target.unpacks:
+        return None
+    outcome = Simulation(target).outcome(dict(plan.actions))
+    if outcome is None or outcome.peak > plan.budget_bytes:
+        return None
+    return replace(plan, graph=target.graph, predicted_peak=outcome.peak, added_seconds=outcome.seconds)
 
 
 def _tiers(actions: Sequence[Kind], bits: Sequence[int]) -> list[tuple[int, ...]]:

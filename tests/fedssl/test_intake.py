@@ -64,6 +64,7 @@ def test_counters_are_not_those_of_the_resident_model() -> None:
         (parts(torch.tensor([math.inf, 0.0])), "p/w is not finite"),
         (parts(torch.zeros(3)), r"p/w has shape (3,)"),
         (parts(torch.zeros(2, 1)), r"p/w has shape (2, 1)"),
+        (parts(torch.zeros(2, dtype=torch.float64)), "p/w has type torch.float64"),
         (parts(extra=torch.zeros(1)), "its update has other tensors than its task"),
         ({"p": {"w": torch.ones(2)}}, "its update has other tensors than its task"),
         ({"q": parts()["p"]}, "its update has other tensors than its task"),

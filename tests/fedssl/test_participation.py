@@ -78,3 +78,12 @@ def test_dropout_is_a_probability_below_one(dropout: float) -> None:
 
 def test_dropout_is_returned() -> None:
     assert (check_dropout(0.0), check_dropout(0.99)) == (0.0, 0.99)
+
+
+def test_clients_that_are_not_connected_are_not_drawn() -> None:
+    participation, stage = Participation([5] * 4, 2), Stage(0, (0,), (0,), True, 1)
+    everyone = participation.draw(0, stage)
+    participation.online = {0, 1, 2, 3}
+    assert participation.draw(0, stage) == everyone
+    participation.online = {1, 3}
+    assert participation.draw(0, stage) == Cohort((1, 3), unavailable=(0, 2))

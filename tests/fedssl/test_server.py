@@ -326,3 +326,28 @@ def test_a_scheme_must_fit_encoder_and_rounds(make_world: Callable[..., Any]) ->
         make_world(LayerWise(blocks_per_stage=2))
     with pytest.raises(ValueError, match="rounds 4 cannot be shared equally by 3 stages"):
         make_world(LayerWise(), rounds=4)
+
+
+def test_fewer_results_than_the_quorum_are_an_error_if_somebody_failed(make_world: Callable[..., Any]) -> None:
+    world = make_world()
+    world.server.quorum = 3
+    before, results = world.weights(), list(world.results(world.server.begin_round()))
+    late = [*results[:2], Failure(2, "no answer", late=True)]
+    with pytest.raises(AllClientsFailedError, match="2 usable update; 3 are needed; client 2: no answer"):
+        world.server.absorb(late)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in world.weights().items())
+    world.server.quorum = 2
+    assert world.server.absorb(late).trained == (0, 1)
+
+
+def test_a_client_gets_again_what_it_says_it_lacks(make_world: Callable[..., Any]) -> None:
+    world = make_world()
+    world.run(1)
+    world.server.begin_round()
+    first = world.server.make_task(0)
+    assert first.frozen
+    assert not world.server.make_task(0).frozen
+    world.server.set_holdings(0, {name: first.frozen_ids[name] for name in ("stem",)})
+    again = world.server.make_task(0)
+    assert set(again.frozen) == set(first.frozen) - {"stem"}
+    assert again.frozen_ids == first.frozen_ids

@@ -102,6 +102,19 @@ def test_the_papers_convention_counts_as_table_2() -> None:
     assert paper["end_to_end"]["traffic_gb"] == pytest.approx(8.40, abs=0.005)
 
 
+@pytest.mark.parametrize(("budget", "communication", "computation"), [(None, 0.542, 0.389), (6, 0.292, 0.222)])
+def test_the_papers_convention_has_the_shares_of_fll(
+    budget: int | None, communication: float, computation: float
+) -> None:
+    spec = EncoderSpec("vit_tiny_patch16_224", 32, 3, options={"patch_size": 4})
+    scheme = LayerWise(layer_budget=budget)
+    planned = FederatedSSL(spec, SimCLR, NaturalViews(), partial(AdamW, lr=1e-3), scheme, rounds=12, seed=0)
+    layers = paper_convention(planned)["layers"]
+    assert layers[0] == {"communication": pytest.approx(1 / 12), "computation": pytest.approx(1 / 12)}
+    assert max(layer["communication"] for layer in layers) == pytest.approx(communication, abs=0.0005)
+    assert max(layer["computation"] for layer in layers) == pytest.approx(computation, abs=0.0005)
+
+
 @pytest.mark.parametrize(
     ("spec", "blocks"),
     [

@@ -1,0 +1,63 @@
+"""Clients whose images never leave them: each node names a folder, the server sees none of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from fedssl.data import FederatedData, Federation
+from fedssl.datasets import ImageSet
+from fedssl.federated import FederatedSSL
+
+
+class OwnImages(FederatedData):
+    """The server holds the images of the evaluation, and auxiliary ones if it calibrates; nodes hold their own.
+
+    A node's folder is the ``images`` of its ``--node-config``, laid out like the data set ``folder``. Only Flower's
+    clients have images of their own: ``train.py fit`` refuses this class.
+
+    Args:
+        dataset: Labelled data set to evaluate on.
+        clients: Number of clients.
+        images_per_client: Images that a client is taken to have until it has said how many.
+        auxiliary_dataset: Images of the server's calibration.
+        **kwargs: Those of :class:`fedssl.data.ImageData`.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        clients: int = 10,
+        images_per_client: int = 1000,
+        auxiliary_dataset: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if images_per_client < 2:
+            raise ValueError(f"images_per_client must be at least 2, got {images_per_client}")
+        super().__init__(dataset=dataset, clients=clients, auxiliary_dataset=auxiliary_dataset, **kwargs)
+        self.images_per_client = images_per_client
+
+    def train_dataloader(self) -> DataLoader:
+        """One item an epoch.
+
+        Raises:
+            ValueError: The clients would be in this process.
+        """
+        module = self.trainer.lightning_module if self.trainer else None
+        if not isinstance(module, FederatedSSL) or module.engine is None:
+            raise ValueError("OwnImages are on Flower's nodes: use flwr run, see docs/deployment.md")
+        return super().train_dataloader()
+
+    def table(self) -> str:
+        """What is known of the division."""
+        return f"{self.num_clients} clients hold images of their own"
+
+    def _load_pool(self) -> ImageSet:
+        return self._load(self.eval_dataset, self.eval_splits[0])
+
+    def _divide(self, pool: ImageSet) -> Federation:
+        """Stand-ins of the assumed length, which nobody trains on."""
+        stand_in = pool.subset(torch.zeros(self.images_per_client, dtype=torch.int64))
+        return Federation([stand_in] * self.num_clients, self._auxiliary(pool.subset(torch.arange(0))))

@@ -1,0 +1,71 @@
+"""Model and data of a run as text: the server sends it, so that clients build exactly what the server has."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import yaml
+from pytorch_lightning.cli import LightningArgumentParser
+
+from fedssl.data import FederatedData, ImageData
+from fedssl.federated import FederatedSSL
+from linear_eval import EvaluatedModule
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a recipe makes.
+
+    Args:
+        module: Has the settings of local training.
+        data: Not loaded yet.
+        mixed_precision: Whether clients compute in bfloat16 where that is safe.
+    """
+
+    module: FederatedSSL
+    data: FederatedData
+    mixed_precision: bool
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The context that local training runs in."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.mixed_precision)
+
+
+def write_recipe(config: dict[str, Any]) -> str:
+    """The recipe of a parsed configuration: its seed filled in, and without the aggregation, which may keep secrets.
+
+    Args:
+        config: Of the command line, all defaults included.
+
+    Raises:
+        ValueError: It is no federated run.
+    """
+    recipe = {key: copy.deepcopy(config[key]) for key in ("model", "data")}
+    for key, name in (("model", "FederatedSSL"), ("data", "FederatedData")):
+        if "init_args" not in recipe[key]:
+            raise ValueError(f"{key} must be a {name} or a class derived from it")
+        if recipe[key]["init_args"].get("seed") is None:
+            recipe[key]["init_args"]["seed"] = config["seed_everything"]
+    recipe["model"]["init_args"].pop("aggregation", None)
+    return yaml.safe_dump(recipe | {"precision": config["trainer"].get("precision")}, sort_keys=False)
+
+
+def read_recipe(text: str, data_root: str | None = None) -> Recipe:
+    """Builds model and data module.
+
+    Args:
+        text: From :func:`write_recipe`. Its classes are imported and called, so it must come from a trusted server.
+        data_root: Folder of all data sets on this machine; ``None`` takes the recipe's.
+    """
+    recipe = yaml.safe_load(text)
+    precision = recipe.pop("precision")
+    if data_root is not None:
+        recipe["data"]["init_args"]["root"] = data_root
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(EvaluatedModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(ImageData, "data", subclass_mode=True)
+    built = parser.instantiate_classes(parser.parse_object(recipe))
+    return Recipe(built.model, built.data, precision == "bf16-mixed")

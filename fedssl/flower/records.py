@@ -1,0 +1,198 @@
+"""Tasks and results as Flower's records: weights as arrays by tensor name, everything else as one line of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from fedssl.messages import Failure, Parts, Result, Task, flatten, unflatten
+from layerwise import Stage
+
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a client says of itself.
+
+    Args:
+        client_id: Its configured number.
+        held: Content id of every frozen part that it holds.
+        memory_bytes: Memory that it may use; 0 if there is no limit.
+        num_images: Images of its own; 0 if the run's data set is divided among the clients.
+    """
+
+    client_id: int
+    held: dict[str, str]
+    memory_bytes: int
+    num_images: int
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """A client does not hold frozen parts that the server believed it to hold.
+
+    Args:
+        client_id: Which one.
+        held: Content id of every frozen part that it holds.
+    """
+
+    client_id: int
+    held: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Order:
+    """A task and what else a client needs to know.
+
+    Args:
+        task: What to train.
+        run_id: The run, which tells apart what a client keeps of several ones.
+        recipe: Model and data of the run, see :mod:`fedssl.flower.recipe`.
+        needed_bytes: Predicted memory of a local step; 0 if the client has no limit.
+    """
+
+    task: Task
+    run_id: str
+    recipe: str
+    needed_bytes: int
+
+
+def encode_question(run_id: str, recipe: str) -> RecordDict:
+    """Asks a client who it is."""
+    return _pack({"run_id": run_id, "recipe": recipe})
+
+
+def decode_question(content: RecordDict) -> tuple[str, str]:
+    """Run id and recipe."""
+    note = _note(content)
+    return str(note["run_id"]), str(note["recipe"])
+
+
+def encode_order(order: Order) -> RecordDict:
+    """Active and missing frozen tensors, and the rest of an order."""
+    task = order.task
+    note = {
+        "client_id": task.client_id,
+        "round": task.round,
+        "stage": asdict(task.stage),
+        "frozen_ids": task.frozen_ids,
+        "run_id": order.run_id,
+        "recipe": order.recipe,
+        "needed_bytes": order.needed_bytes,
+    }
+    return _pack(note, active=task.active, frozen=task.frozen)
+
+
+def decode_order(content: RecordDict) -> Order:
+    """The inverse of :func:`encode_order`."""
+    note = _note(content)
+    fields = note["stage"]
+    stage = Stage(**fields | {"present": tuple(fields["present"]), "trained": tuple(fields["trained"])})
+    active, frozen = _parts(content, "active"), _parts(content, "frozen")
+    task = Task(note["client_id"], note["round"], stage, active, note["frozen_ids"], frozen)
+    return Order(task, note["run_id"], note["recipe"], note["needed_bytes"])
+
+
+def encode_answer(answer: Result | Failure | Lacking) -> RecordDict:
+    """A client's answer to an order."""
+    fields = {key: value for key, value in vars(answer).items() if key != "parts"}
+    parts = answer.parts if isinstance(answer, Result) else {}
+    return _pack({"kind": type(answer).__name__, **fields}, parts=parts)
+
+
+def decode_answer(content: RecordDict, client_id: int) -> Result | Failure | Lacking:
+    """Reads an answer that nobody has checked yet.
+
+    Args:
+        content: From the network.
+        client_id: Who was asked; what the answer says of that is ignored.
+
+    Returns:
+        The answer, or a ``Failure`` that says what is wrong with it. Names, shapes and values of the tensors are left
+        to the server's intake.
+    """
+    try:
+        note = _note(content)
+        if note["kind"] == "Lacking":
+            return Lacking(client_id, _names(note["held"]))
+        if note["kind"] == "Failure":
+            reason = " ".join(str(note["reason"]).split())[:LONGEST_REASON]
+            return Failure(client_id, reason, note["skipped"] is True, declined=note["declined"] is True)
+        return _result(note, _parts(content, "parts"), client_id)
+    except Exception as error:
+        return malformed(client_id, error)
+
+
+def malformed(client_id: int, error: Exception) -> Failure:
+    """What is wrong with an answer that cannot be read."""
+    reason = f"its answer is malformed: {type(error).__name__} {error}"
+    return Failure(client_id, " ".join(reason.split())[:LONGEST_REASON])
+
+
+def encode_hello(hello: Hello) -> RecordDict:
+    """A client's answer to the question who it is."""
+    return _pack(asdict(hello))
+
+
+def decode_hello(content: RecordDict) -> Hello:
+    """The inverse of :func:`encode_hello`.
+
+    Raises:
+        ValueError: It says something impossible.
+    """
+    note = _note(content)
+    numbers = [_count(note, name) for name in ("client_id", "memory_bytes", "num_images")]
+    return Hello(numbers[0], _names(note["held"]), numbers[1], numbers[2])
+
+
+def wire_bytes(content: RecordDict) -> int:
+    """Bytes of a message's arrays and notes, with the header of each array and all names."""
+    return sum(record.count_bytes() for record in content.values())
+
+
+def _pack(note: dict[str, Any], **parts: Parts) -> RecordDict:
+    records: dict[str, Any] = {name: ArrayRecord(_on_cpu(each)) for name, each in parts.items() if each}
+    return RecordDict(records | {"note": ConfigRecord({"json": json.dumps(note)})})
+
+
+def _on_cpu(parts: Parts) -> dict[str, torch.Tensor]:
+    return {key: tensor.detach().cpu() for key, tensor in flatten(parts).items()}
+
+
+def _note(content: RecordDict) -> dict[str, Any]:
+    note = json.loads(str(content.config_records["note"]["json"]))
+    if not isinstance(note, dict):
+        raise ValueError("its note is no mapping")
+    return note
+
+
+def _parts(content: RecordDict, name: str) -> Parts:
+    record = content.array_records.get(name)
+    return unflatten(dict(record.to_torch_state_dict())) if record else {}
+
+
+def _result(note: dict[str, Any], parts: Parts, client_id: int) -> Result:
+    loss, squared_loss = float(note["loss"]), float(note["squared_loss"])
+    images = _count(note, "num_images")
+    if images < 1 or not math.isfinite(loss) or not math.isfinite(squared_loss):
+        raise ValueError(f"{images} images with a loss of {loss}")
+    return Result(client_id, parts, images, loss, squared_loss, _count(note, "macs"), _count(note, "activation_bytes"))
+
+
+def _count(note: dict[str, Any], name: str) -> int:
+    value = note[name]
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _names(held: Any) -> dict[str, str]:
+    if not isinstance(held, dict) or not all(isinstance(each, str) for each in [*held, *held.values()]):
+        raise ValueError(f"it holds {held!r}")
+    return held

@@ -1,0 +1,66 @@
+"""Flower's ServerApp: the command line's run, whose clients are Flower's nodes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedssl.cli import FedSSLCLI, main
+from fedssl.federated import FederatedSSL
+from fedssl.flower.engine import FlowerEngine
+from fedssl.flower.recipe import write_recipe
+from fedssl.flower.settings import RoundSettings, command_line, round_settings
+from fedssl.memory.setting import MemorySetting
+
+app = ServerApp()
+
+
+class FlowerCLI(FedSSLCLI):
+    """The same configuration, run folder, checkpoints and results; only the clients are elsewhere.
+
+    Args:
+        grid: The nodes.
+        rounds: When a round begins and ends.
+    """
+
+    def __init__(self, *args: Any, grid: Grid, rounds: RoundSettings, **kwargs: Any) -> None:
+        self._grid, self._rounds = grid, rounds
+        super().__init__(*args, **kwargs)
+
+    def before_fit(self) -> None:
+        """Gives the module its clients.
+
+        Raises:
+            ValueError: The configuration is not that of a federation.
+        """
+        if not isinstance(self.model, FederatedSSL):
+            raise ValueError(f"Flower runs federations: model must be FederatedSSL, got {type(self.model).__name__}")
+        if self.model.memory != MemorySetting():
+            raise ValueError("memory_budget plans the steps of clients in one process; on Flower set a node's memory")
+        self._dump_config()
+        forecast = self.model.forecast()
+        self.model.engine = FlowerEngine(
+            self._grid,
+            self._rounds,
+            write_recipe(self.config_dump),
+            self.folder,
+            lambda stage, images: forecast(stage, images).peak_memory_bytes,
+        )
+        super().before_fit()
+
+
+@app.main()
+def run(grid: Grid, context: Context) -> None:
+    """Trains, evaluates and exports, as ``train.py fit`` does.
+
+    Raises:
+        RuntimeError: The run ended with an error; the message says which.
+    """
+    rounds = round_settings(context.run_config)
+    try:
+        main(command_line(context.run_config), partial(FlowerCLI, grid=grid, rounds=rounds))
+    except SystemExit as stop:
+        raise RuntimeError(str(stop)) from stop

@@ -1,0 +1,58 @@
+"""What ``flwr run --run-config`` sets."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """When a round begins and ends.
+
+    Args:
+        min_clients: A round begins when at least this many clients are connected; the first one waits for all clients
+            of the configuration as long as ``join_timeout`` allows.
+        join_timeout: Seconds to wait for them.
+        round_timeout: Seconds after which a round ends without those who have not answered; 0: no limit.
+        enough_replies: A round ends as soon as this many clients have answered; 0: when all have.
+        min_replies: A round with fewer usable answers ends the run; it can be resumed.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    min_clients: int = 1
+    join_timeout: float = 300.0
+    round_timeout: float = 0.0
+    enough_replies: int = 0
+    min_replies: int = 1
+
+    def __post_init__(self) -> None:
+        for name, least in {"min_clients": 1, "min_replies": 1, "enough_replies": 0, "round_timeout": 0}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
+        if self.join_timeout <= 0:
+            raise ValueError(f"join-timeout must be above 0 seconds, got {self.join_timeout}")
+        if self.enough_replies and self.enough_replies < self.min_replies:
+            raise ValueError(f"enough-replies {self.enough_replies} is below min-replies {self.min_replies}")
+
+
+def round_settings(config: Mapping[str, Any]) -> RoundSettings:
+    """Reads a run configuration."""
+    return RoundSettings(
+        int(config["min-clients"]),
+        float(config["join-timeout"]),
+        float(config["round-timeout"]),
+        int(config["enough-replies"]),
+        int(config["min-replies"]),
+    )
+
+
+def command_line(config: Mapping[str, Any]) -> list[str]:
+    """The arguments that ``train.py`` would get for the same run."""
+    arguments = ["fit", "-c", str(config["config"]), *shlex.split(str(config["arguments"]))]
+    arguments += [f"--run_dir={config['run-dir']}"] if config["run-dir"] else []
+    return arguments + ([f"--ckpt_path={config['resume']}"] if config["resume"] else [])

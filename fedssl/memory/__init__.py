@@ -1,0 +1,1 @@
+"""Clients that train inside a budget of bytes."""

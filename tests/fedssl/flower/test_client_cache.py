@@ -1,0 +1,62 @@
+"""What a client keeps on its disk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fedssl.flower.cache import ClientCache
+from fedssl.messages import content_id
+
+OLD, NEW = ({"w": torch.full((3,), value), "n": torch.tensor(2)} for value in (1.0, 2.0))
+
+
+def make(folder: Path, run: str = "ab") -> ClientCache:
+    return ClientCache(folder, 16 * run, 0)
+
+
+def test_parts_are_stored_once_and_replaced(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    for tensors in (OLD, NEW):
+        cache.put("block.1", content_id(tensors), tensors)
+    assert make(tmp_path).held() == {"block.1": content_id(NEW)}
+    assert cache.get("block.1", content_id(OLD)) is None
+    found = cache.get("block.1", content_id(NEW))
+    assert found is not None
+    assert content_id(found) == content_id(NEW)
+
+
+def test_damaged_parts_are_absent(tmp_path: Path) -> None:
+    cache, name = make(tmp_path), content_id(OLD)
+    for damage in (lambda data: data[:-4], lambda data: data[:-1] + b"\x01"):
+        cache.put("stem", name, OLD)
+        file = next(cache.folder.glob("stem@*"))
+        file.write_bytes(damage(file.read_bytes()))
+        assert cache.get("stem", name) is None
+        assert cache.held() == {}
+
+
+def test_names_cannot_leave_the_folder(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    for name in ("../stem", "a/b", ""):
+        with pytest.raises(ValueError, match="is no part"):
+            cache.put(name, content_id(OLD), OLD)
+    with pytest.raises(ValueError, match="not those that their content id promises"):
+        cache.put("stem", content_id(NEW), OLD)
+    with pytest.raises(ValueError, match="run id"):
+        make(tmp_path, "../ab")
+
+
+def test_memories_go_back_some_rounds(tmp_path: Path) -> None:
+    cache = make(tmp_path)
+    for round_ in range(6):
+        cache.remember(round_, {"round": round_, "w": torch.ones(1)})
+    assert [(cache.memory(at) or {}).get("round") for at in (9, 6, 5, 4, 3)] == [5, 5, 4, 3, None]
+
+
+def test_old_runs_are_forgotten(tmp_path: Path) -> None:
+    for run in ("a1", "a2", "a3", "a4", "a5"):
+        make(tmp_path, run)
+    (tmp_path / "cafe").mkdir()
+    make(tmp_path, "a6")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [16 * "a4", 16 * "a5", 16 * "a6", "cafe"]

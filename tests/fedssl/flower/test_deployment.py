@@ -1,0 +1,123 @@
+"""A deployment of real processes on the loopback interface; minutes, not seconds."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from loopback import Loopback, make_certificates
+from shrunk import TINY_FEDERATION
+
+from fedssl.cli import main
+
+pytestmark = [pytest.mark.slow]
+Start = Callable[..., Loopback]
+CALIBRATED = (
+    "--model.rounds=2",
+    "--data.clients=2",
+    "--model.calibration.epochs=1",
+    "--data.auxiliary_fraction=0.2",
+    "--model.alignment=MoonAlignment",
+)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts SuperLinks; all processes end with the test."""
+    pytest.importorskip("flwr", reason="the extra fedssl[flower] is not installed")
+    links: list[Loopback] = []
+
+    def make(tls: bool = False, simulation: bool = False) -> Loopback:
+        links.append(Loopback(tmp_path / f"flower{len(links)}", tls, simulation))
+        links[-1].start_link()
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.close()
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    return torch.load(max((folder / "checkpoints").glob("*.ckpt")), weights_only=True)
+
+
+def column(folder: Path, name: str) -> list[int]:
+    rows = csv.DictReader((folder / "metrics.csv").open())
+    return [int(float(row[name])) for row in rows if row.get(name)]
+
+
+def assert_equals_one_process(folder: Path, own: Path, settings: tuple[str, ...]) -> None:
+    """The run in one process gives the same weights."""
+    main(["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", *settings, f"--run_dir={own}"])
+    first, second = final_state(own)["state_dict"], final_state(folder)["state_dict"]
+    assert [key for key, tensor in first.items() if not torch.equal(tensor, second[key])] == []
+
+
+def test_tls_and_keys_train_the_same_model_and_keep_strangers_out(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, folder = start(tls=True), tmp_path / "run"
+    for client in range(2):
+        link.start_node(f"node{client}", f"client-id={client}", link.register(f"key{client}"))
+    link.start_node("unregistered", "client-id=0", link.new_key("stranger"))
+    link.start_node("keyless", "client-id=0")
+    link.start_node("misled", "client-id=0", link.new_key("other"), make_certificates(tmp_path / "wrong") / "ca.crt")
+    for name in ("unregistered", "keyless", "misled"):
+        link.until(lambda name=name: link.processes[name].poll() is not None, f"the refusal of {name}")
+        assert link.processes[name].returncode != 0
+    run = link.run(*CALIBRATED, run_dir=str(folder))
+    assert link.finish(run) == "finished:completed", link.log(run)
+    assert column(folder, "client/participants") == [2, 2]
+    assert json.loads((folder / "results.json").read_text())["rounds"] == 2
+    assert (folder / "encoder" / "model.safetensors").exists()
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    assert_equals_one_process(folder, tmp_path / "own", CALIBRATED)
+
+
+def test_a_killed_server_resumes_with_exact_weights(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, folder = start(), tmp_path / "run"
+    for client in range(2):
+        link.start_node(f"node{client}", f"client-id={client}")
+    link.run(*CALIBRATED, "--model.rounds=4", run_dir=str(folder))
+    link.until((folder / "checkpoints" / "00001.ckpt").exists, "two rounds")
+    link.kill("link")
+    assert not (folder / "results.json").exists()
+    link.start_link()
+    run = link.run(*CALIBRATED, "--model.rounds=4", run_dir=str(folder), resume="last")
+    assert link.finish(run) == "finished:completed", link.log(run)
+    assert column(folder, "client/participants") == [2, 2, 2, 2]
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    assert_equals_one_process(folder, tmp_path / "own", (*CALIBRATED, "--model.rounds=4"))
+
+
+def test_nodes_that_die_come_back_and_join_late(start: Start, tmp_path: Path) -> None:
+    link, folder = start(), tmp_path / "run"
+    link.start_node("node0", "client-id=0")
+    link.start_node("node1", "client-id=1")
+    settings = ("--model.rounds=20", "--model.scheme.blocks_per_stage=2", "--model.local_epochs=4")
+    run = link.run(*settings, run_dir=str(folder), join_timeout=60.0, round_timeout=200.0)
+    link.until((folder / "checkpoints" / "00000.ckpt").exists, "a round")
+    link.kill("node1")
+    link.start_node("node2", "client-id=2")
+    link.until(lambda: column(folder, "client/participants")[-1] < 3 and len(column(folder, "round")) > 2, "rounds")
+    link.start_node("node1 again", "client-id=1")
+    link.until(lambda: column(folder, "client/participants")[-1] == 3, "all three clients", 900)
+    told = link.log(run)
+    assert "the run starts with 2 of 3 clients: [0, 1]" in told
+    assert "round 1 ends without client 1" in told or "update of client 1 is dropped" in told
+    assert link.status(run).startswith("running")
+
+
+def test_simulation_trains_the_same_model(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, folder = start(simulation=True), tmp_path / "run"
+    settings = (*CALIBRATED, "--data.clients=3")
+    run = link.run(*settings, run_dir=str(folder))
+    assert link.finish(run) == "finished:completed", link.log(run)
+    assert column(folder, "client/participants") == [3, 3]
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    assert_equals_one_process(folder, tmp_path / "own", settings)

@@ -1,0 +1,271 @@
+"""A round over Flower when nodes are slow, absent, malicious, new or forgetful."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("flwr", reason="the extra fedssl[flower] is not installed")
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from fedssl.flower import client_app
+
+Flower = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def _no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedssl.flower.server_app.FlowerCLI.after_fit", lambda _: None)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").open()))
+
+
+def column(folder: Path, name: str) -> list[int]:
+    return [int(float(row[name])) for row in rows(folder) if row[name]]
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    return torch.load(max((folder / "checkpoints").glob("*.ckpt")), weights_only=True)
+
+
+def equal(a: Path, b: Path) -> bool:
+    first, second = (final_state(folder)["state_dict"] for folder in (a, b))
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+def spoil(change: Callable[[RecordDict], RecordDict]) -> Callable[[Message, Context], Message]:
+    """A client that trains as it should and then changes its answer."""
+
+    def answer(message: Message, context: Context) -> Message:
+        reply = client_app.app(message, context)
+        if message.metadata.message_type == "train":
+            reply = Message(change(reply.content), reply_to=message)
+        return reply
+
+    return answer
+
+
+def not_a_number(content: RecordDict) -> RecordDict:
+    record = content.array_records["parts"]
+    name = next(key for key, array in record.items() if array.dtype == "float32")
+    tensor = torch.from_numpy(record[name].numpy().copy())
+    record[name] = Array((tensor * float("nan")).numpy())
+    return content
+
+
+def wrong_shape(content: RecordDict) -> RecordDict:
+    record = content.array_records["parts"]
+    name = next(iter(record))
+    record[name] = Array(torch.zeros(3, 1).numpy())
+    return content
+
+
+def wrong_type(content: RecordDict) -> RecordDict:
+    record = content.array_records["parts"]
+    name = next(key for key, array in record.items() if array.dtype == "float32")
+    record[name] = Array(record[name].numpy().astype("float64"))
+    return content
+
+
+def no_layer(content: RecordDict) -> RecordDict:
+    return RecordDict({**content, "parts": ArrayRecord()})
+
+
+def no_note(content: RecordDict) -> RecordDict:
+    return RecordDict({"parts": content.array_records["parts"]})
+
+
+def a_pickle(content: RecordDict) -> RecordDict:
+    record = content.array_records["parts"]
+    record[next(iter(record))] = Array(dtype="object", shape=(1,), stype="numpy.ndarray", data=b"\x80\x04K\x01.")
+    return content
+
+
+def heavy(content: RecordDict) -> RecordDict:
+    note = json.loads(content.config_records["note"]["json"])
+    return RecordDict({**content, "note": ConfigRecord({"json": json.dumps(note | {"num_images": -5})})})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (not_a_number, "is not finite"),
+        (wrong_shape, "has shape (3, 1)"),
+        (wrong_type, "has type torch.float64"),
+        (no_layer, "other tensors than its task"),
+        (no_note, "malformed: KeyError"),
+        (a_pickle, "malformed: ValueError"),
+        (heavy, "num_images is -5"),
+    ],
+)
+def test_a_bad_answer_is_dropped_counted_and_named(
+    change: Any, reason: str, grid: Any, flower: Flower, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid.answers[102] = spoil(change)
+    folder = flower(grid, "--model.rounds=2", "--model.scheme.blocks_per_stage=2")
+    assert column(folder, "client/failed") == [1, 1]
+    assert column(folder, "client/participants") == [2, 2]
+    warnings = [record.getMessage() for record in caplog.records if "client 2 is dropped" in record.getMessage()]
+    assert len(warnings) == 2
+    assert reason in warnings[0]
+    assert final_state(folder)["server"]["failed_updates"] == 2
+
+
+def test_a_client_that_raises_is_named(grid: Any, flower: Flower, caplog: pytest.LogCaptureFixture) -> None:
+    grid.contexts[101].node_config["data-root"] = "/nowhere"
+    grid.contexts[101].node_config["images"] = "/nowhere/either"
+    with pytest.raises(Exception, match="2 of 3 clients are connected"):
+        flower(grid, min_clients=3, join_timeout=0.2)
+    assert "node 101 does not take part" in caplog.text
+
+
+def test_a_silent_client_is_late_and_the_round_goes_on(
+    grid: Any, flower: Flower, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = client_app.app
+
+    def vanish(message: Message, context: Context) -> Message:
+        grid.silent.add(100)
+        return asked(message, context)
+
+    grid.answers[100] = vanish
+    folder = flower(grid, "--model.rounds=2", round_timeout=1.0)
+    assert column(folder, "client/late") == [1, 1]
+    assert column(folder, "client/participants") == [2, 2]
+    assert "round 0 ends without client 0: no answer after 1." in caplog.text
+
+
+def test_a_round_can_end_with_enough_answers(grid: Any, flower: Flower) -> None:
+    asked = client_app.app
+    grid.answers[102] = lambda message, context: grid.silent.add(102) or asked(message, context)
+    folder = flower(grid, "--model.rounds=2", enough_replies=2)
+    assert column(folder, "client/late") == [1, 1]
+
+
+def test_too_few_answers_end_the_run_and_it_can_be_resumed(grid: Any, flower: Flower) -> None:
+    whole = flower(grid, "--model.rounds=2", folder="whole")
+    asked = client_app.app
+    spoilt = spoil(not_a_number)
+    grid.answers[101] = lambda message, context: (spoilt if message.metadata.group_id == "1" else asked)(
+        message, context
+    )
+    with pytest.raises(RuntimeError, match=r"2 usable update; 3 are needed; client 1: .* is not finite"):
+        flower(grid, "--model.rounds=2", min_replies=3, folder="stopped")
+    del grid.answers[101]
+    assert equal(whole, flower(grid, "--model.rounds=2", min_replies=3, folder="stopped", resume="last"))
+
+
+def test_a_client_with_too_little_memory_declines(grid: Any, flower: Flower, caplog: pytest.LogCaptureFixture) -> None:
+    grid.contexts[101].node_config["memory"] = "1KiB"
+    grid.contexts[102].node_config["memory"] = "64GiB"
+    folder = flower(grid, "--model.rounds=2")
+    assert column(folder, "client/declined") == [1, 1]
+    assert column(folder, "client/participants") == [2, 2]
+    assert "declines stage 0: it needs" in caplog.text
+    assert "has 1 KiB" in caplog.text
+
+
+def test_a_late_joiner_takes_part_from_the_next_round(grid: Any, flower: Flower) -> None:
+    grid.hidden.add(102)
+    asked = client_app.app
+
+    def appear(message: Message, context: Context) -> Message:
+        if message.metadata.group_id == "1":
+            grid.hidden.discard(102)
+        return asked(message, context)
+
+    grid.answers[100] = appear
+    folder = flower(grid, join_timeout=0.2)
+    assert column(folder, "client/participants") == [2, 2, 3, 3]
+    assert column(folder, "client/unavailable") == [1, 1, 0, 0]
+
+
+def test_a_node_that_comes_back_is_the_same_client(grid: Any, flower: Flower) -> None:
+    asked = client_app.app
+
+    def move(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train" and message.metadata.group_id == "1":
+            grid.hidden.add(102)
+            grid.add({"client-id": 2})
+        return asked(message, context)
+
+    whole = flower(grid, folder="whole")
+    grid.answers[100] = move
+    moved = flower(grid, folder="moved", join_timeout=5.0, min_clients=3)
+    assert equal(whole, moved)
+    assert column(whole, "cost/down_bytes") == column(moved, "cost/down_bytes")
+
+
+def test_a_client_that_lost_its_cache_gets_the_frozen_layers_again(grid: Any, flower: Flower, tmp_path: Path) -> None:
+    asked = client_app.app
+
+    def forget(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train" and message.metadata.group_id == "3":
+            for folder in (tmp_path / "cache" / "fedssl").glob("*/2"):
+                shutil.rmtree(folder)
+        return asked(message, context)
+
+    whole = flower(grid, folder="whole")
+    grid.answers[102] = forget
+    lost = flower(grid, folder="lost")
+    assert equal(whole, lost)
+    assert sum(column(lost, "client/resent")) >= 1
+    assert column(lost, "cost/down_bytes")[-1] > column(whole, "cost/down_bytes")[-1]
+
+
+def test_two_nodes_cannot_be_the_same_client(grid: Any, flower: Flower, caplog: pytest.LogCaptureFixture) -> None:
+    grid.add({"client-id": 1})
+    grid.add({"client-id": 9})
+    grid.add({})
+    folder = flower(grid, "--model.rounds=2")
+    assert column(folder, "client/participants") == [3, 3]
+    assert "node 103 does not take part: client-id 1 is taken by node 101" in caplog.text
+    assert "node 104 does not take part: client-id 9: the run has clients 0 to 2" in caplog.text
+    assert "must set client-id" in caplog.text
+
+
+def test_without_clients_the_run_says_so(grid: Any, flower: Flower) -> None:
+    grid.hidden.update(grid.contexts)
+    with pytest.raises(RuntimeError, match=r"0 of 3 clients are connected after 0\.1 s, min-clients is 2"):
+        flower(grid, min_clients=2, join_timeout=0.1)
+
+
+def test_framing_is_metered_and_small(grid: Any, flower: Flower) -> None:
+    folder = flower(grid)
+    tensors = sum(column(folder, "cost/down_bytes"))
+    metered = sum(column(folder, "cost/wire_down_bytes"))
+    real = grid.wire_bytes["train"][0]
+    messages = [message for message in grid.sent if message.metadata.message_type == "train"]
+    arrays = sum(len(record) for message in messages for record in message.content.array_records.values())
+    assert tensors < metered < real
+    assert metered - tensors < 256 * arrays + 6000 * len(messages)
+    assert real - tensors < 700 * arrays + 6500 * len(messages)
+
+
+def test_clients_never_learn_the_noise_of_a_private_run(grid: Any, flower: Flower) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
+    private = ["--model.aggregation=PrivateMean", "--model.aggregation.clip=1.0"]
+    private += ["--model.aggregation.noise_multiplier=5.0", "--model.aggregation.noise_seed=918273645"]
+    folder = flower(grid, "--model.rounds=2", *private)
+    notes = [message.content.config_records["note"]["json"] for message in grid.sent]
+    assert len(notes) == 9
+    assert not any("918273645" in note or "PrivateMean" in note for note in notes)
+    spent = [float(row["privacy/epsilon"]) for row in rows(folder) if row["privacy/epsilon"]]
+    assert 0 < spent[0] < spent[1]
+
+
+def test_what_flower_cannot_do_is_refused(grid: Any, flower: Flower) -> None:
+    with pytest.raises(RuntimeError, match="model must be FederatedSSL, got CentralizedSSL"):
+        flower(grid, config="centralized.yaml", arguments="--trainer.logger=false")
+    with pytest.raises(RuntimeError, match="memory_budget plans the steps of clients in one process"):
+        flower(grid, "--model.memory_budget=1GiB")
+    with pytest.raises(RuntimeError, match="min-clients 4: the run has 3 clients"):
+        flower(grid, min_clients=4)

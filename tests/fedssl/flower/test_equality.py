@@ -1,0 +1,59 @@
+"""Flower's federation is the one of a single process: the same weights, the same traffic."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from shrunk import TINY_FEDERATION
+
+from fedssl.cli import main
+
+LAYERWISE = (
+    "--model.calibration.epochs=1",
+    "--model.calibration.batch_size=8",
+    "--data.auxiliary_fraction=0.2",
+    "--model.alignment=MoonAlignment",
+)
+RUNS = {
+    "layer-wise": ("lw_fedssl.yaml", LAYERWISE),
+    "mixed precision": ("lw_fedssl.yaml", ("--trainer.precision=bf16-mixed", "--model.rounds=2")),
+    "progressive": ("prog_fedssl.yaml", ("--model.alignment=GlobalAlignment", "--model.participation=2")),
+    "end-to-end": ("fedssl.yaml", ("--model.start=fedssl.FedEMA", "--model.method=BYOL", "--model.dropout=0.2")),
+}
+
+
+def in_process(folder: Path, config: str, settings: tuple[str, ...]) -> Path:
+    main(["fit", "-c", config, *TINY_FEDERATION, "--trainer.logger=false", *settings, f"--run_dir={folder}"])
+    return folder
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    return torch.load(max((folder / "checkpoints").glob("*.ckpt")), weights_only=True)
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((folder / "metrics.csv").open()))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_both_engines_give_the_same_weights_and_traffic(
+    name: str, grid: Any, flower: Callable[..., Path], tmp_path: Path
+) -> None:
+    config, settings = RUNS[name]
+    here = in_process(tmp_path / "here", config, settings)
+    there = flower(grid, *settings, config=config)
+    first, second = final_state(here), final_state(there)
+    assert first["state_dict"].keys() == second["state_dict"].keys()
+    for key, tensor in first["state_dict"].items():
+        assert torch.equal(tensor, second["state_dict"][key]), key
+    for own, other in zip(rows(here), rows(there), strict=True):
+        shared = {key for key in own if key in other and not key.startswith(("time/", "cost/process"))}
+        assert {"cost/down_bytes", "cost/up_bytes", "cost/macs", "client/loss"} <= shared
+        assert {key: own[key] for key in shared} == {key: other[key] for key in shared}
+    results = [json.loads((folder / "results.json").read_text()) for folder in (here, there)]
+    for key in ("knn_top1", "linear_top1", "down_bytes_per_client", "up_bytes_max_client", "peak_activation_bytes"):
+        assert results[0][key] == results[1][key], key

@@ -1,0 +1,96 @@
+"""Tasks and results survive the journey, and nothing that arrives can do harm."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("flwr", reason="the extra fedssl[flower] is not installed")
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from fedssl.flower.records import (
+    Hello,
+    Lacking,
+    Order,
+    decode_answer,
+    decode_hello,
+    decode_order,
+    encode_answer,
+    encode_hello,
+    encode_order,
+    wire_bytes,
+)
+from fedssl.messages import Failure, Parts, flatten, num_bytes
+
+
+def same(a: Parts, b: Parts) -> bool:
+    first, second = flatten(a), flatten(b)
+    return list(first) == list(second) and all(
+        torch.equal(first[key], second[key]) and first[key].dtype == second[key].dtype for key in first
+    )
+
+
+def note(json: str, **records: Any) -> RecordDict:
+    return RecordDict({"note": ConfigRecord({"json": json}), **records})
+
+
+def test_orders_and_answers_come_back_as_they_were(make_world: Callable[..., Any]) -> None:
+    world = make_world()
+    task = world.tasks(rounds=1)[1]
+    assert task.frozen
+    arrived = decode_order(encode_order(Order(task, "ab12", "model: x", 7)))
+    assert (arrived.run_id, arrived.recipe, arrived.needed_bytes) == ("ab12", "model: x", 7)
+    assert same(arrived.task.active, task.active)
+    assert same(arrived.task.frozen, task.frozen)
+    assert vars(arrived.task) | {"active": 0, "frozen": 0} == vars(task) | {"active": 0, "frozen": 0}
+    result = world.local(task, world.clients[1])
+    back = decode_answer(encode_answer(result), 1)
+    assert same(back.parts, result.parts)
+    assert vars(back) | {"parts": 0} == vars(result) | {"parts": 0}
+    framing = wire_bytes(encode_answer(result)) - num_bytes(result.parts)
+    assert 0 < framing < 200 * len(flatten(result.parts)) + 300
+
+
+@pytest.mark.parametrize(
+    "answer", [Failure(3, "too few", skipped=True), Failure(3, "x", declined=True), Lacking(3, {})]
+)
+def test_other_answers_come_back(answer: Failure | Lacking) -> None:
+    assert decode_answer(encode_answer(answer), 3) == answer
+
+
+def test_who_was_asked_counts_not_who_claims_to_answer() -> None:
+    assert decode_answer(encode_answer(Failure(9, "a\nforged   line" + "!" * 1000)), 3) == Failure(
+        3, ("a forged line" + "!" * 1000)[:300]
+    )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict({}),
+        note("{"),
+        note("[]"),
+        note("{}"),
+        note('{"kind": "Result"}'),
+        note('{"kind": "Lacking", "held": [1]}'),
+        note('{"kind": "Result", "num_images": true, "loss": 1, "squared_loss": 1, "macs": 1, "activation_bytes": 1}'),
+        note('{"kind": "Result", "num_images": 1, "loss": NaN, "squared_loss": 1, "macs": 1, "activation_bytes": 1}'),
+        note('{"kind": "Result"}', parts=ArrayRecord({"a/b": Array("float32", (9,), "pickle", b"\x80\x04.")})),
+    ],
+)
+def test_what_cannot_be_read_is_a_failure(content: RecordDict) -> None:
+    failure = decode_answer(content, 5)
+    assert isinstance(failure, Failure)
+    assert failure.client_id == 5
+    assert "malformed" in failure.reason
+
+
+def test_hellos() -> None:
+    hello = Hello(2, {"stem": "0" * 32}, 512, 0)
+    assert decode_hello(encode_hello(hello)) == hello
+    for bad in (Hello(-1, {}, 0, 0), Hello(0, {}, math.inf, 0), Hello(0, {"stem": 3}, 0, 0)):  # type: ignore[arg-type, dict-item]
+        with pytest.raises(ValueError, match=r"client_id|memory_bytes|it holds"):
+            decode_hello(encode_hello(bad))
