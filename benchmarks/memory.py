@@ -92,6 +92,7 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser("memory_accuracy", help="accuracy on digits inside memory budgets")
     parser.add_argument("--work", default="runs/benchmark_memory_accuracy", help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--systems", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="SYSTEM")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     title = "Accuracy inside memory budgets"
     parser.set_defaults(run=run_whole, runs=RUNS, title=title, notes=ACCURACY_NOTES)
