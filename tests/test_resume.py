@@ -86,15 +86,15 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 
 @pytest.mark.slow
 def test_ctrl_c_ends_cleanly_with_a_usable_checkpoint(tmp_path: Path, train: Train) -> None:
-    folder = tmp_path / "run"
-    process = start(folder, "lw_fedssl.yaml", EVERYTHING)
+    folder, settings = tmp_path / "run", [*EVERYTHING, "--model.rounds=60"]
+    process = start(folder, "lw_fedssl.yaml", settings)
     wait_for(folder / "checkpoints" / "00001.ckpt", process)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
     assert process.returncode != 0
     assert "--ckpt_path last" in said
     assert "Traceback" not in said
-    train("fit", "-c", "lw_fedssl.yaml", *EVERYTHING, "--ckpt_path=last", f"--run_dir={folder}")
+    train("fit", "-c", "lw_fedssl.yaml", *settings, "--ckpt_path=last", f"--run_dir={folder}")
     assert (folder / "results.json").exists()
 
 
