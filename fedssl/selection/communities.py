@@ -6,9 +6,12 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
-import networkx as nx
 import numpy as np
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 ROUNDING = 1e-9
 """What equal similarities may differ by."""
@@ -39,6 +42,8 @@ def similarity_graph(clients: Sequence[int], similarities: np.ndarray) -> nx.Gra
     first, second = np.triu_indices(len(clients), k=1)
     weights = np.maximum(similarities[first, second], 0.0)
     threshold = max(weights.mean() - ROUNDING, ROUNDING) if len(weights) else 0.0
+    import networkx as nx  # takes a third of a second
+
     graph = nx.Graph()
     graph.add_nodes_from(clients)
     for i, j, weight in zip(first.tolist(), second.tolist(), weights.tolist(), strict=True):
@@ -59,6 +64,8 @@ def find_communities(clients: Sequence[int], updates: np.ndarray, seed: int) -> 
         Each community's ids ascending, the community of the smallest id first.
     """
     graph = similarity_graph(clients, cosine_similarities(updates))
+    import networkx as nx
+
     return sorted(sorted(community) for community in nx.community.louvain_communities(graph, seed=seed))
 
 
