@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import get_loader, set_loader
 from pytorch_lightning import LightningModule
 from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -46,6 +47,10 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError, MisconfigurationException)
+
+# jsonargparse hands null on as the text "None" where a class is set within a class.
+_load_yaml = get_loader("yaml")
+set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text))
 
 
 class FedSSLCLI(LightningCLI):

@@ -224,3 +224,9 @@ def test_print_config_shows_every_setting(capsys: pytest.CaptureFixture[str]) ->
         main(["fit", "-c", "lw_fedssl.yaml", "--print_config"])
     assert stopped.value.code == 0
     assert "weight_transfer: true" in capsys.readouterr().out
+
+
+def test_null_takes_a_setting_of_a_class_back(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "-c", "fll.yaml", "--model.scheme.layer_budget", "null", "--print_config"])
+    assert "layer_budget: null" in capsys.readouterr().out
