@@ -1,6 +1,31 @@
-"""The command line: ``python train.py {fit,validate,test,plan} -c FILE [--any.setting value]``."""
+"""Federated self-supervised representation learning for devices with little memory.
 
-from fedssl.cli import main
+usage: train.py {fit,validate,test,plan} [-c FILE] [--any.setting VALUE]
+
+sub-commands:
+  fit         trains, then evaluates on the test split and exports the encoder
+  validate    measures kNN with held-back training images as queries
+  test        evaluates an encoder on the test split
+  plan        predicts what each device will pay for a federated run
+
+options:
+  -h, --help  of a sub-command, such as `train.py fit --help`, lists all its settings
+
+FILE is a path or a name in configs/. All further options follow the sub-command.
+"""
+
+import gc
+import sys
 
 if __name__ == "__main__":
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        # Without the imports below, which take seconds.
+        print(__doc__.strip())
+        sys.exit()
+    # What torch and Lightning make on import stays: to look for garbage there takes a quarter of the time.
+    gc.disable()
+    from fedssl.cli import main
+
+    gc.enable()
+    gc.freeze()
     main()

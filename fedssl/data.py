@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ class ImageData(LightningDataModule):
         self.validation_fraction, self.eval_batch_size = validation_fraction, eval_batch_size
         self.in_memory, self.download = in_memory, download
         self.seed = run_seed(seed)
+        self._load = cache(self._read)  # one copy in memory if a split is both pretrained on and evaluated with
         self._evaluation: tuple[ImageSet, ImageSet] | None = None
         self._pool: ImageSet | None = None
 
@@ -134,7 +136,7 @@ class ImageData(LightningDataModule):
                 )
         return train, test
 
-    def _load(self, name: str, split: str) -> ImageSet:
+    def _read(self, name: str, split: str) -> ImageSet:
         return load_images(name, split, self.root, self.image_size, self.channels, self.in_memory, self.download)
 
     def _loader(self, images: ImageSet) -> DataLoader:

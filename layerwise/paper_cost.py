@@ -17,7 +17,7 @@ it differs from :meth:`layerwise.stage.Stage.trained_parts`, by which it travels
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -132,18 +132,18 @@ def paper_round_costs(
 
 def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:
     """Costs of the parts of ``encoder``, by name, for one image of its spec's size."""
-    shadow, spec = _on_meta(encoder), encoder.spec
+    shadow, spec, run = _on_meta(encoder), encoder.spec, _run_once_each()
     macs: dict[str, int] = {}
     image = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size, device="meta")
-    macs["stem"], hidden = _run(shadow.stem, image)
+    macs["stem"], hidden = run(shadow.stem, image)
     if isinstance(shadow.tail, ViTTail):
         hidden = hidden[:, shadow.tail.prefix_tokens :]
     for i, block in enumerate(shadow.blocks):
-        macs[f"block.{i}"], hidden = _run(block, hidden)
-        macs[f"output.{i}"], _ = _run(shadow.outputs[i], hidden)
-    macs["tail"], _ = _run(shadow.tail, hidden)
+        macs[f"block.{i}"], hidden = run(block, hidden)
+        macs[f"output.{i}"], _ = run(shadow.outputs[i], hidden)
+    macs["tail"], _ = run(shadow.tail, hidden)
     for i, (layer, width) in enumerate(zip(shadow.reshape, shadow.widths, strict=True)):
-        macs[f"reshape.{i}"], _ = _run(layer, torch.empty(1, width, device="meta"))
+        macs[f"reshape.{i}"], _ = run(layer, torch.empty(1, width, device="meta"))
     return {name: PartCost(macs[name], _state_size(part)) for name, part in encoder.parts().items()}
 
 
@@ -173,6 +173,19 @@ def _on_meta(module: ModuleT) -> ModuleT:
     """A copy for evaluation whose tensors have shapes but no contents; no tensor is copied for it."""
     state = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): tensor.detach().to("meta") for tensor in state}).eval()
+
+
+def _run_once_each() -> Callable[[nn.Module, Tensor], tuple[int, Tensor]]:
+    """:func:`_run`, but of modules that print alike only the first: the blocks of a ViT cost the same."""
+    known: dict[tuple[str, torch.Size], tuple[int, Tensor]] = {}
+
+    def run(module: nn.Module, inputs: Tensor) -> tuple[int, Tensor]:
+        key = (repr(module), inputs.shape)
+        if key not in known:
+            known[key] = _run(module, inputs)
+        return known[key]
+
+    return run
 
 
 def _run(module: nn.Module, inputs: Tensor) -> tuple[int, Tensor]:

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import timm
 import torch
 from shrunk import ROOT, TINY, TINY_FEDERATION
 
-from fedssl.cli import find_config, main, prepare_arguments, run_name
+from fedssl.cli import FedSSLCLI, find_config, main, prepare_arguments, run_name
 
 
 def fit(tmp_path: Path, *arguments: str, config: str = "lw_fedssl.yaml", tiny: list[str] = TINY_FEDERATION) -> Path:
@@ -217,6 +219,20 @@ def test_without_run_dir_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.M
         main(["fit", "-c", "fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false"])
     main(["fit", "-c", "fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", "--ckpt_path=last"])
     assert sorted(path.name for path in (tmp_path / "runs" / "fedssl").iterdir()) == ["0000", "0001"]
+
+
+def test_help_names_every_subcommand_without_waiting_for_torch() -> None:
+    command = [sys.executable, "-X", "importtime", "train.py", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    listed = done.stdout.partition("sub-commands:\n")[2].partition("\n\n")[0]
+    assert [line.split()[0] for line in listed.splitlines()] == list(FedSSLCLI.subcommands())
+    assert "torch" not in done.stderr
+
+
+def test_help_of_a_subcommand_lists_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    assert "--images_per_client" in capsys.readouterr().out
 
 
 def test_print_config_shows_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,13 @@ def test_no_auxiliary_images_unless_asked_for() -> None:
     assert loaded().federation.auxiliary is None
 
 
+def test_a_split_to_train_and_evaluate_on_is_held_once() -> None:
+    data = loaded()
+    assert isinstance(data.pool, ArrayImages)
+    assert isinstance(data.eval_train, ArrayImages)
+    assert data.pool.images.data_ptr() == data.eval_train.images.data_ptr()
+
+
 def test_images_of_clients_are_those_of_the_pool() -> None:
     data = loaded(auxiliary_fraction=0.1)
     assert isinstance(data.pool, ArrayImages)
