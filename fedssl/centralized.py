@@ -33,7 +33,9 @@ class CentralizedSSL(Pretraining):
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.trainer.world_size > 1:
-            raise ValueError(f"CentralizedSSL runs on one device, got {self.trainer.world_size}: set trainer.devices to 1")
+            raise ValueError(
+                f"CentralizedSSL runs on one device, got {self.trainer.world_size}: set trainer.devices to 1"
+            )
         if stage == "fit":
             self.prepare(data)
         else:

@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.cli_errors import BriefParser, root_cause
 from fedssl.data import FederatedData, ImageData
-from fedssl.ddp import process_settings
+from fedssl.ddp import process_rank, process_settings
 from fedssl.export import export_encoder
 from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
@@ -220,7 +220,7 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
     except USER_ERRORS as error:
         if os.environ.get("FEDSSL_DEBUG"):
             raise
-        process = f"process {rank_zero_only.rank}: " if rank_zero_only.rank else ""
+        process = f"process {process_rank()}: " if process_rank() else ""
         sys.exit(f"error: {process}{root_cause(error)}\n(FEDSSL_DEBUG=1 shows where)")
 
 
@@ -229,7 +229,7 @@ def _quieten() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    if rank_zero_only.rank:
+    if process_rank():
         logging.getLogger("fedssl").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",

@@ -8,6 +8,7 @@ from typing import Any
 
 from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_only
 
 from fedssl.ranks import lost_ranks
 
@@ -41,6 +42,11 @@ class CohortStrategy(DDPStrategy):
         """
         with lost_ranks():
             super().barrier(*args, **kwargs)
+
+
+def process_rank() -> int:
+    """Which of the run's processes this is, from 0."""
+    return getattr(rank_zero_only, "rank", 0)
 
 
 def process_settings(strategy: Any, devices: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,9 +59,7 @@ class Ranks(Engine):
             self._check(server)
             self._checked = True
         if self._world_size > 1 and server.calibration:  # GPUs do not always calibrate alike, to the last bit
-            with lost_ranks():
-                for tensor in _weights(server).values():
-                    _broadcast_tensor(tensor, 0, self._device)
+            self._broadcast_tensors(_weights(server).values(), 0)
 
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
         """Trains as many clients at a time as there are ranks, and gives all results to every rank.
@@ -89,7 +87,7 @@ class Ranks(Engine):
         if self._world_size == 1:
             assert own is not None
             return own
-        memory = self._local.memories.get(own.client_id) if isinstance(own, Result) else None
+        memory = self._local.memories.get(own.client_id) if own else None
         result, memory = self._broadcast((own, memory), trainer)
         if memory:
             self._local.memories[result.client_id] = memory
@@ -110,14 +108,22 @@ class Ranks(Engine):
     def _broadcast(self, message: Any, source: int) -> Any:
         """What ``source`` has; its tensors travel one by one and as they are."""
         packed, tensors = pack(message) if self._rank == source else (b"", [])
+        header = [packed]
         with lost_ranks():
-            header = [packed]
             dist.broadcast_object_list(header, source, device=self._device)
-            if self._rank != source:
-                message, tensors = unpack(header[0], self._device)
-            for tensor in tensors:
-                _broadcast_tensor(tensor, source, self._device)
+        if self._rank != source:
+            message, tensors = unpack(header[0], self._device)
+        self._broadcast_tensors(tensors, source)
         return message
+
+    def _broadcast_tensors(self, tensors: Iterable[Tensor], source: int) -> None:
+        """Brings their bytes to all ranks, by way of the device that can communicate."""
+        for tensor in tensors:
+            staged = tensor.to(self._device).contiguous()
+            with lost_ranks():
+                dist.broadcast(staged.reshape(-1).view(torch.uint8), source)
+            if staged is not tensor:
+                tensor.copy_(staged)
 
 
 def pack(message: Any) -> tuple[bytes, list[Tensor]]:
@@ -160,16 +166,8 @@ def lost_ranks() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise RankLostError(
-            f"another process of this run has ended; what it said tells why, --ckpt_path last goes on ({error})"
+            "another process of this run has ended: see what it said; --ckpt_path last goes on"
         ) from error
-
-
-def _broadcast_tensor(tensor: Tensor, source: int, device: torch.device) -> None:
-    """Brings a tensor's bytes from ``source`` to all ranks, by way of the device that can communicate."""
-    staged = tensor.to(device).contiguous()
-    dist.broadcast(staged.reshape(-1).view(torch.uint8), source)
-    if staged is not tensor:
-        tensor.copy_(staged)
 
 
 def _weights(server: Server) -> Tensors:
