@@ -26,8 +26,16 @@ class CentralizedSSL(Pretraining):
         self.method.start()
 
     def setup(self, stage: str) -> None:
-        """Checks that images and encoder fit."""
+        """Checks that images and encoder fit.
+
+        Raises:
+            ValueError: They do not, or there are several processes.
+        """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"CentralizedSSL runs on one device, got {self.trainer.world_size}: set trainer.devices to 1"
+            )
         if stage == "fit":
             self.prepare(data)
         else:

@@ -19,11 +19,13 @@ from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.trainer import Trainer
+from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.cli_errors import BriefParser, root_cause
 from fedssl.data import FederatedData, ImageData
+from fedssl.ddp import process_rank, process_settings
 from fedssl.export import export_encoder
 from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
@@ -31,6 +33,7 @@ from fedssl.pace_plot import plot_pace
 from fedssl.planning.trainer import PlanningTrainer
 from fedssl.pretraining import Pretraining
 from fedssl.progress import RoundProgress
+from fedssl.ranks import RankLostError
 from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, write_results
 from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
 from fedssl.server import AllClientsFailedError
@@ -46,7 +49,7 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 1,
     "enable_model_summary": False,
 }
-USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError, MisconfigurationException)
+USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError, RankLostError, MisconfigurationException)
 
 # jsonargparse hands null on as the text "None" where a class is set within a class.
 _load_yaml = get_loader("yaml")
@@ -102,6 +105,7 @@ class FedSSLCLI(LightningCLI):
             logger=self._loggers(configured["logger"]),
             callbacks=callbacks,
             plugins=[*plugins, AtomicCheckpointIO()],
+            **process_settings(configured["strategy"], configured["devices"]),
             **kwargs,
         )
 
@@ -111,11 +115,7 @@ class FedSSLCLI(LightningCLI):
         self.datamodule.setup("fit")
         if isinstance(self.model, Pretraining):
             self.model.prepare(self.datamodule)
-        if isinstance(self.datamodule, FederatedData):
-            print(self.datamodule.table(), file=sys.stderr)
-        if isinstance(self.model, FederatedSSL):
-            for stage in self.model.eligibility():
-                print(stage, file=sys.stderr)
+        self._describe()
 
     def after_fit(self) -> None:
         """Evaluates, exports the encoder and prints the results."""
@@ -137,6 +137,15 @@ class FedSSLCLI(LightningCLI):
         quiet = {"verbose": False} if subcommand == "test" else {}
         return super()._prepare_subcommand_kwargs(subcommand) | quiet
 
+    @rank_zero_only
+    def _describe(self) -> None:
+        if isinstance(self.datamodule, FederatedData):
+            print(self.datamodule.table(), file=sys.stderr)
+        if isinstance(self.model, FederatedSSL):
+            for stage in self.model.eligibility():
+                print(stage, file=sys.stderr)
+
+    @rank_zero_only
     def _finish(self, file: str, seconds: float) -> None:
         assert isinstance(self.model, EvaluatedModule)
         results = collect_results(self.model, seconds)
@@ -150,6 +159,7 @@ class FedSSLCLI(LightningCLI):
         write_results(results, self.folder / file)
         print_results(results, self.folder)
 
+    @rank_zero_only
     def _open_folder(self, trainer: Trainer, module: LightningModule) -> None:
         """Everything was checked: writes the configuration, which makes the folder a run."""
         text = yaml.safe_dump(self.config_dump, sort_keys=False)
@@ -215,7 +225,8 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
     except USER_ERRORS as error:
         if os.environ.get("FEDSSL_DEBUG"):
             raise
-        sys.exit(f"error: {root_cause(error)}\n(FEDSSL_DEBUG=1 shows where)")
+        process = f"process {process_rank()}: " if process_rank() else ""
+        sys.exit(f"error: {process}{root_cause(error)}\n(FEDSSL_DEBUG=1 shows where)")
 
 
 def _quieten() -> None:
@@ -223,11 +234,14 @@ def _quieten() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if process_rank():
+        logging.getLogger("fedssl").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*LeafSpec.*is deprecated.*",
         ".*overridden `transfer_batch_to_device`.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*when logging on epoch level in distributed setting.*",
     ):
         warnings.filterwarnings("ignore", message)
 

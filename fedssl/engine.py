@@ -1,4 +1,4 @@
-"""What trains a round's clients if they are not in this process."""
+"""What trains a round's clients: the run's own processes, or a network."""
 
 from __future__ import annotations
 

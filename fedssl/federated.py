@@ -1,4 +1,4 @@
-"""Federated pretraining in one process: a round is one training step of a Lightning Trainer."""
+"""Federated pretraining: a round is one training step of a Lightning Trainer."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from fedssl.planning.forecast import Forecast
 from fedssl.planning.prediction import StepPredictor
 from fedssl.pretraining import Pretraining
 from fedssl.process_memory import peak_device_bytes, peak_process_bytes, start_device_peak
+from fedssl.ranks import Ranks
 from fedssl.round_report import RoundReport, round_metrics
 from fedssl.selection import Selector
 from fedssl.server import Server
@@ -211,6 +212,8 @@ class FederatedSSL(Pretraining):
         """Lightning's hook; brings the resident client to the device."""
         assert self.local is not None
         assert self.server is not None
+        clients = self.trainer.datamodule.federation.clients  # type: ignore[attr-defined]
+        self._ranks = Ranks(self.local, clients, self.trainer.global_rank, self.trainer.world_size)
         self.model.to(self.device)
         self.local.model.to(self.device)
         for times in (self.times, self.server.times, self.local.book.times):
@@ -232,11 +235,10 @@ class FederatedSSL(Pretraining):
         assert self.server is not None
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        if self.engine:
-            self.engine.gather(self.server)
+        engine = self.engine or self._ranks
+        engine.gather(self.server)
         cohort = self.server.begin_round()
-        results = self.engine.train(self.server, cohort) if self.engine else self._train_clients(cohort, batch)
-        report = self.server.absorb(results, optimizer.step)
+        report = self.server.absorb(self._announced(engine.train(self.server, cohort), cohort), optimizer.step)
         for failure in report.failures:
             logger.warning(
                 "round %d: the update of client %d is dropped: %s", report.round, failure.client_id, failure.reason
@@ -276,13 +278,11 @@ class FederatedSSL(Pretraining):
         federation: Federation = self.trainer.datamodule.federation  # type: ignore[attr-defined]
         return {"images of the clients": federation.sizes}
 
-    def _train_clients(self, cohort: Cohort, federation: Federation) -> Iterator[Result | Failure]:
-        assert self.server is not None
-        assert self.local is not None
-        for client_id in cohort.participants:
-            yield self.local(self.server.make_task(client_id), federation.clients[client_id])
+    def _announced(self, results: Iterator[Result | Failure], cohort: Cohort) -> Iterator[Result | Failure]:
+        for result in results:
+            yield result
             if self.on_client:
-                self.on_client(cohort, client_id)
+                self.on_client(cohort, result.client_id)
 
     def _recall(self, name: str, content: str) -> Tensors:
         """In one process a frozen part that a client holds is read from the server's model."""
@@ -325,8 +325,7 @@ class FederatedSSL(Pretraining):
         metrics = round_metrics(report) | self._measured() | self.aggregation.metrics(report.round + 1)
         if self.server.participation.fleet:
             metrics["time/simulated_seconds"] = self.server.participation.fleet.now
-        if self.engine:
-            metrics |= self.engine.metrics(report)
+        metrics |= (self.engine or self._ranks).metrics(report)
         self.log_dict({key: float(value) for key, value in metrics.items()}, batch_size=1)
 
     def _measured(self) -> dict[str, float]:

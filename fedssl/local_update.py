@@ -52,6 +52,9 @@ class LocalUpdate:
         seed: Seed of the run.
         recall: Gives a frozen part that the client holds, by part name and content id.
         plans: Keep local steps within a memory budget; ``None``: there is none.
+
+    Attributes:
+        memories: What clients keep between rounds, by id.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class LocalUpdate:
         self._recall = recall
         self._loaded: dict[str, str] = {}
         self._stage: Stage | None = None
-        self._memories: dict[int, ClientMemory] = {}
+        self.memories: dict[int, ClientMemory] = {}
 
     def __call__(self, task: Task, images: ImageSet) -> Result | Failure:
         """Trains on one client's images from the task's weights."""
@@ -137,7 +140,7 @@ class LocalUpdate:
 
     def _memory(self, task: Task) -> ClientMemory | None:
         """What the client remembers, if it is of the layers that it trains now."""
-        memory = self._memories.get(task.client_id)
+        memory = self.memories.get(task.client_id)
         return memory if memory and memory.layers == list(task.active) else None
 
     def _remember(self, task: Task) -> None:
@@ -152,7 +155,7 @@ class LocalUpdate:
         kept = {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
         if kept or alignment is not None:
             notes = before.notes if before else {}
-            self._memories[task.client_id] = ClientMemory(list(task.active), alignment, kept, notes)
+            self.memories[task.client_id] = ClientMemory(list(task.active), alignment, kept, notes)
 
     def _result(self, task: Task, num_images: int, report: LoopReport) -> Result:
         parts = self.model.read(self.model.trained_names(task.stage))
@@ -174,7 +177,7 @@ class LocalUpdate:
     def state_dict(self) -> dict[str, Any]:
         """What clients remember between rounds, and the step costs measured so far."""
         costs = [[*key, cost.macs, cost.activation_bytes] for key, cost in self.book.costs.items()]
-        memories = {client: dict(vars(memory)) for client, memory in self._memories.items()}
+        memories = {client: dict(vars(memory)) for client, memory in self.memories.items()}
         seconds = self.book.times.seconds()
         return {"costs": costs, "memories": memories, "seconds": seconds, "settings": self.settings()}
 
@@ -187,4 +190,4 @@ class LocalUpdate:
         check_same(state["settings"], self.settings())
         self.book.costs = {(kind, batch): StepCost(m, a) for kind, batch, m, a in state["costs"]}
         self.book.times.restore(state["seconds"])
-        self._memories = {client: ClientMemory(**memory) for client, memory in state["memories"].items()}
+        self.memories = {client: ClientMemory(**memory) for client, memory in state["memories"].items()}

@@ -87,7 +87,7 @@ class RoundProgress(ProgressBar):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Ends the display and says how to go on."""
         self._stop()
-        if isinstance(exception, KeyboardInterrupt):
+        if self._enabled and isinstance(exception, KeyboardInterrupt):
             rounds = trainer.current_epoch
             self._console.print(f"stopped after {rounds} rounds; continue with --ckpt_path last", highlight=False)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedssl.ddp import CohortStrategy
+
 
 def check_trainer(trainer: Any, rounds: int) -> None:
     """Compares a Trainer with a run.
@@ -13,14 +15,18 @@ def check_trainer(trainer: Any, rounds: int) -> None:
         rounds: Communication rounds of the run.
 
     Raises:
-        ValueError: It has another number of epochs, several devices or an unsupported precision.
+        ValueError: It has another number of epochs, divides no cohorts among its processes, or has an unsupported
+            precision.
     """
     if trainer.max_epochs != rounds and not trainer.fast_dev_run:
         raise ValueError(
             f"trainer.max_epochs {trainer.max_epochs} differs from rounds {rounds}: a round is an epoch; leave "
             "trainer.max_epochs out and set model.rounds"
         )
-    if trainer.world_size > 1:
-        raise ValueError(f"FederatedSSL runs on one device, got {trainer.world_size}: set trainer.devices to 1")
+    if trainer.world_size > 1 and not isinstance(trainer.strategy, CohortStrategy):
+        raise ValueError(
+            f"{type(trainer.strategy).__name__} cannot divide cohorts among {trainer.world_size} processes: use "
+            "trainer.strategy ddp, in Python fedssl.ddp.CohortStrategy()"
+        )
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise ValueError(f"trainer.precision {trainer.precision} is not supported: use 32-true or bf16-mixed")

@@ -34,12 +34,14 @@ class FlowerCLI(FedSSLCLI):
         """Gives the module its clients.
 
         Raises:
-            ValueError: The configuration is not that of a federation.
+            ValueError: The configuration is not that of a federation in one process.
         """
         if not isinstance(self.model, FederatedSSL):
             raise ValueError(f"Flower runs federations: model must be FederatedSSL, got {type(self.model).__name__}")
         if self.model.memory != MemorySetting():
             raise ValueError("memory_budget plans the steps of clients in one process; on Flower set a node's memory")
+        if self.trainer.world_size > 1:
+            raise ValueError(f"Flower's server is one process, got {self.trainer.world_size}: set trainer.devices to 1")
         self._dump_config()
         forecast = self.model.forecast()
         self.model.engine = FlowerEngine(

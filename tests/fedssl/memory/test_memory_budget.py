@@ -16,6 +16,7 @@ from fedssl.federated import FederatedSSL
 from fedssl.memory import planner
 from fedssl.memory.setting import MemorySetting
 from fedssl.messages import flatten
+from fedssl.ranks import Ranks
 from fedssl.round_report import RoundReport
 from layerwise import EndToEnd, LayerWise, Progressive
 
@@ -27,7 +28,9 @@ def play(run: FederatedSSL, data: FederatedData, rounds: int = 2) -> list[RoundR
     if run.server is None:
         run.prepare(data)
     assert run.server is not None
-    return [run.server.absorb(run._train_clients(run.server.begin_round(), data.federation)) for _ in range(rounds)]
+    assert run.local is not None
+    ranks = Ranks(run.local, data.federation.clients)
+    return [run.server.absorb(ranks.train(run.server, run.server.begin_round())) for _ in range(rounds)]
 
 
 def weights(run: FederatedSSL) -> dict[str, Tensor]:

@@ -1,0 +1,87 @@
+"""What processes tell each other, and how their Trainer is set up; whole runs are in tests/test_processes.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from same import assert_same
+
+from fedssl.alignment import MoonAlignment
+from fedssl.ddp import CohortStrategy, process_settings
+from fedssl.local_update import ClientMemory
+from fedssl.messages import Failure, Result
+from fedssl.ranks import RankLostError, Ranks, lost_ranks, pack, unpack
+from fedssl.trainer_check import check_trainer
+from layerwise import EndToEnd
+
+CPU = torch.device("cpu")
+RESULT = Result(
+    3, {"tail": {"weight": torch.randn(2, 3), "steps": torch.tensor(7), "none": torch.empty(0)}}, 4, 0.5, 0.25, 6, 7
+)
+MEMORY = ClientMemory(["tail"], [torch.ones(2, dtype=torch.bfloat16)], {"tail/weight": torch.zeros(3)}, {"mu": 0.1})
+
+
+@pytest.mark.parametrize(
+    "message", [(RESULT, MEMORY), (Failure(2, "diverged", macs=5), None)], ids=["result", "failure"]
+)
+def test_messages_survive_the_way_without_pickled_tensors(message: Any) -> None:
+    packed, tensors = pack(message)
+    assert b"storage" not in packed
+    arrived, empty = unpack(packed, CPU)
+    for own, sent in zip(empty, tensors, strict=True):
+        own.copy_(sent)
+    for own, sent in zip(arrived, message, strict=True):
+        assert_same(vars(own) if own else own, vars(sent) if sent else sent)
+
+
+def test_one_process_trains_all_clients(make_world: Callable[..., Any]) -> None:
+    by_hand, world = (make_world(EndToEnd(), alignment=MoonAlignment()) for _ in range(2))
+    ranks = Ranks(world.local, world.clients)
+    for _ in range(2):
+        ranks.gather(world.server)
+        report = world.server.absorb(ranks.train(world.server, world.server.begin_round()))
+        assert report == by_hand.round()
+        assert ranks.metrics(report) == {}
+    assert_same(world.checkpoint(), by_hand.checkpoint())
+
+
+def test_a_process_with_other_settings_is_refused(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(EndToEnd(), seed=1)
+    first = world.server.settings() | world.local.settings() | {"round": 0, "images of the clients": [4, 9, 8]}
+    monkeypatch.setattr(Ranks, "_broadcast", lambda *_: first | {"seed": 0, "weights": "other"})
+    with pytest.raises(ValueError, match="process 1 differs from process 0 in seed, weights: all need the same"):
+        Ranks(world.local, world.clients, 1, 2).gather(world.server)
+
+
+def test_a_broken_connection_is_a_lost_process() -> None:
+    with pytest.raises(RankLostError, match="--ckpt_path last goes on"), lost_ranks():
+        raise RuntimeError("Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "divides"),
+    [("auto", 1, False), ("auto", 2, True), ("auto", "2", True), ("ddp", 2, True), ("ddp_spawn", 2, False)],
+)
+def test_several_devices_divide_cohorts(strategy: str, devices: Any, divides: bool) -> None:
+    settings = process_settings(strategy, devices)
+    assert isinstance(settings.get("strategy"), CohortStrategy) == divides
+    assert "devices" not in settings
+
+
+def test_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    settings = process_settings("auto", 1)
+    assert (settings["devices"], settings["num_nodes"]) == (3, 2)
+    assert isinstance(settings["strategy"], CohortStrategy)
+
+
+def test_plain_ddp_is_refused() -> None:
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=3, logger=False)
+    with pytest.raises(ValueError, match="DDPStrategy cannot divide cohorts among 2 processes"):
+        check_trainer(trainer, 3)
+    check_trainer(Trainer(accelerator="cpu", devices=2, strategy=CohortStrategy(), max_epochs=3, logger=False), 3)
