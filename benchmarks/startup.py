@@ -20,12 +20,11 @@ from benchmarks.record import write_record
 
 ROOT = Path(__file__).parent.parent
 NOTES = """
-Separate processes, one after the other in turn; medians. Processor seconds (user and system, all threads) bear other work
-on the machine, wall seconds do not: where they differ much, the machine was busy, and the least wall seconds are nearer
-to those of an idle one. The imports of torch and Lightning are what no program on top of them can fall below, unless it
-does without. The last two rows are the time from the end of the imports to the first round of `lw_fedssl.yaml` on 50,000
-images of 32x32 pixels that are read from an `npz` file and held in memory. `train.py` imports without garbage
-collection, the third row with.
+Separate processes, one after the other in turn; medians. Processor seconds (user and system, all threads) bear other
+work on the machine, wall seconds do not: where they differ much the machine was busy. No program on top of torch and
+Lightning can fall below their imports, unless it does without. The last two rows are the time from the end of the
+imports to the first round of `lw_fedssl.yaml` on 50,000 images of 32x32 pixels that are read from an `npz` file and
+held in memory. `train.py` imports without garbage collection, the third row with.
 """
 IMAGES = 50_000
 PLAN = ["plan", "-c", "paper/lw_fedssl_v3.yaml", "--images_per_client", "500"]
