@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import argparse
+from importlib import import_module
 from pathlib import Path
 
-from benchmarks import clients, flower, memory, meter, neighbours, overhead, peers, schemes
-
 RESULTS = Path(__file__).parent / "results"
+MODULES = (
+    "clients",
+    "flower",
+    "memory",
+    "meter",
+    "neighbours",
+    "overhead",
+    "peers",
+    "schemes",
+    "startup",
+)
 
 
 def main() -> None:
     """Parses the command line and runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     commands = parser.add_subparsers(dest="name", required=True)
-    for module in (schemes, neighbours, overhead, meter, memory, flower, peers, clients):
-        module.add_commands(commands)
+    for module in MODULES:
+        import_module(f"benchmarks.{module}").add_commands(commands)
     arguments = parser.parse_args()
     arguments.run(arguments, RESULTS)
 
