@@ -81,7 +81,7 @@ class Case:
 
 def add_commands(commands: Any) -> None:
     """Adds ``memory`` and ``memory_accuracy``."""
-    parser = commands.add_parser("memory", help="budgets of 75 to 15 % of the activations: peak, time, gradient error")
+    parser = commands.add_parser("memory", help="budgets of 75 to 15 %% of the activations: peak, time, gradient error")
     parser.add_argument("--work", default="runs/benchmark_memory", help="folder of finished measurements")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS)
