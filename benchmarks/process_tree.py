@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 POLL_SECONDS = 0.5
@@ -32,9 +34,13 @@ def run_measured(command: list[str], log: Path, environment: dict[str, str]) -> 
         peaks, over = [0], threading.Event()
         watcher = threading.Thread(target=_watch, args=(process.pid, peaks, over))
         watcher.start()
-        status = process.wait()
-        over.set()
-        watcher.join()
+        try:
+            status = process.wait()
+        finally:  # Ctrl-C takes along what it started
+            over.set()
+            watcher.join()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if status:
         raise RuntimeError(
             f"{' '.join(command)} ended with status {status}; the end of {log}: {log.read_text()[-2000:]}"
