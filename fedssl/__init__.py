@@ -8,6 +8,7 @@ from fedssl.aggregation import (
     PrivateMean,
     StragglerMean,
     TrimmedMean,
+    UnchangedMean,
     WeightedMean,
 )
 from fedssl.alignment import GlobalAlignment, MoonAlignment
@@ -49,5 +50,6 @@ __all__ = [
     "SmartFreezeSelector",
     "StragglerMean",
     "TrimmedMean",
+    "UnchangedMean",
     "WeightedMean",
 ]
