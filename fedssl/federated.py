@@ -175,7 +175,7 @@ class FederatedSSL(Pretraining):
         memory = self.memory.rule(self.predictor, data.federation.sizes, self.batch_size, profiles)
         self.server = self._make_server(data.federation, memory)
         if memory:
-            memory.check(self.server.typical_stages())
+            memory.check(self.server.least_stages())
         self.local = self.local_update(self._recall, memory.plans(self.seed) if memory else None)
 
     def local_update(self, recall: Callable[[str, str], Tensors], plans: ClientPlans | None = None) -> LocalUpdate:
@@ -196,7 +196,7 @@ class FederatedSSL(Pretraining):
         """Who can train each stage; empty without devices."""
         assert self.server is not None
         fleet = self.server.participation.fleet
-        return fleet.eligibility(self.server.typical_stages()) if fleet else []
+        return fleet.eligibility(self.server.least_stages()) if fleet else []
 
     def configure_optimizers(self) -> Optimizer:
         """The server optimizer; it steps once a round."""

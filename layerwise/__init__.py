@@ -3,6 +3,7 @@
 from layerwise.depth_dropout import check_alike, keep_layers
 from layerwise.encoder import EncoderSpec, StagedEncoder, build_encoder, timm_arguments
 from layerwise.growth import grew, renew, transfer_weights
+from layerwise.last_layers import LastLayers
 from layerwise.layer_cost import LayerShare, layer_shares
 from layerwise.live_bytes import LiveBytes, tensor_bytes
 from layerwise.meter import StepCost, StepMeter
@@ -16,6 +17,7 @@ __all__ = [
     "BlockPerturbation",
     "EncoderSpec",
     "EndToEnd",
+    "LastLayers",
     "LayerShare",
     "LayerWise",
     "LiveBytes",

@@ -71,8 +71,16 @@ class Scheme(ABC):
         if self.layer_budget is not None:
             check_alike(encoder)
 
+    def depths(self, num_blocks: int) -> list[int]:
+        """Depths that the fleet chooses one of, ascending: the encoder's own."""
+        return [num_blocks]
+
+    def choices(self, stage: Stage) -> list[Stage]:
+        """What a client may train of a stage, the most first; its device decides. By default all or nothing."""
+        return [stage]
+
     def for_client(self, stage: Stage, rng: np.random.Generator) -> Stage:
-        """What one client holds and trains of a stage; the stage itself without a layer budget.
+        """What one client holds of its choice; all of it without a layer budget.
 
         All draws for a stage have equally many blocks, so that any of them tells what it costs.
         """
