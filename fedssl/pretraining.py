@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from fedssl.data import ImageData
@@ -80,8 +82,8 @@ class Pretraining(EvaluatedModule):
         self.on_validation_end()
 
     def random_init(self) -> nn.Module:
-        """The encoder before training, at the depth it has now."""
-        encoder = build_encoder(self._recipe[0], derive_seed(self.seed, "encoder"))
+        """An encoder at random initialisation, at the depth this one has now."""
+        encoder = build_encoder(replace(self._recipe[0], weights=None), derive_seed(self.seed, "encoder"))
         encoder.depth = self.model.encoder.depth
         return encoder
 

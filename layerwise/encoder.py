@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import timm
@@ -16,6 +17,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from layerwise.output_modules import output_modules, resnet_stand_ins, vit_stand_ins
+from layerwise.pretrained import load_pretrained
 from layerwise.resnet import split_resnet, use_small_stem
 from layerwise.vit import split_vit
 
@@ -39,6 +41,8 @@ class EncoderSpec:
             ``convolution``: a light stand-in for every missing block, in front of the tail (SmartFreeze).
         stem: ``timm`` is the model's own. ``small`` is for ResNets on small images: a 3x3 convolution of stride 1 in
             place of the 7x7 one of stride 2, and no pooling (the ResNets of SmartFreeze's authors).
+        weights: File or folder of pretrained weights (:func:`layerwise.pretrained.load_pretrained`), such as the
+            ``encoder`` folder of a run; ``None`` initialises at random. They replace ``position`` too.
     """
 
     name: str = "vit_tiny_patch16_224"
@@ -48,6 +52,7 @@ class EncoderSpec:
     options: dict[str, Any] = field(default_factory=dict)
     output: Literal["linear", "convolution"] = "linear"
     stem: Literal["timm", "small"] = "timm"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
@@ -137,11 +142,12 @@ class StagedEncoder(nn.Module):
 
 
 def build_encoder(spec: EncoderSpec, seed: int) -> StagedEncoder:
-    """Builds a freshly initialised encoder; the same spec and seed give the same weights.
+    """Builds an encoder, freshly initialised or pretrained; the same spec and seed give the same weights.
 
     Raises:
+        FileNotFoundError: There are no pretrained weights where the spec says.
         ValueError: The model is neither a ViT nor a ResNet, an option is unknown to it, or the image size
-            does not fit its patches.
+            does not fit its patches; or pretrained weights are of another network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -174,6 +180,8 @@ def _stage_vit(model: VisionTransformer, spec: EncoderSpec) -> StagedEncoder:
     _check_patches(model, spec.image_size)
     if spec.position == "sincos":
         _set_sincos(model)
+    if spec.weights:
+        load_pretrained(model, Path(spec.weights))
     stem, blocks, tail, widths = split_vit(model)
     stand_ins = vit_stand_ins(model, len(blocks)) if spec.output == "convolution" else []
     return StagedEncoder(spec, stem, blocks, tail, widths, stand_ins)
@@ -184,6 +192,8 @@ def _stage_resnet(model: ResNet, spec: EncoderSpec) -> StagedEncoder:
         raise ValueError(f"position 'sincos' needs a ViT, {spec.name!r} has no position embedding")
     if spec.stem == "small":
         use_small_stem(model, spec.in_channels)
+    if spec.weights:
+        load_pretrained(model, Path(spec.weights))
     stem, blocks, tail, widths = split_resnet(model)
     stand_ins = resnet_stand_ins(blocks, widths) if spec.output == "convolution" else []
     return StagedEncoder(spec, stem, blocks, tail, widths, stand_ins)
