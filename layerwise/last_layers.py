@@ -27,6 +27,7 @@ class LastLayers(Scheme):
     """
 
     name = "last-layers"
+    offers_choices = True
 
     def __init__(self, depths: list[int] | None = None) -> None:
         if depths is not None and (not depths or depths[0] < 1 or sorted(set(depths)) != depths):

@@ -25,9 +25,13 @@ class Scheme(ABC):
             over (the paper is silent; carried over is our reading).
         layer_budget: Most blocks that a client holds; the others are left out by a draw for each client and round
             (depth dropout, see :func:`layerwise.depth_dropout.keep_layers`). ``None`` leaves out none.
+
+    Attributes:
+        offers_choices: Whether clients may train different layers of a stage, as their devices can.
     """
 
     name: str
+    offers_choices = False
 
     def __init__(
         self,

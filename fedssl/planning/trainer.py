@@ -14,6 +14,7 @@ from fedssl.devices import DeviceFile
 from fedssl.federated import FederatedSSL
 from fedssl.planning.budget import fit_budget, print_budget
 from fedssl.planning.fleet_plan import plan_fleet, print_fleet
+from fedssl.planning.layer_table import layer_table, print_layer_table
 from fedssl.planning.plan import Planner, plan_as_dict
 from fedssl.planning.plot import check_plot, plot_plan
 from fedssl.planning.table import print_plan
@@ -62,6 +63,8 @@ class PlanningTrainer(Trainer):
             plan["budget"] = fit_budget(planner, size)
         if fleet:
             plan["fleet"] = plan_fleet(planner, fleet)
+            if model.scheme.offers_choices:
+                plan["layers"] = layer_table(planner, fleet)
         if picture:
             plot_plan(planner, picture)
         if json:
@@ -77,6 +80,8 @@ def _print(plan: dict[str, Any]) -> None:
         print_budget(plan["budget"], console)
     if "fleet" in plan:
         print_fleet(plan["fleet"], console)
+    if "layers" in plan:
+        print_layer_table(plan["layers"], console)
 
 
 def _images_of_clients(data: FederatedData, images_per_client: int | None) -> list[int]:
