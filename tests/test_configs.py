@@ -25,6 +25,15 @@ SUPERVISED = [
     "--trainer.check_val_every_n_epoch=1",
 ]
 OWN = {
+    "caff": [
+        "--model.encoder.options={patch_size: 4, depth: 2, embed_dim: 16, num_heads: 2, global_pool: avg}",
+        "--model.scheme.depths=[1, 2]",
+        "--model.rounds=2",
+        "--model.batch_size=8",
+        "--data.train_images=90",
+        "--data.partition=IID",
+        "--trainer.check_val_every_n_epoch=1",
+    ],
     "fll": [*TINY_FEDERATION, "--model.scheme.layer_budget=2"],
     "fedhybrid": [*TINY_FEDERATION, "--data.clients=6"],
     "progfed": [*SUPERVISED, "--model.rounds=11"],

@@ -12,6 +12,7 @@ from fedssl import UnchangedMean
 from fedssl.devices import DeviceProfile
 from fedssl.messages import num_bytes
 from fedssl.planning.prediction import StepPredictor
+from fedssl.planning.traffic import RoundPlayer
 from layerwise import LastLayers, Stage
 
 pytestmark = pytest.mark.usefixtures("shared_predictions")
@@ -125,3 +126,24 @@ def test_devices_that_hold_nothing_are_told(make_world: Callable[..., Any], devi
     assert world.round().ineligible == (2,)
     (found,) = world.server.participation.fleet.eligibility(world.server.least_stages())
     assert (found.eligible, found.clients, found.need_bytes) == (2, 3, devices[2].memory_bytes)
+
+
+def test_a_run_resumes_bit_for_bit(make_world: Callable[..., Any], devices: Any) -> None:
+    settings = {"rounds": 3, "method": "Supervised", "devices": devices}
+    whole, resumed = (make_world(LastLayers(), aggregation=UnchangedMean(), **settings) for _ in range(2))
+    whole.run(2)
+    resumed.restore(whole.checkpoint())
+    assert repr(resumed.round()) == repr(whole.round())
+    assert not changed_parts(resumed.weights(), whole.weights())
+
+
+def test_predicted_and_real_traffic_agree(make_world: Callable[..., Any], devices: Any) -> None:
+    """Layers that are frozen on some clients and trained by others are sent again in every round."""
+    world, other = (make_world(LastLayers(), rounds=3, method="Supervised", devices=devices) for _ in range(2))
+    server = other.server
+    forecast = server.participation.fleet._forecast
+    player = RoundPlayer(server.model, server.scheme, server.participation, forecast, None, server.seed)
+    played, reports = player.play(server.stages), world.run(3)
+    assert [sum(each.down.values()) for each in played] == [report.down_bytes for report in reports]
+    assert [sum(each.up.values()) for each in played] == [report.up_bytes for report in reports]
+    assert reports[1].down_bytes == reports[0].down_bytes
