@@ -17,9 +17,10 @@ from fedssl.centralized import CentralizedSSL
 from fedssl.data import FederatedData, ImageData
 from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
 from fedssl.federated import FederatedSSL
-from fedssl.partition import IID, Dirichlet, PowerLaw, Shards
+from fedssl.partition import IID, Dirichlet, PowerLaw, Shards, WholeClasses
 from fedssl.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
 from fedssl.start import FedEMA, FedU
+from fedssl.text_data import FederatedText
 
 __all__ = [
     "IID",
@@ -37,6 +38,7 @@ __all__ = [
     "FedU",
     "FederatedData",
     "FederatedSSL",
+    "FederatedText",
     "GlobalAlignment",
     "ImageData",
     "Krum",
@@ -52,4 +54,5 @@ __all__ = [
     "TrimmedMean",
     "UnchangedMean",
     "WeightedMean",
+    "WholeClasses",
 ]

@@ -31,7 +31,7 @@ class CentralizedSSL(Pretraining):
         if stage == "fit":
             self.prepare(data)
         else:
-            self.check_images(data.eval_train)
+            data.eval_test.check_encoder(self.model.encoder.spec)
 
     def on_train_epoch_start(self) -> None:
         """Every epoch has its own random numbers, so that a resumed run continues as it would have."""

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fedssl.messages import Parts
 from fedssl.seeding import derive_seed
-from layerwise import EncoderSpec, Stage, StagedEncoder, build_encoder, split_encoder
+from layerwise import Stage, StagedEncoder, StagedSpec, build_encoder, split_encoder
 from ssl_methods import Method, OptimizerFactory, TwoViews
 
-MethodFactory = Callable[[nn.Module, int, TwoViews, OptimizerFactory], Method]
+MethodFactory = Callable[[nn.Module, int, TwoViews | None, OptimizerFactory], Method]
 
 
 class SplitModel:
@@ -75,11 +75,16 @@ class SplitModel:
 
 
 def build_model(
-    spec: EncoderSpec, method: MethodFactory, augment: TwoViews, optimizer: OptimizerFactory, seed: int
+    spec: StagedSpec, method: MethodFactory, augment: TwoViews | None, optimizer: OptimizerFactory, seed: int
 ) -> SplitModel:
-    """A freshly initialised model; the same arguments give the same weights."""
+    """A freshly initialised model; the same arguments give the same weights.
+
+    Raises:
+        ValueError: Encoder, method and augmentation do not belong together.
+    """
     encoder = build_encoder(spec, derive_seed(seed, "encoder"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "heads"))
         objective = method(encoder, encoder.feature_dim, augment, optimizer)
+    objective.check_encoder(spec)
     return SplitModel(encoder, objective)

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from fedssl.aggregation import Aggregation
 from fedssl.calibration import Calibration
 from fedssl.checkpoints import check_same
-from fedssl.datasets import ImageSet
+from fedssl.datasets import SampleSet
 from fedssl.devices import fleet_stages
 from fedssl.intake import Intake, sample_update
 from fedssl.ledger import Ledger
@@ -64,7 +64,7 @@ class Server:
         aggregation: Aggregation,
         optimizer: Optimizer,
         calibration: Calibration | None,
-        auxiliary: ImageSet | None,
+        auxiliary: SampleSet | None,
         pace: BlockPerturbation | None,
         seed: int,
     ) -> None:

@@ -6,10 +6,10 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from rich.console import Console
 
-from fedssl.data import FederatedData, ImageData
+from fedssl.client_data import ClientData
 from fedssl.devices import DeviceFile
 from fedssl.federated import FederatedSSL
 from fedssl.planning.budget import fit_budget, print_budget
@@ -28,7 +28,7 @@ class PlanningTrainer(Trainer):
     def plan(
         self,
         model: EvaluatedModule,
-        datamodule: ImageData,
+        datamodule: LightningDataModule,
         json: bool = False,
         images_per_client: int | None = None,
         budget: str | None = None,
@@ -51,7 +51,7 @@ class PlanningTrainer(Trainer):
             ValueError: The run is not federated, neither data nor ``images_per_client`` is there, or an option is
                 impossible.
         """
-        if not isinstance(model, FederatedSSL) or not isinstance(datamodule, FederatedData):
+        if not isinstance(model, FederatedSSL) or not isinstance(datamodule, ClientData):
             raise ValueError(f"only federated runs can be planned, this is a {type(model).__name__}")
         size = None if budget is None else parse_bytes(budget)
         picture = None if plot is None else check_plot(Path(plot))
@@ -84,7 +84,7 @@ def _print(plan: dict[str, Any]) -> None:
         print_layer_table(plan["layers"], console)
 
 
-def _images_of_clients(data: FederatedData, images_per_client: int | None) -> list[int]:
+def _images_of_clients(data: ClientData, images_per_client: int | None) -> list[int]:
     if images_per_client is not None:
         if images_per_client < 1:
             raise ValueError(f"images_per_client must be at least 1, got {images_per_client}")
