@@ -111,7 +111,9 @@ class ImageData(LightningDataModule):
         """Bank and queries of the online kNN, both cut from the labelled training images."""
         order = torch.randperm(len(self.eval_train), generator=torch_generator(self.seed, "validation split"))
         queries = max(1, round(self.validation_fraction * len(order)))
-        return [in_order(self.eval_train.subset(part), self.eval_batch_size) for part in (order[queries:], order[:queries])]
+        return [
+            in_order(self.eval_train.subset(part), self.eval_batch_size) for part in (order[queries:], order[:queries])
+        ]
 
     def test_dataloader(self) -> list[DataLoader]:
         """Labelled training images and test images."""
@@ -139,7 +141,7 @@ class ImageData(LightningDataModule):
         return load_images(name, split, self.root, self.image_size, self.channels, self.in_memory, self.download)
 
 
-class FederatedData(ClientData, ImageData):
+class FederatedData(ImageData, ClientData):
     """The same images, divided among clients.
 
     Args:
@@ -181,6 +183,10 @@ class FederatedData(ClientData, ImageData):
         super().setup(stage)
         if stage == "fit" and self._federation is None:
             self._federation = self._divide(self.pool)
+
+    def train_dataloader(self) -> DataLoader:
+        """One item an epoch, instead of batches of the pool."""
+        return ClientData.train_dataloader(self)
 
     def _divide(self, pool: ImageSet) -> Federation:
         rng = numpy_generator(self.seed, "partition")

@@ -17,6 +17,7 @@ from fedssl.alignment import Alignment
 from fedssl.calibration import Calibration
 from fedssl.checkpoints import check_same
 from fedssl.client_data import ClientData, Federation
+from fedssl.data import ImageData
 from fedssl.devices import Deadline, DeviceSource, Eligibility, Fleet
 from fedssl.engine import Engine
 from fedssl.local_update import LocalUpdate
@@ -156,7 +157,7 @@ class FederatedSSL(Pretraining):
         if self._prepared is not data:
             self.prepare(data)
 
-    def prepare(self, data: LightningDataModule) -> None:
+    def prepare(self, data: ImageData | ClientData) -> None:
         """Builds server and resident client from the data module's federation.
 
         Raises:
@@ -273,8 +274,7 @@ class FederatedSSL(Pretraining):
             check_same(checkpoint["data"], self._data_settings())
 
     def _data_settings(self) -> dict[str, Any]:
-        federation: Federation = self.trainer.datamodule.federation  # type: ignore[attr-defined]
-        return {"images of the clients": federation.sizes}
+        return {"images of the clients": self.trainer.datamodule.federation.sizes}  # type: ignore[attr-defined]
 
     def _train_clients(self, cohort: Cohort, federation: Federation) -> Iterator[Result | Failure]:
         assert self.server is not None

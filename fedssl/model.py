@@ -37,6 +37,12 @@ class SplitModel:
         """Parts that clients need but do not train."""
         return [name for name in stage.frozen_parts() if name in self.modules]
 
+    def tied(self) -> dict[str, str]:
+        """Encoder parts that share a parameter with a head, and the name of that head."""
+        owner = {parameter: head for head in self.heads for parameter in self.modules[head].parameters()}
+        encoder = {name: module for name, module in self.modules.items() if name not in self.heads}
+        return {name: owner[p] for name, module in encoder.items() for p in module.parameters() if p in owner}
+
     def read(self, names: Iterable[str]) -> Parts:
         """Tensors of the named parts, sharing memory with the model."""
         return {name: dict(self.modules[name].state_dict()) for name in names}

@@ -46,7 +46,7 @@ class Pretraining(EvaluatedModule):
         self._recipe = (encoder, method, augment, optimizer, seed)
         model = self.build()
         if finetuning and not augment:
-            raise ValueError("finetuning classifies images: leave it out for text, which is evaluated by its perplexity")
+            raise ValueError("finetuning classifies images: leave it out for text")
         super().__init__(model.encoder, evaluation, finetuning, seed)
         self.model = model
         self.augment = augment

@@ -21,7 +21,7 @@ from fedssl.participation import Cohort, Participation
 from fedssl.round_report import RoundReport
 from fedssl.seeding import derive_seed, torch_generator
 from fedssl.selection import Outcome
-from fedssl.shares import client_stage, typical_choices
+from fedssl.shares import check_untied, client_stage, typical_choices
 from fedssl.stopwatch import Stopwatch
 from layerwise import BlockPerturbation, Scheme, Stage, grew, renew, transfer_weights
 
@@ -78,6 +78,7 @@ class Server:
         self.model = model
         self.scheme = scheme
         self.stages = fleet_stages(scheme, len(model.encoder.blocks), rounds, participation.fleet)
+        check_untied(model, scheme, self.stages, participation, seed)
         self.participation = participation
         self.aggregation = aggregation
         self.optimizer = optimizer

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from fedssl.model import SplitModel
+from fedssl.participation import Participation
 from fedssl.seeding import numpy_generator
 from layerwise import Scheme, Stage
 
@@ -24,3 +28,24 @@ def client_stage(scheme: Scheme, stage: Stage, share: Stage, client: int, round_
     """
     choice = scheme.choices(stage)[typical_choices(scheme, stage, seed).index(share)]
     return scheme.for_client(choice, numpy_generator(seed, "layers", round_, client))
+
+
+def check_untied(
+    model: SplitModel, scheme: Scheme, stages: Sequence[Stage], participation: Participation, seed: int
+) -> None:
+    """Refuses a head that shares a weight with a part which some client freezes: training the head would change it.
+
+    Raises:
+        ValueError: There are such tied weights.
+    """
+    tied = model.tied()
+    for stage in stages if tied else []:
+        choices = typical_choices(scheme, stage, seed)
+        for client in range(participation.num_clients):
+            share = participation.share(client, choices)
+            for part in share.frozen_parts():
+                if part in tied:
+                    raise ValueError(
+                        f"{tied[part]} is tied to {part}, which client {client} freezes in stage {stage.index + 1}: "
+                        "untie them, or train all layers"
+                    )

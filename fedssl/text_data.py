@@ -25,8 +25,8 @@ class FederatedText(ClientData):
         root: Folder of all data sets.
         context: T, the characters that are read at once.
         clients: Number of clients.
-        partition: How the pieces are divided; their classes are the speakers. ``WholeClasses`` gives each speaker to one
-            client, ``IID`` cuts the text in equal shares.
+        partition: How the pieces are divided; their classes are the speakers. ``WholeClasses`` gives each speaker to
+            one client, ``IID`` deals out the pieces in equal shares.
         validation_fraction: Share of each speaker's pieces that is evaluated during training.
         test_fraction: Share that the final evaluation is about.
         eval_batch_size: Pieces a batch in evaluation.

@@ -23,8 +23,8 @@ class EvaluatedModule(LightningModule):
 
     For images the data module must give two loaders of (uint8 images (B, C, H, W), labels (B,)): for ``validate`` the
     bank and the queries of kNN, both cut from the training split; for ``test`` the training and the test
-    split. It must have ``num_classes``, and for fine-tuning the data sets ``eval_train`` and ``eval_test``. For text it must
-    give one loader of (texts (B, T + 1), anything); kNN, probes and fine-tuning do not apply.
+    split. It must have ``num_classes``, and for fine-tuning the data sets ``eval_train`` and ``eval_test``. For text
+    it must give one loader of (texts (B, T + 1), anything); kNN, probes and fine-tuning do not apply.
 
     Args:
         encoder: Maps normalised images to features (B, D).

@@ -54,7 +54,7 @@ class LanguageModelling(Method):
 
     def inputs(self, images: Tensor, labels: Tensor) -> Inputs:
         """What is read (B, T) and what follows each character (B, T), of texts (B, T + 1)."""
-        return images[:, :-1], images[:, 1:]
+        return images[:, :-1].contiguous(), images[:, 1:].contiguous()
 
     def example_inputs(self, shape: tuple[int, ...]) -> Inputs:
         """Texts of the first character only."""

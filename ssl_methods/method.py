@@ -36,9 +36,9 @@ class Method(LightningModule):
     """An objective over ``backbone``; it knows nothing of clients, stages or rounds.
 
     Used alone it is an ordinary Lightning module whose batches are (uint8 images (B, C, H, W), labels (B,)), or images
-    only where no labels are needed; texts (B, T + 1) take the place of images where they are trained on. For layer-wise training :meth:`attach` puts a frozen ``prefix`` in front: it runs
-    without gradient, and every branch and further loss term starts from its output. That is exact, because frozen
-    layers are the same in every branch.
+    only where no labels are needed; where text is trained on, pieces (B, T + 1) take their place. For layer-wise
+    training :meth:`attach` puts a frozen ``prefix`` in front: it runs without gradient, and every branch and further
+    loss term starts from its output. That is exact, because frozen layers are the same in every branch.
 
     Args:
         backbone: Maps images, or the prefix's output, to features (B, feature_dim).
@@ -64,7 +64,9 @@ class Method(LightningModule):
     ) -> None:
         super().__init__()
         if augment is None:
-            raise ValueError(f"{type(self).__name__} trains on views of images: set augment, for example to NaturalViews")
+            raise ValueError(
+                f"{type(self).__name__} trains on views of images: set augment, to NaturalViews for example"
+            )
         self.prefix: nn.Module = nn.Sequential()
         self.backbone = backbone
         self.feature_dim = feature_dim
@@ -105,7 +107,7 @@ class Method(LightningModule):
         """
         if spec.modality != self.modality:
             raise ValueError(
-                f"{type(self).__name__} is trained on {self.modality}, but the encoder {spec.name} is for {spec.modality}"
+                f"{type(self).__name__} trains on {self.modality}, but the encoder {spec.name} is for {spec.modality}"
             )
 
     def check_labels(self, labels: Tensor) -> None:

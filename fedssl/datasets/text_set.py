@@ -15,7 +15,7 @@ CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 """Line end and printable ASCII, with the indices from 1 on; 0 is every other character."""
 
 VOCABULARY = 1 + len(CHARACTERS)
-"""It is fixed, so that nobody has to look at the clients' texts to agree on one, and pretrained weights fit any text."""
+"""Fixed, so that nobody has to look at the clients' texts to agree on one, and pretrained weights fit any text."""
 
 INDEX = {character: 1 + i for i, character in enumerate(CHARACTERS)}
 
