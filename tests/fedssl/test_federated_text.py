@@ -157,9 +157,9 @@ def test_a_plan_has_the_costs_of_the_run(data) -> None:
 
 
 def test_a_memory_budget_changes_no_weight(data) -> None:
-    text = data()
+    text = data(clients=1)
     text.setup("fit")
-    settings: dict[str, Any] = {"encoder": replace(SPEC, depth=1), "rounds": 1, "batch_size": 18, "participation": 1}
+    settings: dict[str, Any] = {"encoder": replace(SPEC, depth=1), "rounds": 1, "batch_size": 18}
     (stage,) = Planner(make_module(**settings), text.federation.sizes).plan(EndToEnd())
     budget = f"{stage.step.peak - stage.step.activations // 4}B"
     runs = [make_module(**settings, memory_budget=each) for each in (None, budget)]
