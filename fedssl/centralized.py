@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fedssl.client_data import ClientData
 from fedssl.pretraining import Pretraining
 from fedssl.seeding import derive_seed, torch_generator
 
@@ -26,12 +27,20 @@ class CentralizedSSL(Pretraining):
         self.method.start()
 
     def setup(self, stage: str) -> None:
-        """Checks that images and encoder fit."""
+        """Checks that images and encoder fit.
+
+        Raises:
+            ValueError: They do not, or the data are divided among clients.
+        """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        if stage == "fit":
-            self.prepare(data)
-        else:
+        if stage != "fit":
             data.eval_test.check_encoder(self.model.encoder.spec)
+            return
+        if isinstance(data, ClientData):
+            raise ValueError(
+                f"CentralizedSSL needs ImageData, got {type(data).__name__}: use FederatedSSL with one client"
+            )
+        self.prepare(data)
 
     def on_train_epoch_start(self) -> None:
         """Every epoch has its own random numbers, so that a resumed run continues as it would have."""
