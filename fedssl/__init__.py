@@ -8,6 +8,7 @@ from fedssl.aggregation import (
     PrivateMean,
     StragglerMean,
     TrimmedMean,
+    UnchangedMean,
     WeightedMean,
 )
 from fedssl.alignment import GlobalAlignment, MoonAlignment
@@ -16,9 +17,10 @@ from fedssl.centralized import CentralizedSSL
 from fedssl.data import FederatedData, ImageData
 from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
 from fedssl.federated import FederatedSSL
-from fedssl.partition import IID, Dirichlet, PowerLaw, Shards
+from fedssl.partition import IID, Dirichlet, PowerLaw, Shards, WholeClasses
 from fedssl.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
 from fedssl.start import FedEMA, FedU
+from fedssl.text_data import FederatedText
 
 __all__ = [
     "IID",
@@ -36,6 +38,7 @@ __all__ = [
     "FedU",
     "FederatedData",
     "FederatedSSL",
+    "FederatedText",
     "GlobalAlignment",
     "ImageData",
     "Krum",
@@ -49,5 +52,7 @@ __all__ = [
     "SmartFreezeSelector",
     "StragglerMean",
     "TrimmedMean",
+    "UnchangedMean",
     "WeightedMean",
+    "WholeClasses",
 ]

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from fedssl.datasets import ImageSet
+from fedssl.datasets import SampleSet
 from fedssl.loop import CostBook, LoopReport, train_epochs
 from fedssl.model import SplitModel
 from fedssl.seeding import derive_seed, torch_generator
@@ -44,7 +44,7 @@ class Calibration:
         """Whether the server calibrates after a round, in which clients were trained or none was."""
         return trained if self.when == "round" else last_of_stage
 
-    def run(self, model: SplitModel, stage: Stage, images: ImageSet, round_: int, seed: int) -> LoopReport:
+    def run(self, model: SplitModel, stage: Stage, images: SampleSet, round_: int, seed: int) -> LoopReport:
         """Calibrates the global model in place.
 
         Raises:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fedssl.client_data import ClientData
 from fedssl.pretraining import Pretraining
 from fedssl.seeding import derive_seed, torch_generator
 
@@ -29,17 +30,21 @@ class CentralizedSSL(Pretraining):
         """Checks that images and encoder fit.
 
         Raises:
-            ValueError: They do not, or there are several processes.
+            ValueError: They do not, the data are divided among clients, or there are several processes.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.trainer.world_size > 1:
             raise ValueError(
                 f"CentralizedSSL runs on one device, got {self.trainer.world_size}: set trainer.devices to 1"
             )
-        if stage == "fit":
-            self.prepare(data)
-        else:
-            self.check_images(data.eval_train)
+        if stage != "fit":
+            data.eval_test.check_encoder(self.model.encoder.spec)
+            return
+        if isinstance(data, ClientData):
+            raise ValueError(
+                f"CentralizedSSL needs ImageData, got {type(data).__name__}: use FederatedSSL with one client"
+            )
+        self.prepare(data)
 
     def on_train_epoch_start(self) -> None:
         """Every epoch has its own random numbers, so that a resumed run continues as it would have."""

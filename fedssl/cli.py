@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -24,9 +24,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.cli_errors import BriefParser, root_cause
-from fedssl.data import FederatedData, ImageData
+from fedssl.client_data import ClientData
 from fedssl.ddp import process_rank, process_settings
-from fedssl.export import export_encoder
 from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
 from fedssl.pace_plot import plot_pace
@@ -139,7 +138,7 @@ class FedSSLCLI(LightningCLI):
 
     @rank_zero_only
     def _describe(self) -> None:
-        if isinstance(self.datamodule, FederatedData):
+        if isinstance(self.datamodule, ClientData):
             print(self.datamodule.table(), file=sys.stderr)
         if isinstance(self.model, FederatedSSL):
             for stage in self.model.eligibility():
@@ -150,8 +149,7 @@ class FedSSLCLI(LightningCLI):
         assert isinstance(self.model, EvaluatedModule)
         results = collect_results(self.model, seconds)
         if isinstance(self.model, Pretraining) and file == "results.json":
-            views = self.model.augment
-            export_encoder(self.model.model.encoder, self.folder / "encoder", list(views.mean), list(views.std))
+            self.model.export(self.folder / "encoder")
             over_time = accuracy_over_simulated_time(self.folder / METRICS)
             results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
             if isinstance(self.model, FederatedSSL) and self.model.pace:
@@ -211,7 +209,7 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
     try:
         cli(
             EvaluatedModule,
-            ImageData,
+            LightningDataModule,
             parser_class=BriefParser,
             trainer_class=PlanningTrainer,
             subclass_mode_model=True,

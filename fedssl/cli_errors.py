@@ -33,7 +33,7 @@ CLASSES: dict[str, type] = {
 }
 NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value"
-    r"|Expected a path but|Problem with given class_path|^Parser key"
+    r"|Expected a path but|Problem with given class_path|^Parser key|does not correspond to a subclass of"
 )
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 
@@ -66,9 +66,13 @@ def allowed_classes(key: str) -> list[str]:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error behind the parser's wrapping of it."""
+    """The error behind the parser's wrapping of it.
+
+    Of several classes that a setting may have, the parser's cause is what the first one says, though another was meant.
+    """
     while error.__cause__ is not None and NOISE.search(str(error)):
-        error = error.__cause__
+        cause = error.__cause__
+        error = ValueError(brief(str(error))) if NOISE.search(str(cause)) and not cause.__cause__ else cause
     return error
 
 

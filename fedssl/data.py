@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -13,8 +12,10 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from fedssl.batches import Batches, in_order
+from fedssl.client_data import ClientData, Federation
 from fedssl.datasets import ImageSet, load_images
-from fedssl.partition import IID, Partitioner, partition_table
+from fedssl.partition import IID, Partitioner
 from fedssl.seeding import numpy_generator, run_seed, torch_generator
 
 
@@ -58,7 +59,7 @@ class ImageData(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        _check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size)
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
         self.dataset, self.root, self.split = dataset, root, split
@@ -106,17 +107,19 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled uint8 batches (B, C, H, W) of the pool; every epoch has its own seed."""
         sampler = _EpochSampler(len(self.pool), self.batch_size, self.seed)
-        return DataLoader(_Batches(self.pool), sampler=sampler, batch_size=None)
+        return DataLoader(Batches(self.pool), sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Bank and queries of the online kNN, both cut from the labelled training images."""
         order = torch.randperm(len(self.eval_train), generator=torch_generator(self.seed, "validation split"))
         queries = max(1, round(self.validation_fraction * len(order)))
-        return [self._loader(self.eval_train.subset(part)) for part in (order[queries:], order[:queries])]
+        return [
+            in_order(self.eval_train.subset(part), self.eval_batch_size) for part in (order[queries:], order[:queries])
+        ]
 
     def test_dataloader(self) -> list[DataLoader]:
         """Labelled training images and test images."""
-        return [self._loader(self.eval_train), self._loader(self.eval_test)]
+        return [in_order(images, self.eval_batch_size) for images in (self.eval_train, self.eval_test)]
 
     def _load_pool(self) -> ImageSet:
         images = self._load(self.dataset, self.split)
@@ -139,31 +142,8 @@ class ImageData(LightningDataModule):
     def _read(self, name: str, split: str) -> ImageSet:
         return load_images(name, split, self.root, self.image_size, self.channels, self.in_memory, self.download)
 
-    def _loader(self, images: ImageSet) -> DataLoader:
-        chunks = torch.arange(len(images)).split(self.eval_batch_size)
-        return DataLoader(_Labelled(images, list(chunks)), batch_size=None)
 
-
-@dataclass(frozen=True)
-class Federation:
-    """Who holds which images.
-
-    Args:
-        clients: Images of each client; the position is the client's id.
-        auxiliary: Unlabelled images that no client holds, for server-side calibration; ``None`` if there are
-            none.
-    """
-
-    clients: list[ImageSet]
-    auxiliary: ImageSet | None
-
-    @property
-    def sizes(self) -> list[int]:
-        """The number of images of every client."""
-        return [len(images) for images in self.clients]
-
-
-class FederatedData(ImageData):
+class FederatedData(ImageData, ClientData):
     """The same images, divided among clients.
 
     Args:
@@ -183,7 +163,7 @@ class FederatedData(ImageData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check_positive(clients=clients)
+        check_positive(clients=clients)
         if not 0 <= auxiliary_fraction < 1:
             raise ValueError(f"auxiliary_fraction must be at least 0 and below 1, got {auxiliary_fraction}")
         if auxiliary_fraction and auxiliary_dataset:
@@ -207,17 +187,8 @@ class FederatedData(ImageData):
             self._federation = self._divide(self.pool)
 
     def train_dataloader(self) -> DataLoader:
-        """One item an epoch: an epoch of the trainer is a communication round."""
-        return DataLoader([self.federation], batch_size=None)
-
-    def table(self) -> str:
-        """The division as a table, one row a client."""
-        parts, position = [], 0
-        for client in self.federation.clients:
-            parts.append(np.arange(position, position + len(client)))
-            position += len(client)
-        labels = torch.cat([client.labels for client in self.federation.clients]).numpy()
-        return partition_table(parts, labels, self.pool.classes)
+        """One item an epoch, instead of batches of the pool."""
+        return ClientData.train_dataloader(self)
 
     def _divide(self, pool: ImageSet) -> Federation:
         rng = numpy_generator(self.seed, "partition")
@@ -252,31 +223,8 @@ class _EpochSampler(Sampler[Tensor]):
         yield from torch.randperm(self.num_images, generator=generator).split(self.batch_size)
 
 
-class _Batches(torch.utils.data.Dataset):
-    """Whole labelled batches by index tensor."""
-
-    def __init__(self, images: ImageSet) -> None:
-        self.images = images
-
-    def __getitem__(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        return self.images.gather(indices), self.images.labels[indices]
-
-
-class _Labelled(torch.utils.data.Dataset):
-    """Whole labelled batches by position."""
-
-    def __init__(self, images: ImageSet, chunks: list[Tensor]) -> None:
-        self.images, self.chunks = images, chunks
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
-        chunk = self.chunks[position]
-        return self.images.gather(chunk), self.images.labels[chunk]
-
-
-def _check_positive(**settings: int) -> None:
+def check_positive(**settings: int) -> None:
+    """Raises ValueError, naming it, for a setting below 1."""
     for name, value in settings.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")

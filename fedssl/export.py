@@ -1,17 +1,21 @@
-"""Writes an encoder so that timm loads it."""
+"""Writes an encoder to a folder: one of images so that timm loads it."""
 
 from __future__ import annotations
 
+import json
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor
 
+from fedssl.datasets.text_set import CHARACTERS
 from fedssl.files import replace_folder
-from layerwise import StagedEncoder, timm_arguments, use_small_stem
+from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, timm_arguments, use_small_stem
 
 
 def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std: list[float]) -> None:
@@ -33,6 +37,7 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
         ValueError: A ResNet with fewer than its four stages, which timm cannot build.
     """
     spec = encoder.spec
+    assert isinstance(spec, EncoderSpec)
     arguments: dict[str, Any] = timm_arguments(spec) | _depth_argument(encoder)
     model = timm.create_model(spec.name, pretrained=False, **arguments)
     if spec.stem == "small":
@@ -54,6 +59,32 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
         fresh = Path(temporary) / folder.name
         save_for_hf(model, str(fresh), model_config=config, model_args=arguments, safe_serialization=True)
+        replace_folder(fresh, folder)
+
+
+def export_text_encoder(encoder: StagedEncoder, folder: Path) -> None:
+    """Writes ``config.json`` and ``model.safetensors``, all or nothing.
+
+    timm has no such model. :class:`layerwise.CausalTransformerSpec` with these settings and the folder as ``weights``
+    builds the encoder again. ``config.json`` also has the characters, by index from 1 on; 0 is every other one.
+
+    Args:
+        encoder: Its first ``encoder.depth`` blocks are written, with the final norm; the head is not.
+        folder: Replaced if it exists.
+    """
+    spec = encoder.spec
+    assert isinstance(spec, CausalTransformerSpec)
+    settings = asdict(replace(spec, depth=encoder.depth, weights=None))
+    del settings["weights"]
+    config = {"architecture": spec.name, **settings, "characters": CHARACTERS}
+    absent = tuple(f"blocks.{i}." for i in range(encoder.depth, len(encoder.blocks)))
+    state = {name: tensor.cpu() for name, tensor in encoder.state_dict().items() if not name.startswith(absent)}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
+        fresh = Path(temporary) / folder.name
+        fresh.mkdir()
+        (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(state, fresh / "model.safetensors")
         replace_folder(fresh, folder)
 
 

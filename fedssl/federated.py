@@ -16,7 +16,8 @@ from fedssl.aggregation import Aggregation, WeightedMean
 from fedssl.alignment import Alignment
 from fedssl.calibration import Calibration
 from fedssl.checkpoints import check_same
-from fedssl.data import FederatedData, Federation, ImageData
+from fedssl.client_data import ClientData, Federation
+from fedssl.data import ImageData
 from fedssl.devices import Deadline, DeviceSource, Eligibility, Fleet
 from fedssl.engine import Engine
 from fedssl.local_update import LocalUpdate
@@ -35,7 +36,7 @@ from fedssl.selection import Selector
 from fedssl.server import Server
 from fedssl.start import StartRule
 from fedssl.trainer_check import check_trainer
-from layerwise import BlockPerturbation, EncoderSpec, Scheme
+from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, SSLMethod, TwoViews
 
@@ -54,8 +55,8 @@ class FederatedSSL(Pretraining):
 
     Args:
         encoder: The encoder to build.
-        method: The objective: SimCLR, BYOL or MoCoV3, or Supervised for labelled clients.
-        augment: Makes two views of a batch of images.
+        method: The objective: SimCLR, BYOL or MoCoV3, Supervised for labelled clients, LanguageModelling for text.
+        augment: Makes two views of a batch of images; ``None`` for text.
         optimizer: The clients' optimizer, made anew for every client and round.
         scheme: Cuts the run into stages: EndToEnd, LayerWise or Progressive.
         rounds: Communication rounds of the whole run; the most there can be if ``pace`` is set.
@@ -84,9 +85,9 @@ class FederatedSSL(Pretraining):
 
     def __init__(
         self,
-        encoder: EncoderSpec,
+        encoder: EncoderSpec | CausalTransformerSpec,
         method: MethodFactory,
-        augment: TwoViews,
+        augment: TwoViews | None,
         optimizer: OptimizerFactory,
         scheme: Scheme,
         rounds: int,
@@ -136,7 +137,7 @@ class FederatedSSL(Pretraining):
         self.engine: Engine | None = None
         self.on_client: Callable[[Cohort, int], None] | None = None
         self.last_report: RoundReport | None = None
-        self._prepared: FederatedData | None = None
+        self._prepared: ClientData | None = None
 
     @property
     def summary(self) -> dict[str, str]:
@@ -151,32 +152,32 @@ class FederatedSSL(Pretraining):
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if stage != "fit":
-            self.check_images(data.eval_train)
+            data.eval_test.check_encoder(self.model.encoder.spec)
             return
         check_trainer(self.trainer, self.rounds)
         if self._prepared is not data:
             self.prepare(data)
 
-    def prepare(self, data: ImageData) -> None:
+    def prepare(self, data: ImageData | ClientData) -> None:
         """Builds server and resident client from the data module's federation.
 
         Raises:
             ValueError: Data and model do not fit together.
         """
-        if not isinstance(data, FederatedData):
-            raise ValueError(f"FederatedSSL needs FederatedData, got {type(data).__name__}")
+        if not isinstance(data, ClientData):
+            raise ValueError(f"FederatedSSL needs FederatedData or FederatedText, got {type(data).__name__}")
         super().prepare(data)
         if max(len(images) for images in data.federation.clients) < 2:
             raise ValueError("no client has two images to contrast: use fewer clients or more images")
         if self.calibration and data.federation.auxiliary:
-            self.check_images(data.federation.auxiliary)
+            data.federation.auxiliary.check_encoder(self.model.encoder.spec)
             self.model.method.check_labels(data.federation.auxiliary.labels)
         self._prepared = data
         profiles = self.devices.profiles(data.num_clients, self.seed) if self.devices else []
         memory = self.memory.rule(self.predictor, data.federation.sizes, self.batch_size, profiles)
         self.server = self._make_server(data.federation, memory)
         if memory:
-            memory.check(self.server.typical_stages())
+            memory.check(self.server.least_stages())
         self.local = self.local_update(self._recall, memory.plans(self.seed) if memory else None)
 
     def local_update(self, recall: Callable[[str, str], Tensors], plans: ClientPlans | None = None) -> LocalUpdate:
@@ -197,7 +198,7 @@ class FederatedSSL(Pretraining):
         """Who can train each stage; empty without devices."""
         assert self.server is not None
         fleet = self.server.participation.fleet
-        return fleet.eligibility(self.server.typical_stages()) if fleet else []
+        return fleet.eligibility(self.server.least_stages()) if fleet else []
 
     def configure_optimizers(self) -> Optimizer:
         """The server optimizer; it steps once a round."""
@@ -275,8 +276,7 @@ class FederatedSSL(Pretraining):
             check_same(checkpoint["data"], self._data_settings())
 
     def _data_settings(self) -> dict[str, Any]:
-        federation: Federation = self.trainer.datamodule.federation  # type: ignore[attr-defined]
-        return {"images of the clients": federation.sizes}
+        return {"images of the clients": self.trainer.datamodule.federation.sizes}  # type: ignore[attr-defined]
 
     def _announced(self, results: Iterator[Result | Failure], cohort: Cohort) -> Iterator[Result | Failure]:
         for result in results:

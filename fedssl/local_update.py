@@ -10,7 +10,7 @@ import torch
 
 from fedssl.alignment import Alignment, Memory, ProximalTerm
 from fedssl.checkpoints import check_same
-from fedssl.datasets import ImageSet
+from fedssl.datasets import SampleSet
 from fedssl.loop import CostBook, LoopReport, NonFiniteLossError, train_epochs
 from fedssl.memory.clients import ClientPlans
 from fedssl.messages import Failure, Result, Task, Tensors, flatten, unflatten
@@ -83,7 +83,7 @@ class LocalUpdate:
         self._stage: Stage | None = None
         self.memories: dict[int, ClientMemory] = {}
 
-    def __call__(self, task: Task, images: ImageSet) -> Result | Failure:
+    def __call__(self, task: Task, images: SampleSet) -> Result | Failure:
         """Trains on one client's images from the task's weights."""
         self._receive(task)
         memory = self._memory(task)
@@ -131,10 +131,11 @@ class LocalUpdate:
             self.model.write(unflatten(weights))
         method.start()
 
-    def _train(self, task: Task, images: ImageSet, memory: ClientMemory | None) -> LoopReport:
+    def _train(self, task: Task, images: SampleSet, memory: ClientMemory | None) -> LoopReport:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
-        remembers, method = memory is not None and memory.alignment is not None, self.model.method
-        kind = f"stage {task.stage.index}{', with memory' if remembers else ''}"
+        remembers, method, stage = memory is not None and memory.alignment is not None, self.model.method, task.stage
+        kind = f"stage {stage.index}, {len(stage.trained)} of {len(stage.present)} blocks trained"
+        kind += ", with memory" if remembers else ""
         plans = self.plans.begin(task, method, self.alignment, remembers) if self.plans else None
         return train_epochs(method, images, self.epochs, self.batch_size, shuffle, self.book, kind, plans)
 

@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedssl.datasets import ImageSet
+from fedssl.datasets import SampleSet
 from fedssl.memory.clients import ClientSteps
 from fedssl.stopwatch import Stopwatch
 from layerwise import StepCost, StepMeter
@@ -67,7 +67,7 @@ class CostBook:
 
 def train_epochs(
     method: Method,
-    images: ImageSet,
+    images: SampleSet,
     epochs: int,
     batch_size: int,
     generator: torch.Generator,
@@ -132,13 +132,13 @@ def train_epochs(
     return LoopReport(loss, squared_loss, steps, macs, activation_bytes)
 
 
-def shuffled_batches(images: ImageSet, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def shuffled_batches(images: SampleSet, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
     """One epoch of batches in random order, without a batch of a single image.
 
     Images that are decoded from files are read one batch ahead.
 
     Yields:
-        Images uint8 (B, C, H, W) and labels (B,).
+        Images uint8 (B, C, H, W), or texts (B, T + 1), and labels (B,).
     """
     order = torch.randperm(len(images), generator=generator)
     indices = [chunk for chunk in order.split(batch_size) if len(chunk) > 1]

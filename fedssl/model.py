@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from fedssl.messages import Parts
 from fedssl.seeding import derive_seed
-from layerwise import EncoderSpec, Stage, StagedEncoder, build_encoder, split_encoder
+from layerwise import Stage, StagedEncoder, StagedSpec, build_encoder, split_encoder
 from ssl_methods import Method, OptimizerFactory, TwoViews
 
-MethodFactory = Callable[[nn.Module, int, TwoViews, OptimizerFactory], Method]
+MethodFactory = Callable[[nn.Module, int, TwoViews | None, OptimizerFactory], Method]
 
 
 class SplitModel:
@@ -36,6 +36,12 @@ class SplitModel:
     def frozen_names(self, stage: Stage) -> list[str]:
         """Parts that clients need but do not train."""
         return [name for name in stage.frozen_parts() if name in self.modules]
+
+    def tied(self) -> dict[str, str]:
+        """Encoder parts that share a parameter with a head, and the name of that head."""
+        owner = {parameter: head for head in self.heads for parameter in self.modules[head].parameters()}
+        encoder = {name: module for name, module in self.modules.items() if name not in self.heads}
+        return {name: owner[p] for name, module in encoder.items() for p in module.parameters() if p in owner}
 
     def read(self, names: Iterable[str]) -> Parts:
         """Tensors of the named parts, sharing memory with the model."""
@@ -75,11 +81,16 @@ class SplitModel:
 
 
 def build_model(
-    spec: EncoderSpec, method: MethodFactory, augment: TwoViews, optimizer: OptimizerFactory, seed: int
+    spec: StagedSpec, method: MethodFactory, augment: TwoViews | None, optimizer: OptimizerFactory, seed: int
 ) -> SplitModel:
-    """A freshly initialised model; the same arguments give the same weights."""
+    """A freshly initialised model; the same arguments give the same weights.
+
+    Raises:
+        ValueError: Encoder, method and augmentation do not belong together.
+    """
     encoder = build_encoder(spec, derive_seed(seed, "encoder"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "heads"))
         objective = method(encoder, encoder.feature_dim, augment, optimizer)
+    objective.check_encoder(spec)
     return SplitModel(encoder, objective)

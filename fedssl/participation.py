@@ -23,7 +23,7 @@ class Cohort:
     Args:
         participants: Clients that train, in ascending order of id.
         dropped: Clients that were selected but could not be reached.
-        ineligible: Clients whose memory cannot hold the stage.
+        ineligible: Clients whose device cannot train any choice of the stage.
         unavailable: Clients whose device is switched off or out of reach at this time.
     """
 
@@ -75,16 +75,17 @@ class Participation:
         """A stage begins."""
         self.selector.begin_stage(stage.index)
 
-    def draw(self, round_: int, stage: Stage) -> Cohort:
+    def draw(self, round_: int, *choices: Stage) -> Cohort:
         """The clients of a round.
 
         Args:
             round_: Communication round, from 0.
-            stage: What they would have to hold.
+            choices: What they would have to hold: the first of them that their device can.
         """
-        holding = [c for c in range(self.num_clients) if not self.fleet or self.fleet.holds(c, stage)]
+        shares = {client: self.fitting(client, choices) for client in range(self.num_clients)}
+        holding = {client: stage for client, stage in shares.items() if stage}
         reachable = self._reachable(round_)
-        candidates = [self._candidate(client, stage) for client in holding if reachable[client]]
+        candidates = [self._candidate(client, stage) for client, stage in holding.items() if reachable[client]]
         rng = numpy_generator(self.seed, "cohort", round_)
         selected = self.selector.select(candidates, self.size, round_, rng)
         gone = rng.random(len(selected)) < self.dropout
@@ -94,6 +95,14 @@ class Participation:
             tuple(sorted(set(range(self.num_clients)) - set(holding))),
             tuple(client for client in holding if not reachable[client]),
         )
+
+    def fitting(self, client: int, choices: Sequence[Stage]) -> Stage | None:
+        """The first of the choices that a client's device can train; ``None`` if it can train none."""
+        return self.fleet.largest(client, choices) if self.fleet else choices[0]
+
+    def share(self, client: int, choices: Sequence[Stage]) -> Stage:
+        """The same, but the last of the choices if none fits."""
+        return self.fitting(client, choices) or choices[-1]
 
     def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
         """Tells the selector how the round went."""

@@ -149,6 +149,22 @@ class Shards(Partitioner):
         return [np.concatenate([shards[i] for i in hand]) for hand in hands]
 
 
+class WholeClasses(Partitioner):
+    """Every class goes to one client as a whole: the natural division of a text, whose classes are its speakers.
+
+    Classes are dealt out in random order, so that clients have as many of them up to one; in size they differ as much
+    as the classes do. LEAF (Caldas et al. 2018, arXiv 1812.01097) makes every speaker a client.
+    """
+
+    uses_labels = True
+
+    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        classes = rng.permutation(np.unique(labels))
+        if len(classes) < num_clients:
+            raise ValueError(f"{len(classes)} classes cannot be dealt out to {num_clients} clients: use IID")
+        return [np.flatnonzero(np.isin(labels, hand)) for hand in np.array_split(classes, num_clients)]
+
+
 class PowerLaw(Partitioner):
     """Random images, but sizes of clients proportional to rank^-exponent: the first client is the largest.
 

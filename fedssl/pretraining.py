@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from torch import Tensor, nn
 
+from fedssl.client_data import ClientData
 from fedssl.data import ImageData
-from fedssl.datasets import ImageSet
+from fedssl.export import export_encoder, export_text_encoder
 from fedssl.model import MethodFactory, SplitModel, build_model
 from fedssl.seeding import derive_seed, run_seed
 from fedssl.stopwatch import Stopwatch
-from layerwise import EncoderSpec, build_encoder
+from layerwise import CausalTransformerSpec, EncoderSpec, build_encoder
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
 
@@ -19,19 +23,20 @@ class Pretraining(EvaluatedModule):
 
     Args:
         encoder: The encoder to build.
-        method: The self-supervised objective.
-        augment: Makes two views of a batch of images; its mean and std also normalise images for evaluation.
+        method: The objective.
+        augment: Makes two views of a batch of images; its mean and std also normalise images for evaluation. ``None``
+            for text.
         optimizer: The optimizer of local (or centralised) training.
-        evaluation: Neighbours and probe.
+        evaluation: Neighbours and probe; a language model has none, its perplexity is evaluated.
         finetuning: Fine-tunes a copy in the final evaluation; ``None`` does not.
         seed: Seed of every random choice; ``None`` takes the run's.
     """
 
     def __init__(
         self,
-        encoder: EncoderSpec,
+        encoder: EncoderSpec | CausalTransformerSpec,
         method: MethodFactory,
-        augment: TwoViews,
+        augment: TwoViews | None,
         optimizer: OptimizerFactory,
         evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
         finetuning: FinetuneSettings | None = None,
@@ -40,6 +45,8 @@ class Pretraining(EvaluatedModule):
         seed = run_seed(seed)
         self._recipe = (encoder, method, augment, optimizer, seed)
         model = self.build()
+        if finetuning and not augment:
+            raise ValueError("finetuning classifies images: leave it out for text")
         super().__init__(model.encoder, evaluation, finetuning, seed)
         self.model = model
         self.augment = augment
@@ -56,11 +63,15 @@ class Pretraining(EvaluatedModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """As in training, without augmentation."""
-        return self.augment.plain(images)
+        return self.model.method.augment.plain(images)
 
     def classify(self, images: Tensor) -> Tensor | None:
         """Class scores of the classifier that was trained with the encoder, if the method has one."""
         return self.model.classify(images)
+
+    def nats(self, texts: Tensor) -> Tensor | None:
+        """Of every character that a language model predicts."""
+        return self.model.method.nats(self.model.encoder, texts)
 
     def on_validation_start(self) -> None:
         """Lightning's hook."""
@@ -80,35 +91,25 @@ class Pretraining(EvaluatedModule):
         self.on_validation_end()
 
     def random_init(self) -> nn.Module:
-        """The encoder before training, at the depth it has now."""
-        encoder = build_encoder(self._recipe[0], derive_seed(self.seed, "encoder"))
+        """An encoder at random initialisation, at the depth this one has now."""
+        encoder = build_encoder(replace(self._recipe[0], weights=None), derive_seed(self.seed, "encoder"))
         encoder.depth = self.model.encoder.depth
         return encoder
 
-    def prepare(self, data: ImageData) -> None:
+    def prepare(self, data: ImageData | ClientData) -> None:
         """Checks that the data fit the model; called before training starts.
 
         Raises:
             ValueError: They do not.
         """
-        self.check_images(data.eval_train)
-        self.check_images(data.pool)
+        for samples in (data.eval_test, data.pool):
+            samples.check_encoder(self.model.encoder.spec)
         self.model.method.check_labels(data.pool.labels)
 
-    def check_images(self, images: ImageSet) -> None:
-        """Compares images with what the encoder was built for.
-
-        Raises:
-            ValueError: Size or channels differ.
-        """
-        spec = self.model.encoder.spec
-        if images.image_size != spec.image_size:
-            raise ValueError(
-                f"{images.name} images have {images.image_size} pixels a side, the encoder expects "
-                f"{spec.image_size}: set --data.image_size {spec.image_size} or --model.encoder.image_size"
-            )
-        if images.channels != spec.in_channels:
-            raise ValueError(
-                f"{images.name} images have {images.channels} channels, the encoder expects "
-                f"{spec.in_channels}: set --data.channels {spec.in_channels} or --model.encoder.in_channels"
-            )
+    def export(self, folder: Path) -> None:
+        """Writes the encoder: images for timm, text for :class:`layerwise.CausalTransformerSpec`."""
+        encoder = self.model.encoder
+        if self.augment:
+            export_encoder(encoder, folder, list(self.augment.mean), list(self.augment.std))
+        else:
+            export_text_encoder(encoder, folder)

@@ -78,7 +78,7 @@ class RoundProgress(ProgressBar):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says that the online evaluation runs."""
         if self._progress:
-            self._progress.update(self._clients, description="kNN", note="")
+            self._progress.update(self._clients, description="evaluation", note="")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the display."""
@@ -94,7 +94,7 @@ class RoundProgress(ProgressBar):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Says that the final evaluation runs."""
         if self._enabled:
-            self._console.print("evaluating: kNN and linear probe", highlight=False)
+            self._console.print("evaluating", highlight=False)
 
     def _stop(self) -> None:
         if self._progress:
@@ -125,4 +125,6 @@ class RoundProgress(ProgressBar):
             parts += [f"loss {float(metrics['train/loss']):.3f}"]
         if "eval/knn_top1" in metrics:
             parts += [f"kNN {float(metrics['eval/knn_top1']):.1f} %"]
+        if "eval/perplexity" in metrics:
+            parts += [f"perplexity {float(metrics['eval/perplexity']):.2f}"]
         return ", ".join(parts)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fedssl.datasets import ImageSet
+from fedssl.datasets import SampleSet
 from fedssl.engine import Engine
 from fedssl.local_update import LocalUpdate
 from fedssl.messages import Failure, Result, Tensors, content_id, flatten
@@ -41,7 +41,7 @@ class Ranks(Engine):
         world_size: Number of processes.
     """
 
-    def __init__(self, local: LocalUpdate, clients: list[ImageSet], rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, local: LocalUpdate, clients: Sequence[SampleSet], rank: int = 0, world_size: int = 1) -> None:
         self._local = local
         self._clients = clients
         self._rank = rank

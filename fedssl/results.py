@@ -47,7 +47,7 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
         if server.participation.fleet:
             fleet = server.participation.fleet
             results["simulated_seconds"] = round(fleet.now, 3)
-            results["eligibility"] = [asdict(stage) for stage in fleet.eligibility(server.typical_stages())]
+            results["eligibility"] = [asdict(stage) for stage in fleet.eligibility(server.least_stages())]
     results |= evaluation_results(module)
     return results | {"wall_seconds": round(wall_seconds, 1), "versions": versions(), "commit": commit()}
 
@@ -58,6 +58,8 @@ def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
     for name, report in module.reports.items():
         prefix = "" if name == "encoder" else f"{name}_"
         results |= {prefix + key: value for key, value in report.as_dict().items()}
+    if module.perplexity:
+        results |= module.perplexity.as_dict() | {"test_characters": module.perplexity.characters}
     if module.classified:
         results["classifier_top1"] = module.classified.accuracy
         results["classifier_mean_per_class"] = module.classified.mean_per_class_accuracy
@@ -90,7 +92,7 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
     """A table for people: the representation, what it cost each device, where the files are."""
     console = console or Console()
     title = " ".join(str(results[key]) for key in ("scheme", "method", "encoder") if key in results)
-    console.print(_quality_table(results, title))
+    console.print(_language_table(results, title) if "perplexity" in results else _quality_table(results, title))
     if "down_bytes_per_client" in results:
         console.print(_cost_table(results))
     if "simulated_seconds" in results:
@@ -111,6 +113,15 @@ def _quality_table(results: dict[str, Any], title: str) -> Table:
     for label, key in (("trained classifier", "classifier"), ("fine-tuned", "finetuned")):
         if f"{key}_top1" in results:
             table.add_row(label, "", f"{results[f'{key}_top1']:.2f}", f"{results[f'{key}_mean_per_class']:.2f}", "")
+    return table
+
+
+def _language_table(results: dict[str, Any], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("perplexity a character", "bits a character", "held-out characters"):
+        table.add_column(column, justify="right")
+    found = (f"{results[key]:.3f}" for key in ("perplexity", "bits_per_character"))
+    table.add_row(*found, f"{results['test_characters']:,}")
     return table
 
 

@@ -11,15 +11,17 @@ from torch.optim import Optimizer
 from fedssl.aggregation import Aggregation
 from fedssl.calibration import Calibration
 from fedssl.checkpoints import check_same
-from fedssl.datasets import ImageSet
+from fedssl.datasets import SampleSet
+from fedssl.devices import fleet_stages
 from fedssl.intake import Intake, sample_update
 from fedssl.ledger import Ledger
 from fedssl.messages import Failure, Result, Task, Tensors, content_id, flatten, num_bytes
 from fedssl.model import SplitModel
 from fedssl.participation import Cohort, Participation
 from fedssl.round_report import RoundReport
-from fedssl.seeding import derive_seed, numpy_generator, torch_generator
+from fedssl.seeding import derive_seed, torch_generator
 from fedssl.selection import Outcome
+from fedssl.shares import check_untied, client_stage, typical_choices
 from fedssl.stopwatch import Stopwatch
 from layerwise import BlockPerturbation, Scheme, Stage, grew, renew, transfer_weights
 
@@ -62,7 +64,7 @@ class Server:
         aggregation: Aggregation,
         optimizer: Optimizer,
         calibration: Calibration | None,
-        auxiliary: ImageSet | None,
+        auxiliary: SampleSet | None,
         pace: BlockPerturbation | None,
         seed: int,
     ) -> None:
@@ -75,7 +77,8 @@ class Server:
         aggregation.check(participation, seed)
         self.model = model
         self.scheme = scheme
-        self.stages = scheme.stages(len(model.encoder.blocks), rounds)
+        self.stages = fleet_stages(scheme, len(model.encoder.blocks), rounds, participation.fleet)
+        check_untied(model, scheme, self.stages, participation, seed)
         self.participation = participation
         self.aggregation = aggregation
         self.optimizer = optimizer
@@ -94,7 +97,7 @@ class Server:
         self._holdings: dict[int, dict[str, str]] = {}
         self._ids: dict[str, str] = {}
         if participation.fleet:
-            participation.fleet.check(self.typical_stages())
+            participation.fleet.check(self.least_stages())
 
     @property
     def done(self) -> bool:
@@ -106,14 +109,15 @@ class Server:
         """The stage of the current round; after the last round, the last stage."""
         return self.stages[min(self._index, len(self.stages) - 1)]
 
-    def typical_stages(self) -> list[Stage]:
-        """The stages as some client gets them, which tells what they cost."""
-        return [self._typical(stage) for stage in self.stages]
+    def least_stages(self) -> list[Stage]:
+        """The stages as the clients with the smallest shares get them, which tells what they cost at least."""
+        return [typical_choices(self.scheme, stage, self.seed)[-1] for stage in self.stages]
 
     def begin_round(self) -> Cohort:
         """Grows the model if a stage begins, and draws this round's clients."""
         self._enter(self.stage)
-        self._cohort = self.participation.draw(self.round, self._typical(self.stage))
+        choices = typical_choices(self.scheme, self.stage, self.seed)
+        self._cohort = self.participation.draw(self.round, *choices)
         self._sent: dict[int, list[str]] = {}
         self._down_bytes: dict[int, int] = {}
         self._seconds: dict[int, float] = {}
@@ -122,7 +126,8 @@ class Server:
     def make_task(self, client_id: int) -> Task:
         """What this client gets: the active part, and the frozen parts that it does not hold yet."""
         held = self._holdings.setdefault(client_id, {})
-        stage = self.scheme.for_client(self.stage, numpy_generator(self.seed, "layers", self.round, client_id))
+        share = self.participation.share(client_id, typical_choices(self.scheme, self.stage, self.seed))
+        stage = client_stage(self.scheme, self.stage, share, client_id, self.round, self.seed)
         needed = {name: self._part_id(name) for name in self.model.frozen_names(stage)}
         missing = [name for name, content in needed.items() if held.get(name) != content]
         active, frozen = self.model.read(self.model.trained_names(stage)), self.model.read(missing)
@@ -171,6 +176,8 @@ class Server:
         with self.times("aggregation"):
             (step or self.optimizer.step)()
             self.optimizer.zero_grad(set_to_none=True)
+        for name in names:
+            self._ids.pop(name, None)
         self.participation.observe(self.round, outcomes)
         return self._end_round(intake)
 
@@ -271,10 +278,6 @@ class Server:
         """What the pace controller follows: the parameters of the trained stem and blocks."""
         names = [name for name in self.model.trained_names(self.stage) if name == "stem" or name.startswith("block.")]
         return [parameter for name in names for parameter in self.model.modules[name].parameters()]
-
-    def _typical(self, stage: Stage) -> Stage:
-        """A stage as some client gets it, which tells what it costs."""
-        return self.scheme.for_client(stage, numpy_generator(self.seed, "layers"))
 
     def _part_id(self, name: str) -> str:
         if name not in self._ids:

@@ -1,8 +1,10 @@
 """Encoders as layers, stages and schemes; what a stage costs."""
 
+from layerwise.causal_transformer import CausalTransformerSpec
 from layerwise.depth_dropout import check_alike, keep_layers
 from layerwise.encoder import EncoderSpec, StagedEncoder, build_encoder, timm_arguments
 from layerwise.growth import grew, renew, transfer_weights
+from layerwise.last_layers import LastLayers
 from layerwise.layer_cost import LayerShare, layer_shares
 from layerwise.live_bytes import LiveBytes, tensor_bytes
 from layerwise.meter import StepCost, StepMeter
@@ -10,12 +12,15 @@ from layerwise.pace import BlockPerturbation, PaceReading, block_perturbation, r
 from layerwise.paper_cost import PaperCost, paper_cost
 from layerwise.resnet import use_small_stem
 from layerwise.schemes import EndToEnd, LayerWise, Progressive, Scheme, reference_scheme, scheme_choices
+from layerwise.spec import StagedSpec
 from layerwise.stage import Stage, split_encoder
 
 __all__ = [
     "BlockPerturbation",
+    "CausalTransformerSpec",
     "EncoderSpec",
     "EndToEnd",
+    "LastLayers",
     "LayerShare",
     "LayerWise",
     "LiveBytes",
@@ -25,6 +30,7 @@ __all__ = [
     "Scheme",
     "Stage",
     "StagedEncoder",
+    "StagedSpec",
     "StepCost",
     "StepMeter",
     "block_perturbation",

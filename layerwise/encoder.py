@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import timm
 import torch
@@ -16,7 +17,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from layerwise.output_modules import output_modules, resnet_stand_ins, vit_stand_ins
+from layerwise.pretrained import load_pretrained
 from layerwise.resnet import split_resnet, use_small_stem
+from layerwise.spec import StagedSpec
 from layerwise.vit import split_vit
 
 VIT_MODULES = ("vision_transformer", "deit", "vision_transformer_hybrid")
@@ -24,8 +27,8 @@ VIT_MODULES = ("vision_transformer", "deit", "vision_transformer_hybrid")
 
 
 @dataclass(frozen=True)
-class EncoderSpec:
-    """What to build; enough to build it again anywhere.
+class EncoderSpec(StagedSpec):
+    """An image encoder of timm.
 
     Args:
         name: A timm Vision Transformer or ResNet, for example ``vit_tiny_patch16_224`` or ``resnet18``.
@@ -39,7 +42,12 @@ class EncoderSpec:
             ``convolution``: a light stand-in for every missing block, in front of the tail (SmartFreeze).
         stem: ``timm`` is the model's own. ``small`` is for ResNets on small images: a 3x3 convolution of stride 1 in
             place of the 7x7 one of stride 2, and no pooling (the ResNets of SmartFreeze's authors).
+        weights: File or folder of pretrained weights (:func:`layerwise.pretrained.load_pretrained`), such as the
+            ``encoder`` folder of a run; ``None`` initialises at random. They replace ``position`` too.
     """
+
+    modality: ClassVar[str] = "images"
+    input_dtype: ClassVar[torch.dtype] = torch.float32
 
     name: str = "vit_tiny_patch16_224"
     image_size: int = 32
@@ -48,6 +56,7 @@ class EncoderSpec:
     options: dict[str, Any] = field(default_factory=dict)
     output: Literal["linear", "convolution"] = "linear"
     stem: Literal["timm", "small"] = "timm"
+    weights: str | None = None
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
@@ -67,11 +76,31 @@ class EncoderSpec:
         if taken:
             raise ValueError(f"options must not hold {', '.join(taken)}: set image_size and in_channels")
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return self.in_channels, self.image_size, self.image_size
+
+    def build(self) -> StagedEncoder:
+        """A timm model, taken apart.
+
+        Raises:
+            FileNotFoundError: There are no pretrained weights where the spec says.
+            ValueError: The model is neither a ViT nor a ResNet, an option is unknown to it, or the image size does not
+                fit its patches; or pretrained weights are of another network.
+        """
+        model = _create_timm_model(self)
+        if type(model) is VisionTransformer:
+            return _stage_vit(model, self)
+        if isinstance(model, ResNet):
+            return _stage_resnet(model, self)
+        raise ValueError(f"{self.name!r} is a {type(model).__name__}; a timm VisionTransformer or ResNet is needed")
+
 
 class StagedEncoder(nn.Module):
     """An encoder whose blocks can be present or absent.
 
-    The parts are ``stem`` (patch or convolution embedding), ``blocks`` and ``tail`` (final norm and pooling), and two
+    The parts are ``stem`` (the embedding), ``blocks`` and ``tail`` (final norm and pooling), and two
     temporary ones with one entry a block, of which a stage uses the entry of its newest block: ``outputs`` in front of
     the tail (stand-ins for the missing blocks, SmartFreeze; entries share them) and ``reshape`` behind it (the linear
     layer that maps a narrower intermediate output to the final feature width, as LW-FedSSL section 4 does for
@@ -79,9 +108,9 @@ class StagedEncoder(nn.Module):
 
     Args:
         spec: What was built.
-        stem: Maps images (B, C, H, W) to the first block's input.
+        stem: Maps the input to the first block's input.
         blocks: The layers that a scheme adds one by one.
-        tail: Maps any block's output to features (B, D_i).
+        tail: Maps any block's output to features (B, D_i), or (B, T, D_i) of a text.
         widths: D_i, the feature width after each block.
         stand_ins: For every block but the first; none for ``output="linear"``.
 
@@ -91,7 +120,7 @@ class StagedEncoder(nn.Module):
 
     def __init__(
         self,
-        spec: EncoderSpec,
+        spec: StagedSpec,
         stem: nn.Module,
         blocks: list[nn.Module],
         tail: nn.Module,
@@ -112,16 +141,16 @@ class StagedEncoder(nn.Module):
         )
         self.depth = len(blocks)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """Features of the first ``depth`` blocks, without the temporary modules.
 
         Args:
-            images: Normalised images (B, C, H, W).
+            inputs: Normalised images (B, C, H, W), or indices of characters (B, T).
 
         Returns:
-            Features (B, D) with D the width after block ``depth``.
+            Features (B, D) of images, (B, T, D) of texts, with D the width after block ``depth``.
         """
-        hidden = self.stem(images)
+        hidden = self.stem(inputs)
         for block in self.blocks[: self.depth]:
             hidden = block(hidden)
         return self.tail(hidden)
@@ -136,21 +165,16 @@ class StagedEncoder(nn.Module):
         return parts
 
 
-def build_encoder(spec: EncoderSpec, seed: int) -> StagedEncoder:
-    """Builds a freshly initialised encoder; the same spec and seed give the same weights.
+def build_encoder(spec: StagedSpec, seed: int) -> StagedEncoder:
+    """Builds an encoder, freshly initialised or pretrained; the same spec and seed give the same weights.
 
     Raises:
-        ValueError: The model is neither a ViT nor a ResNet, an option is unknown to it, or the image size
-            does not fit its patches.
+        FileNotFoundError: There are no pretrained weights where the spec says.
+        ValueError: The spec cannot be built, or pretrained weights are of another network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        model = _create_timm_model(spec)
-        if type(model) is VisionTransformer:
-            return _stage_vit(model, spec)
-        if isinstance(model, ResNet):
-            return _stage_resnet(model, spec)
-    raise ValueError(f"{spec.name!r} is a {type(model).__name__}; a timm VisionTransformer or ResNet is needed")
+        return spec.build()
 
 
 def timm_arguments(spec: EncoderSpec) -> dict[str, Any]:
@@ -174,6 +198,8 @@ def _stage_vit(model: VisionTransformer, spec: EncoderSpec) -> StagedEncoder:
     _check_patches(model, spec.image_size)
     if spec.position == "sincos":
         _set_sincos(model)
+    if spec.weights:
+        load_pretrained(model, Path(spec.weights))
     stem, blocks, tail, widths = split_vit(model)
     stand_ins = vit_stand_ins(model, len(blocks)) if spec.output == "convolution" else []
     return StagedEncoder(spec, stem, blocks, tail, widths, stand_ins)
@@ -184,6 +210,8 @@ def _stage_resnet(model: ResNet, spec: EncoderSpec) -> StagedEncoder:
         raise ValueError(f"position 'sincos' needs a ViT, {spec.name!r} has no position embedding")
     if spec.stem == "small":
         use_small_stem(model, spec.in_channels)
+    if spec.weights:
+        load_pretrained(model, Path(spec.weights))
     stem, blocks, tail, widths = split_resnet(model)
     stand_ins = resnet_stand_ins(blocks, widths) if spec.output == "convolution" else []
     return StagedEncoder(spec, stem, blocks, tail, widths, stand_ins)

@@ -126,16 +126,16 @@ def paper_round_costs(
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}")
     parts = part_costs(encoder)
-    head = sum(head_costs(heads, encoder.feature_dim).values(), PartCost())
+    head = sum(head_costs(heads, *encoder.spec.positions, encoder.feature_dim).values(), PartCost())
     return [_round_cost(parts, head, stage, local_epochs * views, downloads_all) for stage in stages]
 
 
 def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:
-    """Costs of the parts of ``encoder``, by name, for one image of its spec's size."""
+    """Costs of the parts of ``encoder``, by name, for one image or text of its spec's size."""
     shadow, spec, run = _on_meta(encoder), encoder.spec, _run_once_each()
     macs: dict[str, int] = {}
-    image = torch.empty(1, spec.in_channels, spec.image_size, spec.image_size, device="meta")
-    macs["stem"], hidden = run(shadow.stem, image)
+    sample = torch.empty(1, *spec.input_shape, dtype=spec.input_dtype, device="meta")
+    macs["stem"], hidden = run(shadow.stem, sample)
     if isinstance(shadow.tail, ViTTail):
         hidden = hidden[:, shadow.tail.prefix_tokens :]
     for i, block in enumerate(shadow.blocks):
@@ -147,9 +147,9 @@ def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:
     return {name: PartCost(macs[name], _state_size(part)) for name, part in encoder.parts().items()}
 
 
-def head_costs(heads: Mapping[str, nn.Module], feature_dim: int) -> dict[str, PartCost]:
-    """Costs of the heads, by name, chained behind features (1, feature_dim)."""
-    hidden = torch.empty(1, feature_dim, device="meta")
+def head_costs(heads: Mapping[str, nn.Module], *feature_shape: int) -> dict[str, PartCost]:
+    """Costs of the heads, by name, chained behind features (1, *feature_shape)."""
+    hidden = torch.empty(1, *feature_shape, device="meta")
     costs = {}
     for name, head in heads.items():
         macs, hidden = _run(_on_meta(head), hidden)

@@ -25,9 +25,13 @@ class Scheme(ABC):
             over (the paper is silent; carried over is our reading).
         layer_budget: Most blocks that a client holds; the others are left out by a draw for each client and round
             (depth dropout, see :func:`layerwise.depth_dropout.keep_layers`). ``None`` leaves out none.
+
+    Attributes:
+        offers_choices: Whether clients may train different layers of a stage, as their devices can.
     """
 
     name: str
+    offers_choices = False
 
     def __init__(
         self,
@@ -71,8 +75,16 @@ class Scheme(ABC):
         if self.layer_budget is not None:
             check_alike(encoder)
 
+    def depths(self, num_blocks: int) -> list[int]:
+        """Depths that the fleet chooses one of, ascending: the encoder's own."""
+        return [num_blocks]
+
+    def choices(self, stage: Stage) -> list[Stage]:
+        """What a client may train of a stage, the most first; its device decides. By default all or nothing."""
+        return [stage]
+
     def for_client(self, stage: Stage, rng: np.random.Generator) -> Stage:
-        """What one client holds and trains of a stage; the stage itself without a layer budget.
+        """What one client holds of its choice; all of it without a layer budget.
 
         All draws for a stage have equally many blocks, so that any of them tells what it costs.
         """

@@ -1,4 +1,4 @@
-"""A Lightning module that can be validated (kNN) and tested (the whole evaluation)."""
+"""A Lightning module that can be validated (kNN, or perplexity of text) and tested (the whole evaluation)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from linear_eval.evaluate import EvaluationReport, EvaluationSettings, evaluate_
 from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
 from linear_eval.metrics import ClassificationMetrics, classification_metrics
+from linear_eval.perplexity import Perplexity
 
 LOGGED = ("knn_top1", "linear_top1", "linear_mean_per_class", "feature_std", "rankme")
 
 
 class EvaluatedModule(LightningModule):
-    """Evaluates ``encoder`` on labelled images, in one pass of features.
+    """Evaluates ``encoder`` on labelled images, in one pass of features, or a language model on held-out text.
 
-    The data module must give two loaders of (uint8 images (B, C, H, W), labels (B,)): for ``validate`` the
+    For images the data module must give two loaders of (uint8 images (B, C, H, W), labels (B,)): for ``validate`` the
     bank and the queries of kNN, both cut from the training split; for ``test`` the training and the test
-    split. It must have ``num_classes``, and for fine-tuning the data sets ``eval_train`` and ``eval_test``.
+    split. It must have ``num_classes``, and for fine-tuning the data sets ``eval_train`` and ``eval_test``. For text
+    it must give one loader of (texts (B, T + 1), anything); kNN, probes and fine-tuning do not apply.
 
     Args:
         encoder: Maps normalised images to features (B, D).
@@ -35,6 +37,7 @@ class EvaluatedModule(LightningModule):
             ``random_init``.
         classified: After ``test``: what :meth:`classify` makes of the test images, if it makes anything.
         finetuned: After ``test``: the fine-tuned accuracy, if asked for.
+        perplexity: After ``test``: how well the text is predicted, if :meth:`nats` says so.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class EvaluatedModule(LightningModule):
         self.reports: dict[str, EvaluationReport] = {}
         self.classified: ClassificationMetrics | None = None
         self.finetuned: ClassificationMetrics | None = None
+        self.perplexity: Perplexity | None = None
 
     @abstractmethod
     def normalize(self, images: Tensor) -> Tensor:
@@ -61,6 +65,13 @@ class EvaluatedModule(LightningModule):
         """Class scores (B, classes) of normalised images by a classifier that was trained with the encoder.
 
         ``None``: there is no such classifier.
+        """
+        return None
+
+    def nats(self, texts: Tensor) -> Tensor | None:
+        """Negative log-likelihood (N,) of every character that a language model predicts in texts (B, T + 1).
+
+        ``None``: there is no language model, features are evaluated.
         """
         return None
 
@@ -77,7 +88,10 @@ class EvaluatedModule(LightningModule):
         self._collect(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``eval/knn_top1``, ``eval/feature_std`` and ``eval/rankme``."""
+        """Logs ``eval/knn_top1``, ``eval/feature_std`` and ``eval/rankme``; of text what :class:`Perplexity` has."""
+        if self._collected.perplexity.characters:
+            self._log_perplexity()
+            return
         bank, query = self._collected.features("encoder")
         report = knn_report(bank, query, self._num_classes(), self.evaluation)
         self.log_dict({f"eval/{key}": value for key, value in report.items()})
@@ -96,7 +110,10 @@ class EvaluatedModule(LightningModule):
         self._collect(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Fills :attr:`reports` and logs them as ``eval/...`` and ``eval/random_init_...``."""
+        """Fills :attr:`reports` and logs them as ``eval/...`` and ``eval/random_init_...``; or :attr:`perplexity`."""
+        if self._collected.perplexity.characters:
+            self.perplexity = self._log_perplexity()
+            return
         for name in self._collected.encoders:
             train, test = self._collected.features(name)
             self.reports[name] = evaluate_features(train, test, self._num_classes(), self.evaluation)
@@ -109,11 +126,20 @@ class EvaluatedModule(LightningModule):
             self.log("eval/finetuned_top1", self.finetuned.accuracy)
 
     def _collect(self, batch: Any, loader: int) -> None:
+        nats = self.nats(batch[0])
+        if nats is not None:
+            self._collected.perplexity += nats
+            return
         images = self.normalize(batch[0])
         self._collected.add(images, batch[1], loader)
         scores = self.classify(images) if loader == 1 else None
         if scores is not None:
             self._collected.predicted.append(scores.argmax(dim=1))
+
+    def _log_perplexity(self) -> Perplexity:
+        perplexity = self._collected.perplexity
+        self.log_dict({f"eval/{key}": value for key, value in perplexity.as_dict().items()})
+        return perplexity
 
     def _classified(self) -> ClassificationMetrics | None:
         """Logs the trained classifier's accuracy on loader 1, if there is one."""
@@ -147,11 +173,15 @@ class EvaluatedModule(LightningModule):
 
 
 class _Collected:
-    """Features of several encoders over two loaders, and predicted classes of the second, gathered batch by batch."""
+    """Gathered batch by batch: features of several encoders over two loaders and predicted classes of the second.
+
+    Or the likelihood of text.
+    """
 
     def __init__(self, encoders: dict[str, nn.Module]) -> None:
         self.encoders = encoders
         self.predicted: list[Tensor] = []
+        self.perplexity = Perplexity()
         self._x: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in encoders}
         self._y: tuple[list[Tensor], list[Tensor]] = ([], [])
 

@@ -2,6 +2,7 @@
 
 from ssl_methods.augment import DigitsViews, MedicalViews, NaturalViews, TwoViews
 from ssl_methods.byol import BYOL
+from ssl_methods.language_modelling import LanguageModelling
 from ssl_methods.losses import info_nce, nt_xent
 from ssl_methods.method import Inputs, Method, OptimizerFactory, StepOutput
 from ssl_methods.moco_v3 import MoCoV3
@@ -14,6 +15,7 @@ __all__ = [
     "BYOL",
     "DigitsViews",
     "Inputs",
+    "LanguageModelling",
     "MedicalViews",
     "Method",
     "MoCoV3",

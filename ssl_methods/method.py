@@ -36,9 +36,9 @@ class Method(LightningModule):
     """An objective over ``backbone``; it knows nothing of clients, stages or rounds.
 
     Used alone it is an ordinary Lightning module whose batches are (uint8 images (B, C, H, W), labels (B,)), or images
-    only where no labels are needed. For layer-wise training :meth:`attach` puts a frozen ``prefix`` in front: it runs
-    without gradient, and every branch and further loss term starts from its output. That is exact, because frozen
-    layers are the same in every branch.
+    only where no labels are needed; where text is trained on, pieces (B, T + 1) take their place. For layer-wise
+    training :meth:`attach` puts a frozen ``prefix`` in front: it runs without gradient, and every branch and further
+    loss term starts from its output. That is exact, because frozen layers are the same in every branch.
 
     Args:
         backbone: Maps images, or the prefix's output, to features (B, feature_dim).
@@ -46,16 +46,27 @@ class Method(LightningModule):
         augment: Makes two views of a batch of images.
         optimizer: Makes an optimizer for a list of parameters.
 
+    Raises:
+        ValueError: There is no ``augment``.
+
     Attributes:
+        modality: What it is trained on, ``images`` or ``text``.
         loss_terms: Further losses of a step, functions of (prefix outputs, step output).
         generator: Source of the augmentation's random numbers.
         views_in_paper: Views of a sample that LW-FedSSL's resource figures count.
     """
 
+    modality: ClassVar[str] = "images"
     views_in_paper: ClassVar[int]
 
-    def __init__(self, backbone: nn.Module, feature_dim: int, augment: TwoViews, optimizer: OptimizerFactory) -> None:
+    def __init__(
+        self, backbone: nn.Module, feature_dim: int, augment: TwoViews | None, optimizer: OptimizerFactory
+    ) -> None:
         super().__init__()
+        if augment is None:
+            raise ValueError(
+                f"{type(self).__name__} trains on views of images: set augment, to NaturalViews for example"
+            )
         self.prefix: nn.Module = nn.Sequential()
         self.backbone = backbone
         self.feature_dim = feature_dim
@@ -82,8 +93,22 @@ class Method(LightningModule):
         """Loss of what :meth:`inputs` made, further loss terms included."""
 
     @abstractmethod
-    def example_inputs(self, shape: tuple[int, int, int, int]) -> Inputs:
-        """Tensors without meaningful values, as :meth:`inputs` makes them of images of this shape."""
+    def example_inputs(self, shape: tuple[int, ...]) -> Inputs:
+        """Tensors without meaningful values, as :meth:`inputs` makes them for an encoder whose input has this shape."""
+
+    def check_encoder(self, spec: Any) -> None:
+        """Whether the objective can train an encoder.
+
+        Args:
+            spec: What the encoder was built from; has ``name`` and ``modality``.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if spec.modality != self.modality:
+            raise ValueError(
+                f"{type(self).__name__} trains on {self.modality}, but the encoder {spec.name} is for {spec.modality}"
+            )
 
     def check_labels(self, labels: Tensor) -> None:
         """Whether the objective can be trained with these labels; by default any will do.
@@ -94,6 +119,15 @@ class Method(LightningModule):
 
     def classify(self, features: Tensor) -> Tensor | None:
         """Class scores (B, classes) of features (B, feature_dim); ``None`` if the objective trains no classifier."""
+        return None
+
+    def nats(self, encoder: nn.Module, samples: Tensor) -> Tensor | None:
+        """Negative log-likelihood (N,) of what the objective predicts of samples; ``None`` if it is no likelihood.
+
+        Args:
+            encoder: The whole encoder.
+            samples: As in training.
+        """
         return None
 
     def attach(self, prefix: nn.Module, backbone: nn.Module) -> None:

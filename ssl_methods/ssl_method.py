@@ -47,7 +47,7 @@ class SSLMethod(Method):
         """Two views (B, C, H, W)."""
         return self.augment(images, self.generator)
 
-    def example_inputs(self, shape: tuple[int, int, int, int]) -> Views:
+    def example_inputs(self, shape: tuple[int, ...]) -> Views:
         """Two views without meaningful values."""
         return torch.empty(shape), torch.empty(shape)
 

@@ -51,7 +51,7 @@ class Supervised(Method):
         """One view (B, C, H, W) and the labels (B,)."""
         return self.augment.first(images, self.generator), labels
 
-    def example_inputs(self, shape: tuple[int, int, int, int]) -> Inputs:
+    def example_inputs(self, shape: tuple[int, ...]) -> Inputs:
         """A view without meaningful values, and labels of the first class."""
         return torch.empty(shape), torch.zeros(shape[0], dtype=torch.long)
 

@@ -20,6 +20,18 @@ TINY_FEDERATION = [
     "--data.clients=3",
 ]
 
+# A language model of seconds.
+TINY_TEXT = [
+    "--model.encoder.context=32",
+    "--model.encoder.depth=2",
+    "--model.encoder.width=16",
+    "--model.encoder.heads=2",
+    "--model.rounds=2",
+    "--data.context=32",
+    "--data.clients=3",
+    "--trainer.check_val_every_n_epoch=1",
+]
+
 
 def environment() -> dict[str, str]:
     """One thread for each process, so that results do not depend on the machine's cores."""

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from shrunk import ROOT, TINY, TINY_FEDERATION
+from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT
 
 from fedssl.cli import main
 
@@ -25,8 +25,18 @@ SUPERVISED = [
     "--trainer.check_val_every_n_epoch=1",
 ]
 OWN = {
+    "caff": [
+        "--model.encoder.options={patch_size: 4, depth: 2, embed_dim: 16, num_heads: 2, global_pool: avg}",
+        "--model.scheme.depths=[1, 2]",
+        "--model.rounds=2",
+        "--model.batch_size=8",
+        "--data.train_images=90",
+        "--data.partition=IID",
+        "--trainer.check_val_every_n_epoch=1",
+    ],
     "fll": [*TINY_FEDERATION, "--model.scheme.layer_budget=2"],
     "fedhybrid": [*TINY_FEDERATION, "--data.clients=6"],
+    "pretrain_tiny_lm": TINY_TEXT,
     "progfed": [*SUPERVISED, "--model.rounds=11"],
     "smartfreeze": [*SUPERVISED, "--model.rounds=8", "--model.participation=2"],
 }
@@ -78,5 +88,5 @@ def test_it_runs(path: Path, tmp_path: Path) -> None:
         return
     main(["fit", *command, "--trainer.logger=false"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert results["linear_top1"] > 0
+    assert results["perplexity" if OWN.get(path.stem) is TINY_TEXT else "linear_top1"] > 0
     assert ("finetuned_top1" in results) == (path.parent.name == "paper")

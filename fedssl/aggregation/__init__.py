@@ -7,6 +7,7 @@ from fedssl.aggregation.private_mean import PrivateMean
 from fedssl.aggregation.rule import Aggregation
 from fedssl.aggregation.straggler_mean import StragglerMean
 from fedssl.aggregation.trimmed_mean import TrimmedMean
+from fedssl.aggregation.unchanged_mean import UnchangedMean
 from fedssl.aggregation.weighted_mean import WeightedMean
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "PrivateMean",
     "StragglerMean",
     "TrimmedMean",
+    "UnchangedMean",
     "WeightedMean",
 ]

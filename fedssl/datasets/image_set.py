@@ -1,67 +1,57 @@
 """Labelled or unlabelled images as uint8 tensors of one square size, in memory or decoded when asked for."""
 
-import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from fedssl.datasets.paths import PackedPaths
 from fedssl.datasets.pixels import read_image
+from fedssl.datasets.sample_set import SampleSet
 
 DECODE_BLOCK = 8
 
 
-class ImageSet(Dataset, ABC):
+class ImageSet(SampleSet):
     """Images of one square size with integer labels.
 
-    A set is a list of rows into a storage that it may share with other sets, so that ``subset`` copies
-    no pixels: a federation of a thousand clients holds every image once.
-
     Attributes:
-        name: The data set's name.
-        labels: Class of each image, int64 (N,); -1 where there is none.
-        classes: Names of the classes, in the order of the labels; empty for unlabelled data.
         image_size: Height and width in pixels.
         channels: 1 (grey) or 3 (RGB).
-        in_memory: Whether the pixels are held in memory.
     """
 
-    in_memory: ClassVar[bool]
+    modality = "images"
 
     def __init__(self, name: str, labels: Tensor, classes: Sequence[str], image_size: int, channels: int) -> None:
-        self.name = name
-        self.labels = labels.to(torch.int64)
-        self.classes = tuple(classes)
+        super().__init__(name, labels, classes)
         self.image_size = image_size
         self.channels = channels
-        self.rows = torch.arange(len(labels))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One image, uint8 (C, H, W), and its label (-1 without one)."""
-        return self._read(self.rows[index].reshape(1))[0], int(self.labels[index])
-
-    def gather(self, indices: Tensor) -> Tensor:
-        """Returns the images at ``indices`` (B,) as one new uint8 tensor (B, C, H, W)."""
-        return self._read(self.rows[indices])
-
-    def subset(self, indices: Tensor) -> Self:
-        """Returns the images at ``indices`` (B,), in that order, as a set that shares this one's storage."""
-        part = copy.copy(self)
-        part.rows, part.labels = self.rows[indices], self.labels[indices]
-        return part
 
     def __repr__(self) -> str:
         images = f"{len(self)} images of {self.channels}x{self.image_size}x{self.image_size}"
         return f"{type(self).__name__}({self.name!r}, {images}, {len(self.classes)} classes)"
+
+    def check_encoder(self, spec: Any) -> None:
+        """Compares size and channels.
+
+        Raises:
+            ValueError: They differ.
+        """
+        super().check_encoder(spec)
+        if self.image_size != spec.image_size:
+            raise ValueError(
+                f"{self.name} images have {self.image_size} pixels a side, the encoder expects "
+                f"{spec.image_size}: set --data.image_size {spec.image_size} or --model.encoder.image_size"
+            )
+        if self.channels != spec.in_channels:
+            raise ValueError(
+                f"{self.name} images have {self.channels} channels, the encoder expects "
+                f"{spec.in_channels}: set --data.channels {spec.in_channels} or --model.encoder.in_channels"
+            )
 
     @abstractmethod
     def _read(self, rows: Tensor) -> Tensor:

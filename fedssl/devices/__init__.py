@@ -1,7 +1,9 @@
 """Which devices the clients have, what fits them, and a virtual clock."""
 
 from fedssl.devices.deadline import Deadline
+from fedssl.devices.depth import choose_depth, fleet_stages, trained_layers
 from fedssl.devices.fleet import Delivery, Eligibility, Fleet
+from fedssl.devices.limits import Shortage, shortage
 from fedssl.devices.profile import DeviceProfile
 from fedssl.devices.sources import DeviceClasses, DeviceFile, DeviceSource, RandomDevices
 
@@ -15,4 +17,9 @@ __all__ = [
     "Eligibility",
     "Fleet",
     "RandomDevices",
+    "Shortage",
+    "choose_depth",
+    "fleet_stages",
+    "shortage",
+    "trained_layers",
 ]

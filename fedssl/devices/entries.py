@@ -38,8 +38,8 @@ def parse_entries(entries: Sequence[Mapping[str, Any]]) -> list[DeviceEntry]:
 
     Args:
         entries: Each with any of the keys ``name``, ``memory``, ``macs_per_second``, ``download``, ``upload``,
-            ``availability``, and ``count`` or ``share``; an empty value is a missing one. What is missing has no
-            limit, takes no time, is always available and occurs once.
+            ``upload_limit``, ``macs_limit``, ``availability``, and ``count`` or ``share``; an empty value is a missing
+            one. What is missing has no limit, takes no time, is always available and occurs once.
 
     Raises:
         ValueError: A key is unknown or a value impossible; some entries have a share and some do not; or shares do not
@@ -121,6 +121,8 @@ FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "macs_per_second": ("macs_per_second", parse_number),
     "download": ("down_bytes_per_second", parse_rate),
     "upload": ("up_bytes_per_second", parse_rate),
+    "upload_limit": ("upload_limit_bytes", parse_bytes),
+    "macs_limit": ("macs_limit", parse_number),
     "availability": ("availability", parse_availability),
 }
 NUMBERS: dict[str, Callable[[Any], Any]] = {"count": _parse_count, "share": _parse_share}

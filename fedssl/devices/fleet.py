@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from fedssl.devices.deadline import Deadline
+from fedssl.devices.limits import Shortage, shortage
 from fedssl.devices.profile import DeviceProfile
 from fedssl.messages import Failure, Result, num_bytes
 from fedssl.planning.forecast import Forecast
@@ -33,7 +35,7 @@ class Eligibility:
     Args:
         stage: Its index.
         need_bytes: Peak memory of a local step, of the client with the largest batches.
-        eligible: Clients whose device has the memory that their own batches need.
+        eligible: Clients whose device has the memory that their own batches need, and meets its other limits.
         clients: All clients.
         images: Share of all images that the eligible clients hold.
     """
@@ -46,7 +48,7 @@ class Eligibility:
 
     def __str__(self) -> str:
         missing = self.clients - self.eligible
-        why = f"; {missing} have less memory" if missing else ""
+        why = f"; {missing} have less memory or tighter limits" if missing else ""
         return (
             f"stage {self.stage + 1} needs {format_bytes(self.need_bytes)}: {self.eligible} of {self.clients} devices "
             f"can take part, with {self.images:.0%} of the images{why}"
@@ -89,20 +91,27 @@ class Fleet:
         """Makes sure that every stage fits on some device.
 
         Raises:
-            ValueError: One fits nowhere; the message has the missing bytes.
+            ValueError: One fits nowhere; the message has what is missing.
         """
         for stage in stages:
-            misses = [self._need(client, stage) - p.memory_bytes for client, p in enumerate(self.profiles)]
-            if min(misses) > 0:
+            least = min(self.shortage(client, stage) for client in range(len(self.profiles)))
+            if least:
                 raise ValueError(
                     f"no device can hold stage {stage.index + 1}: the one that comes nearest lacks "
-                    f"{format_bytes(min(misses))}; use a smaller batch, fewer blocks a stage or other devices"
+                    f"{least}; use a smaller batch, fewer blocks a stage or other devices"
                 )
 
     def holds(self, client: int, stage: Stage) -> bool:
-        """Whether a client's memory suffices for a stage."""
-        memory = self.profiles[client].memory_bytes
-        return memory == float("inf") or self._need(client, stage) <= memory
+        """Whether a client's memory suffices for a stage, and its limits of upload and operations do."""
+        return not self.profiles[client].limited or not self.shortage(client, stage)
+
+    def shortage(self, client: int, stage: Stage) -> Shortage:
+        """What a client's device lacks for a round of a stage."""
+        return shortage(self._forecast(stage, self._images[client]), self.profiles[client])
+
+    def largest(self, client: int, choices: Sequence[Stage]) -> Stage | None:
+        """The first of the choices that a client's device can train; ``None`` if it can train none."""
+        return next((stage for stage in choices if self.holds(client, stage)), None)
 
     def reachable(self, rng: np.random.Generator) -> list[bool]:
         """Which devices can be reached now."""

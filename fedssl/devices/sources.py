@@ -41,9 +41,9 @@ class DeviceClasses(DeviceSource):
 
     Args:
         classes: Each with any of ``name``, ``memory`` ("512MiB"), ``macs_per_second``, ``download`` and ``upload``
-            (bytes a second, or "20 Mbit/s"), ``availability`` (a probability, or a list that splits the day into
-            equal parts), and ``count`` (clients) or ``share`` (fraction of the clients). The first clients have the
-            first class.
+            (bytes a second, or "20 Mbit/s"), ``upload_limit`` ("5MiB" a round), ``macs_limit`` (a round),
+            ``availability`` (a probability, or a list that splits the day into equal parts), and ``count`` (clients) or
+            ``share`` (fraction of the clients). The first clients have the first class.
 
     Raises:
         ValueError: A key is unknown, a value impossible, or shares do not add up to 1.

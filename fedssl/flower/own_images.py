@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from fedssl.data import FederatedData, Federation
+from fedssl.client_data import Federation
+from fedssl.data import FederatedData
 from fedssl.datasets import ImageSet
 from fedssl.federated import FederatedSSL
 

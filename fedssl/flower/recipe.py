@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import yaml
+from pytorch_lightning import LightningDataModule
 from pytorch_lightning.cli import LightningArgumentParser
 
-from fedssl.data import FederatedData, ImageData
+from fedssl.client_data import ClientData
 from fedssl.federated import FederatedSSL
 from linear_eval import EvaluatedModule
 
@@ -26,7 +27,7 @@ class Recipe:
     """
 
     module: FederatedSSL
-    data: FederatedData
+    data: ClientData
     mixed_precision: bool
 
     def autocast(self, device: torch.device) -> torch.autocast:
@@ -44,9 +45,9 @@ def write_recipe(config: dict[str, Any]) -> str:
         ValueError: It is no federated run.
     """
     recipe = {key: copy.deepcopy(config[key]) for key in ("model", "data")}
-    for key, name in (("model", "FederatedSSL"), ("data", "FederatedData")):
+    for key, name in (("model", "FederatedSSL"), ("data", "FederatedData or FederatedText")):
         if "init_args" not in recipe[key]:
-            raise ValueError(f"{key} must be a {name} or a class derived from it")
+            raise ValueError(f"{key} must be {name} or a class derived from it")
         if recipe[key]["init_args"].get("seed") is None:
             recipe[key]["init_args"]["seed"] = config["seed_everything"]
     recipe["model"]["init_args"].pop("aggregation", None)
@@ -66,6 +67,6 @@ def read_recipe(text: str, data_root: str | None = None) -> Recipe:
         recipe["data"]["init_args"]["root"] = data_root
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(EvaluatedModule, "model", subclass_mode=True)
-    parser.add_lightning_class_args(ImageData, "data", subclass_mode=True)
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     built = parser.instantiate_classes(parser.parse_object(recipe))
     return Recipe(built.model, built.data, precision == "bf16-mixed")

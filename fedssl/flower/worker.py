@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
+from fedssl.client_data import ClientData
 from fedssl.data import FederatedData
-from fedssl.datasets import ImageSet, load_images
+from fedssl.datasets import SampleSet, load_images
 from fedssl.flower.cache import ClientCache
 from fedssl.flower.node import Node
 from fedssl.flower.own_images import OwnImages
@@ -59,7 +60,7 @@ class Worker:
         """The worker of a run; it is built once in a process."""
         return _worker(recipe, node.data_root)
 
-    def images(self, node: Node) -> ImageSet:
+    def images(self, node: Node) -> SampleSet:
         """The node's own images, or its share of the run's data set.
 
         Raises:
@@ -67,7 +68,7 @@ class Worker:
         """
         data = self._recipe.data
         images = _own_images(data, node.images) if node.images else self._share(data, node.client_id)
-        self._recipe.module.check_images(images)
+        images.check_encoder(self._recipe.module.model.encoder.spec)
         return images
 
     def train(self, task: Task, node: Node, cache: ClientCache) -> Result | Failure:
@@ -83,7 +84,7 @@ class Worker:
             cache.remember(task.round, state)
         return result
 
-    def _share(self, data: FederatedData, client_id: int) -> ImageSet:
+    def _share(self, data: ClientData, client_id: int) -> SampleSet:
         if isinstance(data, OwnImages):
             raise ValueError("the clients of this run hold images of their own: set images in --node-config")
         if not self._loaded:
@@ -99,7 +100,9 @@ def _worker(recipe: str, data_root: str | None) -> Worker:
     return Worker(recipe, data_root)
 
 
-def _own_images(data: FederatedData, folder: str) -> ImageSet:
+def _own_images(data: ClientData, folder: str) -> SampleSet:
+    if not isinstance(data, FederatedData):
+        raise ValueError(f"images {folder} in --node-config: the clients of this run have {type(data).__name__}")
     return load_images("folder", "train", folder, data.image_size, data.channels, data.in_memory, download=False)
 
 

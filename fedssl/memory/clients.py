@@ -43,7 +43,7 @@ class ClientPlans:
         """
         state = StepState(method, alignment)
         kind = f"{WITH_MEMORY if memory or not alignment else 'without memory'}, {place_of(method)}"
-        rehearsal = Rehearsal(lambda: state, kind, self.planner.image)
+        rehearsal = Rehearsal(lambda: state, kind, self.planner.shape)
         budget = self._budget(task.client_id, task.round)
         return ClientSteps(self.planner, task, budget, rehearsal, state, self._seed)
 

@@ -66,10 +66,9 @@ class StepPlanner:
         self._floors: dict[tuple[Stage, str], int] = {}
 
     @property
-    def image(self) -> tuple[int, int, int]:
-        """Shape (C, H, W) of images."""
-        spec = self.predictor.model.encoder.spec
-        return spec.in_channels, spec.image_size, spec.image_size
+    def shape(self) -> tuple[int, ...]:
+        """Of one input: (C, H, W) of images."""
+        return self.predictor.model.encoder.spec.input_shape
 
     def unplanned(self, stage: Stage, batch_size: int) -> int:
         """Peak memory of a step without a plan."""
@@ -84,7 +83,7 @@ class StepPlanner:
     def rehearse(self, stage: Stage) -> Rehearsal:
         """The steps of a client that has a memory, in the planner's own model."""
         kind = f"{WITH_MEMORY}, {place_of(self.predictor.model.method)}"
-        return Rehearsal(lambda: self._attached(stage), kind, self.image)
+        return Rehearsal(lambda: self._attached(stage), kind, self.shape)
 
     def _attached(self, stage: Stage) -> StepState:
         alignment, proximal = self.predictor.alignment, self.predictor.proximal

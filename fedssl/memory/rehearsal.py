@@ -38,23 +38,23 @@ class Rehearsal:
     Args:
         prepare: Attaches the method to its stage and gives the state of its steps.
         kind: Tells apart steps of a stage and batch size: with and without a memory, by device and precision.
-        image: Shape (C, H, W).
+        shape: Of one input: (C, H, W) of images.
     """
 
-    def __init__(self, prepare: Callable[[], StepState], kind: str, image: tuple[int, int, int]) -> None:
+    def __init__(self, prepare: Callable[[], StepState], kind: str, shape: tuple[int, ...]) -> None:
         self._prepare = prepare
         self.kind = kind
-        self._image = image
+        self._shape = shape
 
     def trace(self, batch_size: int) -> StepTrace:
-        """The step on empty images, with nominal times, so that equal runs have equal plans.
+        """The step on empty inputs, with nominal times, so that equal runs have equal plans.
 
         Raises:
             ValueError: Two steps differ in their operations, so that nothing can be planned.
         """
         state = self._prepare()
         device = next(state.method.backbone.parameters()).device
-        examples = state.method.example_inputs((batch_size, *self._image))
+        examples = state.method.example_inputs((batch_size, *self._shape))
         inputs = tuple(torch.zeros_like(each, device=device) for each in examples)
         return with_nominal_times(trace_step(partial(state.method.loss_of, inputs), state, lambda: 0.0))
 

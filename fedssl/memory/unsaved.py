@@ -36,7 +36,7 @@ class UnsavedStep(FakeStep):
         return live.peak
 
     def _inputs(self, batch_size: int) -> tuple[Tensor, ...]:
-        return self._method.example_inputs((batch_size, *self._image))
+        return self._method.example_inputs((batch_size, *self._shape))
 
 
 class _Unsaved(LiveBytes):

@@ -15,7 +15,7 @@ from fedssl.memory.planner import StepPlanner
 from fedssl.planning.plan import Planner
 from fedssl.planning.prediction import StepPredictor
 from fedssl.planning.table import amount, plain_table
-from fedssl.planning.traffic import typical_stage
+from fedssl.shares import typical_choices
 from fedssl.units import format_bytes
 from layerwise import Scheme, Stage
 from layerwise.schemes import scheme_choices
@@ -77,7 +77,8 @@ def candidates(planner: Planner) -> list[tuple[str, list[Stage]]]:
     """Names and stages of the configured scheme and all with equal stages; equal ones occur once."""
     configured = planner.module.scheme
     stages = configured.stages(planner.num_blocks, planner.module.rounds)
-    named = [(configured.name, [typical_stage(configured, stage, planner.module.seed) for stage in stages])]
+    choices = [typical_choices(configured, stage, planner.module.seed) for stage in stages]
+    named = [(configured.name, list(each)) for each in zip(*choices, strict=True)]
     named += [(each.name, _equal_stages(each, planner.num_blocks)) for each in scheme_choices(planner.num_blocks)]
     return list({tuple((s.present, s.trained) for s in each[1]): each for each in named}.values())
 

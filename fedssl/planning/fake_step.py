@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.optim import Optimizer
 
 from fedssl.alignment import Alignment, ProximalTerm
-from layerwise import EncoderSpec, LiveBytes, StepMeter, tensor_bytes
+from layerwise import LiveBytes, StagedSpec, StepMeter, tensor_bytes
 from ssl_methods import Inputs, Method, SSLMethod
 
 
@@ -70,15 +70,15 @@ class FakeStep:
 
     Args:
         method: Attached to a stage; it is copied.
-        spec: Of the encoder; says how large images are.
+        spec: Of the encoder; says how large inputs are.
         alignment: Attached to the method, if any; it is copied.
         proximal: mu of the FedProx term.
     """
 
-    def __init__(self, method: Method, spec: EncoderSpec, alignment: Alignment | None, proximal: float) -> None:
+    def __init__(self, method: Method, spec: StagedSpec, alignment: Alignment | None, proximal: float) -> None:
         self._mode = FakeTensorMode()
         self._method, alignment = _fake(self._mode, method, alignment)
-        self._image = (spec.in_channels, spec.image_size, spec.image_size)
+        self._shape = spec.input_shape
         with self._mode:
             self._copies = _add_terms(self._method, alignment, proximal)
             optimizer = self._method.configure_optimizers()
@@ -94,7 +94,7 @@ class FakeStep:
         same costs.
         """
         with self._mode, self._live:
-            inputs = self._method.example_inputs((batch_size, *self._image))
+            inputs = self._method.example_inputs((batch_size, *self._shape))
             if not self._optimizer.state:
                 self._run(inputs)
             self._live.levels = []

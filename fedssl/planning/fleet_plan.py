@@ -11,13 +11,15 @@ from typing import Any
 
 from rich.console import Console
 
-from fedssl.devices import DeviceProfile, Fleet
+from fedssl.devices import DeviceProfile, Fleet, fleet_stages
 from fedssl.participation import Participation
+from fedssl.planning.forecast import Need
 from fedssl.planning.plan import Planner
 from fedssl.planning.table import plain_table
-from fedssl.planning.traffic import RoundPlayer, RoundTraffic, typical_stage
+from fedssl.planning.traffic import RoundPlayer, RoundTraffic
+from fedssl.shares import typical_choices
 from fedssl.units import format_bytes
-from layerwise import Scheme, reference_scheme
+from layerwise import Scheme, Stage, reference_scheme
 
 END_TO_END = "end-to-end"
 SHOWN = 8
@@ -74,16 +76,19 @@ class _Run:
     def __init__(self, planner: Planner, fleet: Fleet, scheme: Scheme) -> None:
         self._planner = planner
         self._fleet = fleet
-        self.stages = scheme.stages(planner.num_blocks, planner.module.rounds)
-        self._typical = [typical_stage(scheme, stage, planner.module.seed) for stage in self.stages]
-        self._traffic = self._of_one_client(scheme)
+        self._scheme = scheme
+        self.stages = fleet_stages(scheme, planner.num_blocks, planner.module.rounds, fleet)
+        choices = [typical_choices(scheme, stage, planner.module.seed) for stage in self.stages]
+        self._shares = [planner.shares(each, fleet) for each in choices]
+        self._most = tuple(max(each, key=lambda share: len(share.trained)) for each in self._shares)
+        self._known: dict[tuple[Stage, ...], list[StageTraffic]] = {}
         fleet.now = 0.0
         self._played = planner.rounds(scheme, self.stages, fleet)
 
     def device(self, profile: DeviceProfile, clients: Sequence[int], position: int) -> dict[str, Any]:
         """What a stage asks of a class of devices; of its slowest client, where they have different images."""
-        stage, traffic = self._typical[position], self._traffic[position]
-        needs = [self._planner.forecast(stage, self._planner.images[client]) for client in clients]
+        traffic = self._traffic(clients[0])[position]
+        needs = [self._need(client, position) for client in clients]
         memory, macs = max(need.peak_memory_bytes for need in needs), max(need.macs for need in needs)
         seconds = {
             "download": profile.seconds(traffic.later, 0, 0),
@@ -99,14 +104,12 @@ class _Run:
 
     def rounds(self, position: int) -> dict[str, Any]:
         """How many clients can take part in a stage, and how long its rounds take; ``None`` if nobody can."""
-        stage, traffic = self._typical[position], self._traffic[position]
-        eligible = [client for client in range(len(self._planner.images)) if self._fleet.holds(client, stage)]
-        durations = [
-            self._fleet.profiles[client].seconds(
-                traffic.later, self._planner.forecast(stage, self._planner.images[client]).macs, traffic.up
-            )
-            for client in eligible
-        ]
+        shares = self._shares[position]
+        eligible = [client for client, share in enumerate(shares) if self._fleet.holds(client, share)]
+        durations = []
+        for client in eligible:
+            traffic, macs = self._traffic(client)[position], self._need(client, position).macs
+            durations.append(self._fleet.profiles[client].seconds(traffic.later, macs, traffic.up))
         drawn = [each.seconds for each in self._rounds_of(position) if each.seconds is not None]
         return {
             "eligible_clients": len(eligible),
@@ -123,11 +126,24 @@ class _Run:
     def _rounds_of(self, position: int) -> list[RoundTraffic]:
         return [each for each in self._played if each.stage == position]
 
-    def _of_one_client(self, scheme: Scheme) -> list[StageTraffic]:
-        """Traffic of the stages for a client that takes part in every round."""
+    def _need(self, client: int, position: int) -> Need:
+        return self._planner.forecast(self._shares[position][client], self._planner.images[client])
+
+    def _traffic(self, client: int) -> list[StageTraffic]:
+        """Traffic of the stages for a client that takes part in every round, beside one that trains the most."""
+        own = tuple(shares[client] for shares in self._shares)
+        if own not in self._known:
+            self._known[own] = self._play(own)
+        return self._known[own]
+
+    def _play(self, own: tuple[Stage, ...]) -> list[StageTraffic]:
         planner, module = self._planner, self._planner.module
-        alone = Participation([2], 1.0, seed=module.seed)
-        player = RoundPlayer(planner.model, scheme, alone, planner.forecast, module.calibration, module.seed)
+        two = Participation([2, 2], 1.0, seed=module.seed)
+
+        def share(client: int, choices: Sequence[Stage]) -> Stage:
+            return next(stage for stage in (self._most if client else own) if stage in choices)
+
+        player = RoundPlayer(planner.model, self._scheme, two, planner.forecast, module.calibration, module.seed, share)
         by_stage: dict[int, list[RoundTraffic]] = defaultdict(list)
         for each in player.play(self.stages):
             by_stage[each.stage].append(each)

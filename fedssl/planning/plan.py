@@ -7,12 +7,13 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from fedssl.devices import DeviceProfile, DeviceSource, Fleet
+from fedssl.devices import DeviceProfile, DeviceSource, Fleet, fleet_stages
 from fedssl.federated import FederatedSSL
 from fedssl.participation import Participation
 from fedssl.planning.fake_step import StepPrediction
 from fedssl.planning.forecast import Forecast, largest_batch
-from fedssl.planning.traffic import ClientTraffic, RoundPlayer, RoundTraffic, by_client, typical_stage
+from fedssl.planning.traffic import ClientTraffic, RoundPlayer, RoundTraffic, by_client
+from fedssl.shares import typical_choices
 from layerwise import Scheme, Stage, layer_shares, paper_cost, reference_scheme
 
 
@@ -22,7 +23,7 @@ class StagePlan:
 
     Args:
         stage: Its layers and rounds.
-        step: Cost of a local step at the configured batch size.
+        step: Cost of a local step at the configured batch size, of the clients that train most.
         macs: Of local training.
         down_bytes: Received from the server.
         up_bytes: Sent to the server.
@@ -97,18 +98,25 @@ class Planner:
         Raises:
             ValueError: No device has the memory.
         """
-        stages = scheme.stages(self.num_blocks, self.module.rounds)
-        typical = [typical_stage(scheme, stage, self.module.seed) for stage in stages]
         fleet = self.fleet(self.module.devices, limited) if self.module.devices else None
+        stages = fleet_stages(scheme, self.num_blocks, self.module.rounds, fleet)
+        choices = [typical_choices(scheme, stage, self.module.seed) for stage in stages]
         if fleet:
-            fleet.check(typical)
+            fleet.check([each[-1] for each in choices])
         traffic = by_client(self.rounds(scheme, stages, fleet), len(stages), len(self.images))
-        return [self._plan(*each) for each in zip(stages, typical, traffic, strict=True)]
+        shares = [self.shares(each, fleet) for each in choices]
+        return [self._plan(*each) for each in zip(stages, shares, traffic, strict=True)]
 
-    def _plan(self, stage: Stage, typical: Stage, clients: list[ClientTraffic]) -> StagePlan:
-        step = self.predictor(typical, self.largest_batch(self.module.batch_size))
-        pairs = zip(clients, self.images, strict=True)
-        macs = sum(client.rounds * self.forecast(typical, images).macs for client, images in pairs if client.rounds)
+    def shares(self, choices: list[Stage], fleet: Fleet | None) -> list[Stage]:
+        """Which of the choices each client takes; the last if none fits."""
+        clients = range(len(self.images))
+        return [(fleet.largest(client, choices) or choices[-1]) if fleet else choices[0] for client in clients]
+
+    def _plan(self, stage: Stage, shares: list[Stage], clients: list[ClientTraffic]) -> StagePlan:
+        largest = max(shares, key=lambda share: len(share.trained))
+        step = self.predictor(largest, self.largest_batch(self.module.batch_size))
+        each = zip(clients, shares, self.images, strict=True)
+        macs = sum(client.rounds * self.forecast(share, size).macs for client, share, size in each if client.rounds)
         down, up = sum(client.down_bytes for client in clients), sum(client.up_bytes for client in clients)
         return StagePlan(stage, step, macs / len(clients), down / len(clients), up / len(clients))
 
@@ -152,7 +160,7 @@ def paper_convention(module: FederatedSSL) -> dict[str, Any]:
 
     def stages_of(scheme: Scheme) -> list[Stage]:
         stages = scheme.stages(len(model.encoder.blocks), module.rounds)
-        return [typical_stage(scheme, stage, module.seed) for stage in stages]
+        return [typical_choices(scheme, stage, module.seed)[0] for stage in stages]
 
     def figures(scheme: Scheme) -> dict[str, float]:
         stages = stages_of(scheme)

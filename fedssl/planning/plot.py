@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from fedssl.participation import Participation
 from fedssl.planning.plan import Planner
-from fedssl.planning.traffic import RoundPlayer, typical_stage
+from fedssl.planning.traffic import RoundPlayer
+from fedssl.shares import typical_choices
 from layerwise import Scheme
 from layerwise.schemes import scheme_choices
 
@@ -125,7 +126,7 @@ def _divides(planner: Planner, scheme: Scheme) -> bool:
 def _curves(planner: Planner, scheme: Scheme, name: str) -> Curves:
     module = planner.module
     stages = scheme.stages(planner.num_blocks, module.rounds)
-    typical = [typical_stage(scheme, stage, module.seed) for stage in stages]
+    typical = [typical_choices(scheme, stage, module.seed)[0] for stage in stages]
     images = round(sum(planner.images) / len(planner.images))
     needs = [planner.forecast(stage, images) for stage in typical]
     alone = Participation([max(2, images)], 1.0, seed=module.seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from fedssl.calibration import Calibration
@@ -11,7 +11,7 @@ from fedssl.messages import num_bytes
 from fedssl.model import SplitModel
 from fedssl.participation import Participation
 from fedssl.planning.forecast import Forecast
-from fedssl.seeding import numpy_generator
+from fedssl.shares import client_stage, typical_choices
 from layerwise import Scheme, Stage
 
 
@@ -61,6 +61,7 @@ class RoundPlayer:
         forecast: What a stage asks of a client.
         calibration: Changes frozen parts, if any.
         seed: Of the run.
+        share: Which of a scheme's choices a client takes; ``None`` asks its device.
     """
 
     def __init__(
@@ -71,7 +72,9 @@ class RoundPlayer:
         forecast: Forecast,
         calibration: Calibration | None,
         seed: int,
+        share: Callable[[int, Sequence[Stage]], Stage] | None = None,
     ) -> None:
+        self._share = share or participation.share
         self._model = model
         self._scheme = scheme
         self._participation = participation
@@ -91,10 +94,12 @@ class RoundPlayer:
         return played
 
     def _round(self, number: int, stage: Stage, round_: int, last: bool) -> RoundTraffic:
-        typical = typical_stage(self._scheme, stage, self._seed)
-        down, up, changed = {}, {}, set()
-        for client in self._participation.draw(round_, typical).participants:
-            own = self._scheme.for_client(stage, numpy_generator(self._seed, "layers", round_, client))
+        down, up, shares, changed = {}, {}, {}, set()
+        choices = typical_choices(self._scheme, stage, self._seed)
+        for client in self._participation.draw(round_, *choices).participants:
+            share = self._share(client, choices)
+            own = client_stage(self._scheme, stage, share, client, round_, self._seed)
+            shares[client] = share
             trained = self._model.trained_names(own)
             active = self._bytes(trained)
             down[client] = active + self._bytes(self._missing(client, self._model.frozen_names(own)))
@@ -105,7 +110,7 @@ class RoundPlayer:
             changed.update(self._model.trained_names(stage), self._model.frozen_names(stage))
         for name in changed:
             self._version[name] += 1
-        return RoundTraffic(number, down, up, self._advance_clock(typical, down, up))
+        return RoundTraffic(number, down, up, self._advance_clock(shares, down, up))
 
     def _missing(self, client: int, frozen: list[str]) -> list[str]:
         """Frozen parts that a client does not hold; it does from now on."""
@@ -117,20 +122,15 @@ class RoundPlayer:
     def _bytes(self, names: Iterable[str]) -> int:
         return sum(self._sizes[name] for name in names)
 
-    def _advance_clock(self, stage: Stage, down: dict[int, int], up: dict[int, int]) -> float | None:
+    def _advance_clock(self, shares: dict[int, Stage], down: dict[int, int], up: dict[int, int]) -> float | None:
         fleet = self._participation.fleet
         if not fleet:
             return None
         limit = fleet.deadline.seconds if fleet.deadline else float("inf")
         images = self._participation.images
-        macs = {client: self._forecast(stage, images[client]).macs for client in down}
+        macs = {client: self._forecast(share, images[client]).macs for client, share in shares.items()}
         done = [fleet.profiles[client].seconds(down[client], macs[client], up[client]) for client in down if up[client]]
         return fleet.advance([min(seconds, limit) for seconds in done])
-
-
-def typical_stage(scheme: Scheme, stage: Stage, seed: int) -> Stage:
-    """A stage as some client gets it, which tells what it costs each of them."""
-    return scheme.for_client(stage, numpy_generator(seed, "layers"))
 
 
 def by_client(played: Iterable[RoundTraffic], num_stages: int, num_clients: int) -> list[list[ClientTraffic]]:

@@ -6,14 +6,15 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningDataModule, Trainer
 from rich.console import Console
 
-from fedssl.data import FederatedData, ImageData
+from fedssl.client_data import ClientData
 from fedssl.devices import DeviceFile
 from fedssl.federated import FederatedSSL
 from fedssl.planning.budget import fit_budget, print_budget
 from fedssl.planning.fleet_plan import plan_fleet, print_fleet
+from fedssl.planning.layer_table import layer_table, print_layer_table
 from fedssl.planning.plan import Planner, plan_as_dict
 from fedssl.planning.plot import check_plot, plot_plan
 from fedssl.planning.table import print_plan
@@ -27,7 +28,7 @@ class PlanningTrainer(Trainer):
     def plan(
         self,
         model: EvaluatedModule,
-        datamodule: ImageData,
+        datamodule: LightningDataModule,
         json: bool = False,
         images_per_client: int | None = None,
         budget: str | None = None,
@@ -50,7 +51,7 @@ class PlanningTrainer(Trainer):
             ValueError: The run is not federated, neither data nor ``images_per_client`` is there, or an option is
                 impossible.
         """
-        if not isinstance(model, FederatedSSL) or not isinstance(datamodule, FederatedData):
+        if not isinstance(model, FederatedSSL) or not isinstance(datamodule, ClientData):
             raise ValueError(f"only federated runs can be planned, this is a {type(model).__name__}")
         size = None if budget is None else parse_bytes(budget)
         picture = None if plot is None else check_plot(Path(plot))
@@ -62,6 +63,8 @@ class PlanningTrainer(Trainer):
             plan["budget"] = fit_budget(planner, size)
         if fleet:
             plan["fleet"] = plan_fleet(planner, fleet)
+            if model.scheme.offers_choices:
+                plan["layers"] = layer_table(planner, fleet)
         if picture:
             plot_plan(planner, picture)
         if json:
@@ -77,9 +80,11 @@ def _print(plan: dict[str, Any]) -> None:
         print_budget(plan["budget"], console)
     if "fleet" in plan:
         print_fleet(plan["fleet"], console)
+    if "layers" in plan:
+        print_layer_table(plan["layers"], console)
 
 
-def _images_of_clients(data: FederatedData, images_per_client: int | None) -> list[int]:
+def _images_of_clients(data: ClientData, images_per_client: int | None) -> list[int]:
     if images_per_client is not None:
         if images_per_client < 1:
             raise ValueError(f"images_per_client must be at least 1, got {images_per_client}")

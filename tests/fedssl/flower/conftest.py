@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,20 @@ def grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def flower(tmp_path: Path) -> Callable[..., Path]:
     """Runs the ServerApp on a grid and returns the run's folder."""
 
-    def run(grid: Any, *settings: str, folder: str = "flower", resume: str = "", **config: Any) -> Path:
+    def run(
+        grid: Any,
+        *settings: str,
+        tiny: Sequence[str] = TINY_FEDERATION,
+        folder: str = "flower",
+        resume: str = "",
+        **config: Any,
+    ) -> Path:
         from flwr.app import Context, RecordDict
         from local_grid import RUN_CONFIG
 
         from fedssl.flower import server_app
 
-        arguments = " ".join(f"'{each}'" for each in (*TINY_FEDERATION, "--trainer.logger=false", *settings))
+        arguments = " ".join(f"'{each}'" for each in (*tiny, "--trainer.logger=false", *settings))
         own = {"arguments": arguments, "run-dir": str(tmp_path / folder), "resume": resume}
         more = {key.replace("_", "-"): value for key, value in config.items()}
         context = Context(1, 1, {}, RecordDict(), RUN_CONFIG | own | more)

@@ -124,7 +124,7 @@ def test_it_composes(settings: dict[str, Any], make_run: Run) -> None:
     run = make_run(**settings)
     run.prepare(data)
     assert run.server
-    needs = [run.forecast()(stage, 16).peak_memory_bytes for stage in run.server.typical_stages()]
+    needs = [run.forecast()(stage, 16).peak_memory_bytes for stage in run.server.least_stages()]
     bounded = make_run(**settings, memory_budget=f"{int(0.85 * max(needs))}B")
     reports = play(bounded, data)
     assert all(len(report.trained) == 2 and not report.failures for report in reports)

@@ -1,0 +1,76 @@
+"""What a federated run needs of a data module: every client's part of the data."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from fedssl.datasets import SampleSet
+from fedssl.partition import partition_table
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Who holds what.
+
+    Args:
+        clients: Images (or pieces of text) of each client; the position is the client's id.
+        auxiliary: Unlabelled images that no client holds, for server-side calibration; ``None`` if there are
+            none.
+    """
+
+    clients: Sequence[SampleSet]
+    auxiliary: SampleSet | None
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of images of every client."""
+        return [len(images) for images in self.clients]
+
+
+class ClientData(LightningDataModule):
+    """Base of the data modules for a federation.
+
+    Attributes:
+        dataset: Name of the data set.
+        num_clients: Number of clients.
+        download: Whether absent data may be downloaded.
+    """
+
+    dataset: str
+    num_clients: int
+    download: bool
+
+    @property
+    @abstractmethod
+    def federation(self) -> Federation:
+        """The clients' data, from ``setup("fit")`` on."""
+
+    @property
+    @abstractmethod
+    def pool(self) -> SampleSet:
+        """All that there is to train on, from ``setup("fit")`` on."""
+
+    @property
+    @abstractmethod
+    def eval_test(self) -> SampleSet:
+        """What the final evaluation is about."""
+
+    def train_dataloader(self) -> DataLoader:
+        """One item an epoch: an epoch of the trainer is a communication round."""
+        return DataLoader([self.federation], batch_size=None)
+
+    def table(self) -> str:
+        """The division as a table, one row a client."""
+        parts, position = [], 0
+        for client in self.federation.clients:
+            parts.append(np.arange(position, position + len(client)))
+            position += len(client)
+        labels = torch.cat([client.labels for client in self.federation.clients]).numpy()
+        return partition_table(parts, labels, self.pool.classes)

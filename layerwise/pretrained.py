@@ -1,0 +1,95 @@
+"""Weights from a file, checked name by name and shape by shape before an encoder takes them."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+IN_FOLDER = "model.safetensors"
+PICKLED = (".pth", ".pt", ".bin")
+WRAPPERS = ("state_dict", "model", "state_dict_ema")
+"""Keys under which training scripts store a model's tensors beside other things."""
+
+CLASSIFIER = re.compile(r"(head|head_dist|fc)\.")
+BLOCK = re.compile(r"blocks\.(\d+)\.")
+SHOWN = 3
+"""Names in an error message."""
+
+
+def load_pretrained(model: nn.Module, path: Path) -> None:
+    """Gives a timm model without classifier the weights of a file.
+
+    A classifier in the file is left out. Of a Vision Transformer with more blocks than the model the first ones are
+    taken, with the final norm that stood behind the last.
+
+    Args:
+        model: Its parameters and buffers are overwritten.
+        path: ``.safetensors``, or ``.pth``, ``.pt`` or ``.bin`` as ``torch.save`` writes them; or a folder with
+            ``model.safetensors``, such as the ``encoder`` folder of a run.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no file of tensors, or its names or shapes are not those of the model.
+    """
+    state = read_weights(path)
+    own = model.state_dict()
+    depth = 1 + max((int(found[1]) for found in map(BLOCK.match, own) if found), default=-1)
+    kept = {name: tensor for name, tensor in state.items() if not _is_left_out(name, depth)}
+    _check(own, kept, path)
+    model.load_state_dict(kept)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name; nothing but tensors is unpickled.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no file of tensors.
+    """
+    file = path / IN_FOLDER if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"there are no pretrained weights at {file}")
+    if file.suffix not in (".safetensors", *PICKLED):
+        raise ValueError(f"weights {file} must end in .safetensors, {', '.join(PICKLED)}, or be a folder")
+    try:
+        content = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"weights {file} cannot be read: {error}") from error
+    state = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), content)
+    if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"weights {file} hold no tensors by name")
+    return state
+
+
+def _unpickle(file: Path) -> dict[str, Any]:
+    content = torch.load(file, map_location="cpu", weights_only=True)
+    return content if isinstance(content, dict) else {}
+
+
+def _is_left_out(name: str, depth: int) -> bool:
+    block = BLOCK.match(name)
+    return bool(CLASSIFIER.match(name)) or (block is not None and 0 < depth <= int(block[1]))
+
+
+def _check(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
+    missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    if missing or unknown:
+        parts = [f"lack {_some(missing)}"] if missing else []
+        parts += [f"have {_some(unknown)} that the encoder has not"] if unknown else []
+        raise ValueError(f"weights {path} {' and '.join(parts)}: they are of another architecture or depth")
+    other = [name for name in own if own[name].shape != given[name].shape]
+    if other:
+        shapes = [f"{name} {tuple(given[name].shape)}, not {tuple(own[name].shape)}" for name in other]
+        raise ValueError(f"weights {path} do not fit the encoder: {_some(shapes)}; set model.encoder as they were made")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return "; ".join(names[:SHOWN]) + more

@@ -1,0 +1,35 @@
+"""Costs by depth and trained layers."""
+
+import io
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+
+from fedssl.devices import DeviceProfile, Fleet
+from fedssl.planning.forecast import Forecast
+from fedssl.planning.layer_table import layer_table, print_layer_table
+from fedssl.planning.prediction import StepPredictor
+from layerwise import LastLayers
+
+
+def test_costs_grow_with_each_trained_layer_and_each_frozen_one(make_model: Callable[..., Any]) -> None:
+    model = make_model("Supervised")
+    forecast = Forecast(model, StepPredictor(model, None, 0.0), 1, 4)
+    module = SimpleNamespace(scheme=LastLayers([2, 3]), rounds=5)
+    planner: Any = SimpleNamespace(module=module, images=[8, 8, 4], num_blocks=3, forecast=forecast)
+    stages = LastLayers().choices(LastLayers().stages(3, 5)[0])
+    least = forecast(stages[-1], 8).peak_memory_bytes
+    devices = [DeviceProfile(memory_bytes=size) for size in (least, 1e9, 9)]
+    table = layer_table(planner, Fleet(devices, planner.images, forecast, None))
+    costs = {(row["depth"], row["trained"]): row for row in table["costs"]}
+    assert list(costs) == [(2, 1), (2, 2), (3, 1), (3, 2), (3, 3)]
+    for key in ("peak_memory_bytes", "macs"):
+        assert costs[2, 1][key] < costs[3, 1][key] < costs[3, 2][key] < costs[3, 3][key]
+    assert costs[2, 1]["active_bytes"] == costs[3, 1]["active_bytes"] < costs[3, 2]["active_bytes"]
+    assert table["trained_layers"] == {2: [1, 2, 0], 3: [1, 3, 0]}
+    assert table["depth"] == 3
+    out = io.StringIO()
+    print_layer_table(table, Console(file=out, width=120))
+    assert "depth 3: mean 1.33 layers; clients: 1 train 0, 1 train 1, 1 train 3 (chosen)" in out.getvalue()

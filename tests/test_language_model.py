@@ -1,0 +1,49 @@
+"""A language model from the command line: planned, pretrained, finetuned from its own weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+from shrunk import TINY_TEXT
+
+from fedssl.cli import main
+
+CONFIG = ["-c", "pretrain_tiny_lm.yaml", *TINY_TEXT]
+
+
+def test_a_plan_needs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", *CONFIG, "--model.scheme=LayerWise", "--json"])
+    plan = json.loads(capsys.readouterr().out)
+    assert [stage["trained"] for stage in plan["stages"]] == [[0], [1]]
+    assert plan["ratio"]["peak_memory_bytes"] > 1
+    assert plan["convention"]["paper"]["total"]["gflops"] > 0
+
+
+@pytest.mark.slow
+def test_an_encoder_starts_another_run(tmp_path: Path) -> None:
+    main(["fit", *CONFIG, f"--run_dir={tmp_path / 'first'}", "--trainer.logger=false"])
+    finetuned = ["--model.scheme=LastLayers", f"--model.encoder.weights={tmp_path / 'first' / 'encoder'}"]
+    main(["fit", *CONFIG, *finetuned, f"--run_dir={tmp_path / 'second'}", "--trainer.logger=false"])
+    first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("first", "second"))
+    assert (first["scheme"], second["scheme"]) == ("end-to-end", "last-layers")
+    assert second["perplexity"] < first["perplexity"]
+    main(["test", *CONFIG, f"--run_dir={tmp_path / 'second'}", "--ckpt_path=last"])
+    assert json.loads((tmp_path / "second" / "test.json").read_text())["perplexity"] == second["perplexity"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("--data.context=16", "toy_dialogue is cut into pieces of 16 characters, the encoder reads 32"),
+        ("--data.dataset=hamlet", "unknown text 'hamlet': known are toy_dialogue, tiny_shakespeare"),
+        ("--model.encoder.heads=3", "width 16 must be a multiple of heads 3"),
+        ("--model.encoder.image_size=3", "Option 'image_size' is not accepted"),
+        ("--model.augment=DigitsViews", "augment DigitsViews makes views of images, text has none"),
+        ("--model.encoder.weights=nowhere", "there are no pretrained weights at"),
+        ("--model.method=SimCLR", "SimCLR trains on views of images: set augment"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(setting: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=message):
+        main(["fit", *CONFIG, setting, f"--run_dir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
