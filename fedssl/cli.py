@@ -39,6 +39,7 @@ from linear_eval import EvaluatedModule
 METRICS = "metrics.csv"
 CONFIG_FOLDERS = (Path(), Path("configs"), Path(__file__).parent.parent / "configs")
 SUBCOMMANDS = ("fit", "validate", "test", "plan")
+COMPARE = "compare"
 TRAINER_DEFAULTS = {
     "devices": 1,
     "num_sanity_val_steps": 0,
@@ -194,6 +195,8 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     _quieten()
     try:
+        if arguments[:1] == [COMPARE]:
+            sys.exit(_compare(arguments[1:]))
         cli(
             EvaluatedModule,
             ImageData,
@@ -211,6 +214,13 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
         if os.environ.get("FEDSSL_DEBUG"):
             raise
         sys.exit(f"error: {root_cause(error)}\n(FEDSSL_DEBUG=1 shows where)")
+
+
+def _compare(arguments: list[str]) -> int:
+    """Imports the comparison only when it is asked for: it imports this module."""
+    from fedssl.comparison.command import compare
+
+    return compare(arguments)
 
 
 def _quieten() -> None:
@@ -239,7 +249,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     for argument in _complete_flags(arguments):
         flag, _, value = argument.partition("=")
         is_config = flag in ("-c", "--config")
-        if is_config and not any(name in prepared for name in SUBCOMMANDS):
+        if is_config and not any(name in prepared for name in (*SUBCOMMANDS, COMPARE)):
             sys.exit(f"error: {argument} must follow the sub-command: train.py fit -c FILE")
         if after_flag:
             argument = str(find_config(argument))
