@@ -83,6 +83,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "legend.fontsize": 9.5,
     "lines.linewidth": 1.8,
+    "image.composite_image": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "fedssl",
 }
