@@ -145,6 +145,19 @@ class FedSSLCLI(LightningCLI):
                 plot_pace(self.folder / METRICS, self.folder / "pace.png")
         write_results(results, self.folder / file)
         print_results(results, self.folder)
+        if isinstance(self.model, Pretraining) and file == "results.json":
+            self._report(self.model)
+
+    def _report(self, module: Pretraining) -> None:
+        """Draws the report; the results are safe, so whatever goes wrong here does not end the run with an error."""
+        from fedssl.report.deliver import deliver_report  # its drawing libraries take a while to load
+
+        try:
+            print(f"report: {deliver_report(module, self.datamodule, self.folder, self.trainer.loggers)}")
+        except Exception as error:
+            if os.environ.get("FEDSSL_DEBUG"):
+                raise
+            print(f"no report: {error} (FEDSSL_DEBUG=1 shows where)", file=sys.stderr)
 
     def _open_folder(self, trainer: Trainer, module: LightningModule) -> None:
         """Everything was checked: writes the configuration, which makes the folder a run."""

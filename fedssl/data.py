@@ -217,6 +217,11 @@ class FederatedData(ImageData):
         labels = torch.cat([client.labels for client in self.federation.clients]).numpy()
         return partition_table(parts, labels, self.pool.classes)
 
+    def class_counts(self) -> np.ndarray:
+        """Images of each class that each client holds, (clients, classes); no columns where nobody knows."""
+        classes = np.arange(len(self.pool.classes))
+        return np.stack([(each.labels.numpy()[:, None] == classes).sum(axis=0) for each in self.federation.clients])
+
     def _divide(self, pool: ImageSet) -> Federation:
         rng = numpy_generator(self.seed, "partition")
         order = torch.from_numpy(rng.permutation(len(pool)))

@@ -9,7 +9,7 @@ from fedssl.datasets import ImageSet
 from fedssl.model import MethodFactory, SplitModel, build_model
 from fedssl.seeding import derive_seed, run_seed
 from fedssl.stopwatch import Stopwatch
-from layerwise import EncoderSpec, build_encoder
+from layerwise import EncoderSpec, StagedEncoder, build_encoder
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
 
@@ -84,6 +84,12 @@ class Pretraining(EvaluatedModule):
         encoder = build_encoder(self._recipe[0], derive_seed(self.seed, "encoder"))
         encoder.depth = self.model.encoder.depth
         return encoder
+
+    def layers(self, encoder: nn.Module) -> dict[str, nn.Module]:
+        """The stem and every present block."""
+        assert isinstance(encoder, StagedEncoder)
+        blocks = encoder.blocks[: encoder.depth]
+        return {"stem": encoder.stem} | {f"block {index + 1}": block for index, block in enumerate(blocks)}
 
     def prepare(self, data: ImageData) -> None:
         """Checks that the data fit the model; called before training starts.
