@@ -10,12 +10,14 @@ from rich.console import Console
 
 from fedssl.cli import run_name
 from fedssl.cli_errors import brief
+from fedssl.comparison.comparison_report import comparison_page
 from fedssl.comparison.grid import Grid, plan_grid
 from fedssl.comparison.rows import Row, group_runs
 from fedssl.comparison.run import find_folders, read_run, run_of
 from fedssl.comparison.runner import run_missing
 from fedssl.comparison.table import as_csv, as_markdown, as_rich, make_tables
 from fedssl.files import write_atomically
+from fedssl.report.run_report import REPORT
 
 DESCRIPTION = """
 Compares runs. With -c FILE: every combination of choices on the axes, with every seed; runs what is missing, resumes
@@ -48,7 +50,7 @@ def show(rows: list[Row], folder: Path | None, command: str) -> None:
 
     Args:
         rows: What is compared.
-        folder: For ``table.md`` and ``table.csv``; ``None`` writes nothing.
+        folder: For ``table.md``, ``table.csv`` and ``report.html``; ``None`` writes nothing.
         command: What makes them again.
     """
     console = Console()
@@ -59,11 +61,12 @@ def show(rows: list[Row], folder: Path | None, command: str) -> None:
         return
     _write(folder / "table.md", as_markdown(tables, command))
     _write(folder / "table.csv", as_csv(rows))
+    _write(folder / REPORT, comparison_page(rows, command))
     console.print(f"everything is in {folder}", highlight=False, soft_wrap=True)
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _rows_of_grid(options: Namespace) -> list[Row]:

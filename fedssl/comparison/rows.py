@@ -72,13 +72,17 @@ def group_runs(runs: Sequence[Run]) -> list[Row]:
         if len(seeds) < len(group):
             folders = ", ".join(str(run.folder) for run in group)
             raise ValueError(f"these folders hold the same configuration with the same seed: {folders}")
-    different = differences([group[0].configuration | {"seed_everything": None} for group in groups.values()])
+    return [Row(labels, group) for labels, group in zip(_labels(list(groups.values())), groups.values(), strict=True)]
+
+
+def _labels(groups: list[list[Run]]) -> list[dict[str, str]]:
+    """Scheme, method and settings in which the groups differ; the scheme of a group alone."""
+    different = differences([group[0].configuration | {"seed_everything": None} for group in groups])
     hidden = {*NAMED, *([EPOCHS] if ROUNDS in different else [])}
-    shown = {key: texts for key, texts in different.items() if key not in hidden}
-    return [
-        Row(_names(group[0]) | {_short(key): texts[position] for key, texts in shown.items()}, group)
-        for position, group in enumerate(groups.values())
-    ]
+    shown = {_short(key): texts for key, texts in different.items() if key not in hidden}
+    every = [_names(group[0]) | {key: texts[at] for key, texts in shown.items()} for at, group in enumerate(groups)]
+    telling = [key for key in every[0] if len({labels[key] for labels in every}) > 1] or [SCHEME]
+    return [{key: labels[key] for key in telling} for labels in every]
 
 
 def baseline(row: Row, rows: Sequence[Row]) -> Row | None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.comparison.configuration import Configuration, flatten, read_configuration
-from fedssl.comparison.grid import RESULTS, PlannedRun
+from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.runner import rounds_done
+from fedssl.report.record import RESULTS
 from fedssl.run_folder import CONFIG
 
 

@@ -122,22 +122,19 @@ def _table(data_set: str, rows: list[Row]) -> ComparisonTable:
 
 
 def _words(rows: list[Row]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """What all rows that have ended have in common, and the columns of words in which they differ."""
-    ended = [row for row in rows if row.results] or rows
-    keys = dict.fromkeys(
-        key for words in [*(row.labels for row in rows), *(row.facts for row in rows)] for key in words
-    )
-    common: dict[str, str] = {}
-    columns: dict[str, list[str]] = {}
-    seen: list[list[str]] = []
-    for key in keys:
-        known = [(row.labels | row.facts).get(key, "") for row in ended]
-        if len(set(known)) == 1 and len(rows) > 1:
-            common[key] = known[0]
-        elif known not in seen:
-            columns[key] = [(row.facts | row.labels).get(key, "") for row in rows]
-            seen.append(known)
-    return common, columns
+    """What all rows have in common, and the columns of words in which they differ.
+
+    Rows without results have labels only; their other words are not compared.
+    """
+    ended = [row for row in rows if row.results]
+    columns = {key: [row.labels.get(key, "") for row in rows] for row in rows for key in row.labels}
+    compared = dict(columns)
+    for key in dict.fromkeys(key for row in ended for key in row.facts if key not in columns):
+        known = [row.facts.get(key, "") for row in ended]
+        if known not in [[row.labels.get(label, "") for row in ended] for label in columns] or len(set(known)) == 1:
+            columns[key], compared[key] = [row.facts.get(key, "") for row in rows], known
+    common = {key: texts[0] for key, texts in compared.items() if len(set(texts)) == 1 and len(rows) > 1}
+    return common, {key: texts for key, texts in columns.items() if key not in common}
 
 
 def _random_init(rows: list[Row], blank: int, measures: list[Measure]) -> list[list[str]]:

@@ -46,7 +46,7 @@ th, td { padding: 6px 22px 6px 0; text-align: right; border-bottom: 1px solid va
 th:last-child, td:last-child { padding-right: 0; }
 thead th { color: var(--muted); font-weight: 500; vertical-align: bottom; border-bottom-color: var(--rule); }
 .text { text-align: left; }
-td.text { white-space: normal; overflow-wrap: anywhere; min-width: 5em; }
+td.text { white-space: normal; overflow-wrap: break-word; min-width: 5em; }
 details summary { cursor: pointer; font-weight: 600; }
 pre {
   overflow-x: auto; font: 0.82rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace;
