@@ -19,8 +19,9 @@ from fedssl.run_folder import CHECKPOINTS, CONFIG
 LOG = "log.txt"
 COMMAND = (sys.executable, "-c", "from fedssl.cli import main; main()", "fit")
 PACKAGES = Path(__file__).parents[2]
-PATIENCE = 10
-"""Seconds that an interrupted run has to end by itself before it is asked again."""
+POLL = 0.1
+PATIENCE = 5
+"""Seconds that interrupted runs have to end by themselves before they are asked again."""
 
 
 def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
@@ -50,7 +51,7 @@ def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
                 while waiting and len(running) < jobs:
                     running.append(_Process(waiting.pop(0), jobs))
                     progress.started(running[-1].run)
-                time.sleep(0.1)
+                time.sleep(POLL)
                 for process in [process for process in running if process.ended]:
                     running.remove(process)
                     reason = process.reason()
@@ -58,8 +59,7 @@ def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
                     progress.ended(process.run, reason)
                 progress.update({process.run.folder: rounds_done(process.run.folder) for process in running})
         finally:
-            for process in running:
-                process.interrupt()
+            _end(running)
     return failed
 
 
@@ -101,12 +101,24 @@ class _Process:
         return reason_of_failure(self.run.folder / LOG, code) if code or not self.run.done else None
 
     def interrupt(self) -> None:
-        """Ends it; its last checkpoint stays. Ctrl-C in a terminal has reached it already."""
-        try:
-            self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.send_signal(signal.SIGINT)
-            self._process.wait()
+        """Asks it to end; its last checkpoint stays."""
+        self._process.send_signal(signal.SIGINT)
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._process.wait()
+
+
+def _end(running: Sequence[_Process]) -> None:
+    """Ends the runs at work. Ctrl-C in a terminal has reached them already; a signal to this process alone has not."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and not all(process.ended for process in running):
+        time.sleep(POLL)
+    for process in running:
+        if not process.ended:
+            process.interrupt()
+    for process in running:
+        process.wait()
 
 
 def _start(command: list[str], log: IO[str], jobs: int) -> subprocess.Popen[bytes]:

@@ -1,5 +1,6 @@
 """Sets of runs: what is started, resumed, skipped and reported. The runs themselves are stand-ins."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -35,8 +36,6 @@ def planned(folder: Path, *arguments: str, seed: int = 0) -> PlannedRun:
 
 
 def started_with(run: PlannedRun) -> list[str]:
-    import json
-
     return json.loads((run.folder / "results.json").read_text())
 
 
