@@ -1,4 +1,4 @@
-"""The command line: ``python train.py {fit,validate,test,plan} -c FILE [--any.setting value]``."""
+"""The command line: ``python train.py {fit,validate,test,plan,compare} -c FILE [--any.setting value]``."""
 
 from fedssl.cli import main
 

@@ -214,6 +214,7 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
             EvaluatedModule,
             ImageData,
             parser_class=BriefParser,
+            parser_kwargs={"description": "Federated self-supervised learning. See also: train.py compare --help"},
             trainer_class=PlanningTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,

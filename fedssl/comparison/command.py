@@ -19,6 +19,7 @@ from fedssl.comparison.table import as_csv, as_markdown, as_rich, make_tables
 from fedssl.files import write_atomically
 from fedssl.report.run_report import REPORT
 
+INTERRUPTED = 130
 DESCRIPTION = """
 Compares runs. With -c FILE: every combination of choices on the axes, with every seed; runs what is missing, resumes
 what was interrupted, skips what is done. With run folders, or folders that hold some: compares what is in them.
@@ -32,15 +33,16 @@ def compare(arguments: list[str]) -> int:
         arguments: What follows ``compare``.
 
     Returns:
-        Exit status: 1 if a run of the comparison failed.
+        Exit status: 1 if a run of the comparison failed, 130 if it was interrupted.
 
     Raises:
         ValueError: The command or one of its runs is refused; nothing has been started.
     """
     options = _parse(arguments)
-    rows = (
-        _rows_of_grid(options) if options.axes else group_runs([read_run(each) for each in find_folders(options.runs)])
-    )
+    try:
+        rows = _rows_of_grid(options) if options.axes else _rows_of_folders(options.runs)
+    except KeyboardInterrupt:
+        return INTERRUPTED
     show(rows, options.folder, shlex.join(["python", "train.py", "compare", *arguments]))
     return int(bool(options.axes) and any(row.failures for row in rows))
 
@@ -75,6 +77,10 @@ def _rows_of_grid(options: Namespace) -> list[Row]:
     failed = run_missing(sorted((run for row in planned for run in row), key=lambda run: run.seed), options.jobs)
     labels = [labels for labels, _ in grid.rows()]
     return [Row(each, [run_of(run, failed) for run in row]) for each, row in zip(labels, planned, strict=True)]
+
+
+def _rows_of_folders(places: list[Path]) -> list[Row]:
+    return group_runs([read_run(folder) for folder in find_folders(places)])
 
 
 def _parse(arguments: list[str]) -> Namespace:
