@@ -33,7 +33,7 @@ from fedssl.progress import RoundProgress
 from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, write_results
 from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
 from fedssl.server import AllClientsFailedError
-from fedssl.tracking import WANDB_ID, MetricsCSV, wandb_logger
+from fedssl.tracking import WANDB_ID, MetricsCSV, define_axes, wandb_logger
 from linear_eval import EvaluatedModule
 
 METRICS = "metrics.csv"
@@ -163,9 +163,11 @@ class FedSSLCLI(LightningCLI):
         """Everything was checked: writes the configuration, which makes the folder a run."""
         text = yaml.safe_dump(self.config_dump, sort_keys=False)
         write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
-        identities = [str(logger.version) for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        if identities:
-            write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(identities[0]))
+        wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        for logger in wandb_loggers:
+            define_axes(logger, "round" if isinstance(module, FederatedSSL) else "epoch")
+        if wandb_loggers:
+            write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(str(wandb_loggers[0].version)))
 
     def _loggers(self, configured: Any) -> list[Logger]:
         """A CSV file always; W&B unless other loggers are configured or ``logger`` is false."""

@@ -23,13 +23,17 @@ def distribution(clients: ClientDetails) -> Figure:
 
 
 @themed
-def rounds_of_clients(clients: ClientDetails) -> Figure:
-    """Rounds in which each client's result counted."""
-    figure, axes = new_axes(height=2.4)
-    axes.bar(np.arange(len(clients.rounds)), clients.rounds, width=0.8, color=SERIES[0])
+def bars(values: np.ndarray, label: str) -> Figure:
+    """One bar a client.
+
+    Args:
+        values: (clients,).
+        label: What they are, with a unit.
+    """
+    figure, axes = new_axes(height=2.6)
+    axes.bar(np.arange(len(values)), values, width=0.8, color=SERIES[0])
     axes.set_xlabel("client")
-    axes.set_ylabel("rounds")
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.margins(x=0.02)
     return figure

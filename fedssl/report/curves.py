@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fedssl.report.record import Curve, RunRecord
-from fedssl.report.theme import INK, MUTED, RULE, SERIES, legend_above, new_axes, themed
+from fedssl.report.theme import MUTED, RULE, SERIES, legend_above, new_axes, themed
 
+NUMBERED_STAGES = 12
 DASHES = ("-", "--", "-.", ":")
 ABSENT = {
     "client/dropped": "dropped",
@@ -72,7 +74,7 @@ def lines(
         axes.axhline(value, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.2, label=name)
     axes.set_ylabel(label)
     if from_zero:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     finish_rounds(axes, unit, borders)
     legend_above(axes, 3)
     return figure
@@ -107,28 +109,32 @@ def mean_of_participants(record: RunRecord, *keys: str, scale: float) -> Curve:
     return [at for at, _, _ in known], [total / number / scale for _, total, number in known]
 
 
+def against(x: Curve, y: Curve) -> Curve:
+    """The values of two curves in the rounds that both know, those of ``x`` in place of the rounds."""
+    known = dict(zip(*x, strict=True))
+    both = [(known[at], value) for at, value in zip(*y, strict=True) if at in known]
+    return [at for at, _ in both], [value for _, value in both]
+
+
 def so_far(curve: Curve) -> Curve:
     """Running sum."""
     return curve[0], list(accumulate(curve[1]))
 
 
 def finish_rounds(axes: Axes, unit: str, borders: Sequence[int]) -> None:
-    """Labels the horizontal axis and marks where stages end, with their numbers if there is room."""
+    """Labels the horizontal axis and marks where stages end, with their numbers above if there is room."""
     axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
     for end in borders[:-1]:
         axes.axvline(end + 0.5, color=RULE, linewidth=0.8, zorder=0.5)
-    if 1 < len(borders) <= 12:
+    if 1 < len(borders) <= NUMBERED_STAGES:
+        _number(axes, "stage", 0.0, "axes fraction", "right")
         for number, (start, end) in enumerate(zip([0, *borders], borders, strict=False), 1):
-            axes.annotate(
-                str(number),
-                ((start + end + 1) / 2, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, -3),
-                textcoords="offset points",
-                ha="center",
-                va="top",
-                fontsize=8,
-                color=INK if number == len(borders) else MUTED,
-            )
+            _number(axes, str(number), (start + end + 1) / 2, "data", "center")
+
+
+def _number(axes: Axes, text: str, at: float, coordinates: Any, alignment: Any) -> None:
+    where: Any = (coordinates, "axes fraction")
+    style: dict[str, Any] = {"ha": alignment, "va": "bottom", "fontsize": 8, "color": MUTED}
+    axes.annotate(text, (at, 1.0), xycoords=where, xytext=(0, 6), textcoords="offset points", **style)

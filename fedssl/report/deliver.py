@@ -15,7 +15,9 @@ from fedssl.data import ImageData
 from fedssl.pretraining import Pretraining
 from fedssl.report.details_file import DETAILS, write_details
 from fedssl.report.page import Picture, Section, Table
+from fedssl.report.record import RunRecord
 from fedssl.report.run_report import REPORT, write_run_report
+from fedssl.report.summary import stage_sums
 from fedssl.report.theme import as_png
 
 
@@ -32,9 +34,12 @@ def deliver_report(module: Pretraining, data: ImageData, folder: Path, loggers: 
         The page.
     """
     write_details(module, data, folder / DETAILS)
-    sections = write_run_report(folder)
+    record = RunRecord.read(folder)
+    sections = write_run_report(record)
     for logger in loggers:
         if isinstance(logger, WandbLogger):
+            for stage, sums in enumerate(stage_sums(record)):
+                logger.experiment.log({"stage": stage} | {f"stage/{key}": value for key, value in sums.items()})
             logger.experiment.log(media(sections))
     return folder / REPORT
 
@@ -44,10 +49,10 @@ def media(sections: Sequence[Section]) -> dict[str, Any]:
     logged: dict[str, Any] = {}
     for section in sections:
         for block in section.blocks:
-            key = f"report/{section.title}/{getattr(block, 'title', '') or section.title}"
             if isinstance(block, Picture):
-                logged[key] = wandb.Image(Image.open(io.BytesIO(as_png(block.figure))), caption=block.caption)
+                picture = Image.open(io.BytesIO(as_png(block.figure)))
+                logged[f"report/{section.title}/{block.title}"] = wandb.Image(picture, caption=block.caption)
             elif isinstance(block, Table):
                 rows = [list(row) for row in block.rows]
-                logged[key] = wandb.Table(columns=list(block.header), data=rows)
+                logged[f"report/{section.title}/{block.title}"] = wandb.Table(columns=list(block.header), data=rows)
     return logged

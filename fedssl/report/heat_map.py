@@ -12,7 +12,7 @@ from fedssl.report.theme import INK, new_axes, themed, tint
 
 PRINTED_CELLS = 13
 NAMED_CELLS = 40
-LONG_NAME = 3
+LONG_NAME = 4
 
 
 @themed

@@ -42,11 +42,12 @@ def per_class_accuracy(details: EvaluationDetails) -> Figure:
     axes.barh(positions, accuracies["encoder"][order], height=0.66, color=SERIES[0], label="trained")
     if "random_init" in accuracies:
         before = accuracies["random_init"][order]
-        axes.plot(before, positions, "D", color=SERIES[1], markersize=5, markeredgecolor=PAPER, label="random init")
+        axes.barh(positions, 0.9, left=before - 0.45, height=0.86, color=SERIES[1], label="random init")
     named = len(order) <= NAMED_CLASSES
     axes.set_yticks(positions if named else [], details.classes[order] if named else [])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
+    axes.margins(y=0.01)
     axes.set_xlabel("accuracy %")
     legend_above(axes)
     return figure
@@ -64,10 +65,11 @@ def flat_map(details: EvaluationDetails, name: str) -> Figure:
     encoder = details.encoders[name]
     figure, axes = new_axes(height=4.2)
     axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
     for number in np.unique(details.map_labels):
         points = encoder.map[details.map_labels == number]
         color = SERIES[number % len(SERIES)]
-        axes.plot(*points.T, "o", color=color, markersize=3.2, markeredgewidth=0, alpha=0.6)
+        axes.plot(*points.T, "o", color=color, markersize=4.4, markeredgewidth=0, alpha=0.75)
     if len(details.classes) <= NAMED_CLASSES:
         _name_classes(axes, details, encoder)
     first, second = (f"{100 * share:.0f} %" for share in encoder.map_shares)

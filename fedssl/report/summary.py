@@ -8,6 +8,8 @@ from fedssl.report.page import Fact, Table
 from fedssl.report.record import RunRecord
 from fedssl.units import format_bytes
 
+MIB = 2**20
+STAGE_METRICS = ("cost/down_bytes", "cost/up_bytes", "cost/macs", "cost/peak_activation_bytes", "client/loss")
 QUALITY = (
     ("kNN top-1 %", "knn_top1"),
     ("linear top-1 %", "linear_top1"),
@@ -70,13 +72,13 @@ def facts(record: RunRecord) -> list[Fact]:
         note = "" if before is None else f"random init {before:.1f} %"
         found.append(Fact(label.removesuffix(" %"), f"{results[key]:.1f} %", note))
     if record.federated:
-        for label, key in (("received a device", "down_bytes"), ("sent a device", "up_bytes")):
+        for label, key in (("received by a device", "down_bytes"), ("sent by a device", "up_bytes")):
             most = f"at most {format_bytes(results[f'{key}_max_client'])}"
             found.append(Fact(label, format_bytes(results[f"{key}_per_client"]), most))
-        most = f"at most {gmacs(results['macs_max_client'])}"
-        found.append(Fact("computed a device", gmacs(results["macs_per_client"]), most))
+        mean, most = (gmacs(results[f"macs_{which}"]).removesuffix("MACs") for which in ("per_client", "max_client"))
+        found.append(Fact("MACs a device", mean, f"at most {most}"))
         peak = format_bytes(results["peak_activation_bytes"])
-        found.append(Fact("activations of a step", peak, "kept for backward, at most"))
+        found.append(Fact("memory of a step", peak, "activations, at most"))
     return found
 
 
@@ -96,32 +98,40 @@ def quality_table(record: RunRecord) -> Table:
         f"{results['test_images']:,} test images, {results['train_images']:,} labelled training images, features of "
         f"width {results['feature_dim']}, probe: {probe}. The last round's values."
     )
-    return Table(["representation", *(name for name, _ in QUALITY)], rows, caption=caption)
+    return Table(["representation", *(name for name, _ in QUALITY)], rows, "What the representation is worth", caption)
 
 
 def cost_table(record: RunRecord) -> Table:
     """What a device paid over the whole run."""
     rows = []
-    for name, key in (("mean of the devices", "per_client"), ("largest", "max_client")):
-        traffic = [format_bytes(record.results[f"{direction}_bytes_{key}"]) for direction in ("down", "up")]
-        rows.append([name, *traffic, gmacs(record.results[f"macs_{key}"])])
-    return Table(["a device, whole run", "received", "sent", "computed"], rows)
+    for name, key in (("mean", "per_client"), ("largest", "max_client")):
+        down, up, macs = (record.results[f"{what}_{key}"] for what in ("down_bytes", "up_bytes", "macs"))
+        rows.append([name, *_amounts(down / MIB, up / MIB, macs / 1e9)])
+    return Table(["device", "received MiB", "sent MiB", "GMACs"], rows, "A device over the whole run")
 
 
 def stage_table(record: RunRecord) -> Table:
     """What all clients paid in each stage."""
-    keys = ("cost/down_bytes", "cost/up_bytes", "cost/macs", "cost/peak_activation_bytes", "client/loss")
-    rows, start = [], 1
-    for number, end in enumerate(record.stages(), 1):
-        values = [_between(record, key, start, end) for key in keys]
-        down, up, macs = (sum(each) for each in values[:3])
-        loss = f"{values[4][-1]:.3f}" if values[4] else ""
-        peak = format_bytes(max(values[3]))
-        rounds = f"{start}-{end}" if end > start else str(end)
-        rows.append([str(number), rounds, format_bytes(down), format_bytes(up), gmacs(macs), peak, loss])
+    rows = []
+    for number, sums in enumerate(stage_sums(record), 1):
+        amounts = _amounts(sums["down_mib"], sums["up_mib"], sums["gmacs"], sums["peak_mib"])
+        rounds = f"{sums['first_round']:.0f}-{sums['last_round']:.0f}"
+        rows.append([str(number), rounds, *amounts, f"{sums['loss']:.3f}" if "loss" in sums else ""])
+    header = ["stage", "rounds", "sent to clients MiB", "received from them MiB", "GMACs", "peak of a step MiB", "loss"]
+    caption = "Sums over all clients; peak of the activations that a local step keeps; the last round's loss."
+    return Table(header, rows, "All devices in each stage", caption)
+
+
+def stage_sums(record: RunRecord) -> list[dict[str, float]]:
+    """What all clients paid in each stage, as numbers; rounds from 1, and the loss of the last round that has one."""
+    found, start = [], 1
+    for end in record.stages():
+        down, up, macs, peak, loss = (_between(record, key, start, end) for key in STAGE_METRICS)
+        sums = {"first_round": start, "last_round": end, "down_mib": sum(down) / MIB, "up_mib": sum(up) / MIB}
+        sums |= {"gmacs": sum(macs) / 1e9, "peak_mib": max(peak) / MIB}
+        found.append(sums | ({"loss": loss[-1]} if loss else {}))
         start = end + 1
-    header = ["stage", "rounds", "sent to clients", "received from them", "computed", "activations of a step", "loss"]
-    return Table(header, rows, "Stages", "Sums over all clients; the largest step; the loss of the last round.")
+    return found
 
 
 def origin_table(record: RunRecord) -> Table:
@@ -130,7 +140,11 @@ def origin_table(record: RunRecord) -> Table:
     rows = [["seed", str(results["seed"])], ["commit", results["commit"] or "unknown"]]
     rows += [["wall time", f"{results['wall_seconds']:,.0f} s in the last process"]]
     rows += [[package, number] for package, number in results["versions"].items()]
-    return Table(["", ""], rows, text_columns=2)
+    return Table(["what", "value"], rows, "Seed and versions", text_columns=2)
+
+
+def _amounts(*values: float) -> list[str]:
+    return [f"{value:,.2f}" for value in values]
 
 
 def gmacs(macs: float) -> str:

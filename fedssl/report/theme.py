@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 INK, MUTED, RULE, GRID, PAPER = "#1b1f24", "#5b6470", "#b9c0c8", "#e4e7eb", "#fefefe"
@@ -91,12 +92,16 @@ P = ParamSpec("P")
 
 
 def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorates a function that draws a figure, so that everything in it has the report's style."""
+    """Decorates a function that draws a figure: everything in it has the report's style, and its layout is settled."""
 
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
         with rc_context(STYLE):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            if layout := figure.get_layout_engine():
+                layout.execute(figure)
+            figure.set_layout_engine("none")  # or every picture of it would find the same layout again
+            return figure
 
     return wrapper
 
@@ -109,11 +114,11 @@ def new_axes(width: float = 4.8, height: float = 2.9) -> tuple[Figure, Axes]:
 
 
 def legend_above(axes: Axes, columns: int = 4) -> None:
-    """A legend over the panel, where it hides nothing; none for a single unnamed series."""
-    if axes.get_legend_handles_labels()[0]:
+    """A legend over the panel, where it hides nothing; none for a single series."""
+    if len(axes.get_legend_handles_labels()[0]) > 1:
         axes.legend(
             loc="lower left",
-            bbox_to_anchor=(-0.02, 1.0),
+            bbox_to_anchor=(-0.02, 1.08),
             ncols=columns,
             handlelength=1.6,
             columnspacing=1.4,
@@ -144,7 +149,7 @@ def as_svg(figure: Figure, label: str, prefix: str) -> str:
     """
     text = io.StringIO()
     with rc_context(STYLE):
-        figure.savefig(text, format="svg", metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text.getvalue(), flags=re.DOTALL)
     svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
     svg = re.sub(r' (?:xmlns(?::\w+)?|version|width="[\d.]+pt" height)="[^"]*"', "", svg, count=4)
@@ -157,10 +162,10 @@ def as_svg(figure: Figure, label: str, prefix: str) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The figure as a picture on white, at 144 dots an inch."""
+    """The figure as a picture on white, at 120 dots an inch."""
     data = io.BytesIO()
     with rc_context(STYLE):
-        figure.savefig(data, format="png", dpi=144, facecolor="white", metadata={"Software": None})
+        figure.savefig(data, format="png", dpi=120, facecolor="white", metadata={"Software": None})
     return data.getvalue()
 
 
