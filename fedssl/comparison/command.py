@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
 from fedssl.cli import run_name
@@ -110,5 +111,5 @@ def _parser() -> ArgumentParser:
         help="where runs, table.md, table.csv and report.html are written; by default runs/<name of the "
         "configuration>, and nowhere for run folders",
     )
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time")
     return parser
