@@ -1,12 +1,13 @@
 """Federated self-supervised representation learning for devices with little memory.
 
-usage: train.py {fit,validate,test,plan} [-c FILE] [--any.setting VALUE]
+usage: train.py {fit,validate,test,plan,compare} [-c FILE] [--any.setting VALUE]
 
 sub-commands:
   fit         trains, then evaluates on the test split and exports the encoder
   validate    measures kNN with held-back training images as queries
   test        evaluates an encoder on the test split
   plan        predicts what each device will pay for a federated run
+  compare     runs what is missing of a set of runs, and compares runs
 
 options:
   -h, --help  of a sub-command, such as `train.py fit --help`, lists all its settings

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import write_record
-from benchmarks.schemes import fit, spread
+from benchmarks.runs import finish
+from fedssl.comparison.grid import PlannedRun, slug
+from fedssl.comparison.measures import MIB, Measure, spread
 from fedssl.results import accuracy_over_simulated_time
 
-MIB = 2**20
 GOAL = 90
 """Accuracy in percent whose simulated time is reported."""
 Runs = dict[str, tuple[str, list[str]]]
@@ -101,17 +101,20 @@ def add_commands(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, results: Path) -> None:
     """Runs what is missing and writes the table."""
-
-    def one(job: tuple[int, str]) -> dict[str, Any]:
-        seed, label = job
-        config, settings = arguments.runs[label]
-        folder = Path(arguments.work) / f"{_slug(label)}-seed{seed}"
-        results = fit(config, folder, [*settings, f"--seed_everything={seed}"])
-        return results | {"over_time": accuracy_over_simulated_time(folder / "metrics.csv")}
-
-    jobs = [(seed, label) for seed in arguments.seeds for label in arguments.systems]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        found = dict(zip(jobs, pool.map(one, jobs), strict=True))
+    planned = [
+        PlannedRun(
+            label,
+            ["-c", f"{arguments.runs[label][0]}.yaml", *arguments.runs[label][1], "--trainer.logger=false"],
+            seed,
+            Path(arguments.work) / f"{slug(label)}-seed{seed}",
+        )
+        for seed in arguments.seeds
+        for label in arguments.systems
+    ]
+    found = {
+        (run.seed, plan.name): run.results | {"over_time": accuracy_over_simulated_time(run.folder / "metrics.csv")}
+        for plan, run in zip(planned, finish(planned, arguments.jobs), strict=True)
+    }
     runs = {label: [found[seed, label] for seed in arguments.seeds] for label in arguments.systems}
     table = [_row(label, each) for label, each in runs.items()]
     write_record(results, arguments.name, arguments.title, table, runs, arguments.notes)
@@ -123,12 +126,12 @@ def _row(label: str, runs: list[dict[str, Any]]) -> dict[str, str]:
         "system": label,
         "kNN top-1 %": spread([run["knn_top1"] for run in runs]),
         "linear top-1 %": spread([run["linear_top1"] for run in runs]),
-        "classifier %": _spread(runs, "classifier_top1"),
+        "classifier %": Measure("", "classifier_top1").text(runs),
         "received MiB": spread([run["down_bytes_per_client"] / MIB for run in runs]),
         "sent MiB": spread([run["up_bytes_per_client"] / MIB for run in runs]),
         "GMACs": spread([run["macs_per_client"] / 1e9 for run in runs]),
         "peak activation MiB": spread([run["peak_activation_bytes"] / MIB for run in runs]),
-        "simulated min": _spread(runs, "simulated_seconds", 60),
+        "simulated min": Measure("", "simulated_seconds", 60).text(runs),
         f"simulated min to {GOAL} % kNN": _minutes_to(runs),
         "images %": _images(runs),
         "rounds of the stages": rounds[0] if len(set(rounds)) == 1 else "; ".join(rounds),
@@ -146,11 +149,3 @@ def _minutes_to(runs: list[dict[str, Any]]) -> str:
     if not any(run["over_time"] for run in runs):
         return ""
     return spread([min(times) / 60 for times in reached]) if all(reached) else "never"
-
-
-def _spread(runs: list[dict[str, Any]], key: str, unit: float = 1) -> str:
-    return spread([run[key] / unit for run in runs]) if all(key in run for run in runs) else ""
-
-
-def _slug(label: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in label)

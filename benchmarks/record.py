@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from fedssl.comparison.table import markdown_table
 from fedssl.results import commit, versions
 
 
@@ -46,10 +47,8 @@ def write_record(folder: Path, name: str, title: str, table: list[dict[str, Any]
         "",
         notes.strip(),
         "",
-        "| " + " | ".join(columns) + " |",
-        "|" + " --- |" * len(columns),
+        *markdown_table(columns, [[str(row[column]) for column in columns] for row in table]),
     ]
-    lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in table]
     lines += ["", f"- command: `{origin['command']}`", f"- commit: {origin['commit']}"]
     lines += [f"- hardware: {origin['processor']}, {origin['cores']} cores, GPU {origin['gpu']}"]
     lines += ["- versions: " + ", ".join(f"{k} {v}" for k, v in origin["versions"].items()), ""]

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from benchmarks.record import write_record
+from benchmarks.runs import finish
+from fedssl.comparison.grid import PlannedRun
+from fedssl.comparison.measures import MIB, spread
 
 SCHEMES = {"end-to-end": "fedssl", "layer-wise": "lw_fedssl", "progressive": "prog_fedssl"}
-MIB = 2**20
 
 DIGITS = """
 scikit-learn's handwritten digits, the top-level configurations as they are; mean and standard deviation over
@@ -61,30 +57,23 @@ def add_commands(commands: Any) -> None:
 
 def run(arguments: argparse.Namespace, results: Path) -> None:
     """Runs what is missing and writes the table."""
-
-    def one(job: tuple[int, str]) -> dict[str, Any]:
-        seed, config = job
-        settings = [*arguments.settings, f"--data.root={arguments.root}", f"--seed_everything={seed}"]
-        return fit(config, Path(arguments.work) / f"{config}-seed{seed}", settings)
-
-    jobs = [(seed, config) for seed in arguments.seeds for config in SCHEMES.values()]
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        found = dict(zip(jobs, pool.map(one, jobs), strict=True))
+    planned = [
+        PlannedRun(
+            config,
+            ["-c", f"{config}.yaml", *arguments.settings, f"--data.root={arguments.root}", "--trainer.logger=false"],
+            seed,
+            Path(arguments.work) / f"{config}-seed{seed}",
+        )
+        for seed in arguments.seeds
+        for config in SCHEMES.values()
+    ]
+    found = {
+        (run.seed, plan.name): run.results for plan, run in zip(planned, finish(planned, arguments.jobs), strict=True)
+    }
     runs = {scheme: [found[seed, config] for seed in arguments.seeds] for scheme, config in SCHEMES.items()}
     table = [row("random init", runs["end-to-end"], "random_init_")]
     table += [row(scheme, found) for scheme, found in runs.items()]
     write_record(results, f"schemes_{arguments.name}", arguments.title, table, runs, arguments.notes)
-
-
-def fit(config: str, folder: Path, settings: list[str]) -> dict[str, Any]:
-    """The results of a run; it is started, or resumed, only if it has not ended yet."""
-    finished = folder / "results.json"
-    if not finished.exists():
-        resume = ["--ckpt_path=last"] if list(folder.glob("checkpoints/*.ckpt")) else []
-        command = [sys.executable, "train.py", "fit", "-c", f"{config}.yaml", *settings, *resume]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run([*command, f"--run_dir={folder}", "--trainer.logger=false"], check=True, env=environment)
-    return json.loads(finished.read_text())
 
 
 def row(label: str, runs: list[dict[str, Any]], prefix: str = "") -> dict[str, str]:
@@ -100,9 +89,3 @@ def row(label: str, runs: list[dict[str, Any]], prefix: str = "") -> dict[str, s
         "peak activation MiB": spread([run["peak_activation_bytes"] / MIB for run in runs]) if trained else "",
         "wall s": spread([run["wall_seconds"] for run in runs]) if trained else "",
     }
-
-
-def spread(values: list[float]) -> str:
-    """Mean, and standard deviation where there are several values that differ."""
-    mean = f"{statistics.fmean(values):,.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(set(values)) > 1 else mean

@@ -36,12 +36,13 @@ from fedssl.ranks import RankLostError
 from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, write_results
 from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
 from fedssl.server import AllClientsFailedError
-from fedssl.tracking import WANDB_ID, MetricsCSV, wandb_logger
+from fedssl.tracking import WANDB_ID, MetricsCSV, define_axes, wandb_logger
 from linear_eval import EvaluatedModule
 
 METRICS = "metrics.csv"
 CONFIG_FOLDERS = (Path(), Path("configs"), Path(__file__).parent.parent / "configs")
 SUBCOMMANDS = ("fit", "validate", "test", "plan")
+COMPARE = "compare"
 TRAINER_DEFAULTS = {
     "devices": 1,
     "num_sanity_val_steps": 0,
@@ -156,15 +157,30 @@ class FedSSLCLI(LightningCLI):
                 plot_pace(self.folder / METRICS, self.folder / "pace.png")
         write_results(results, self.folder / file)
         print_results(results, self.folder)
+        if isinstance(self.model, Pretraining) and file == "results.json":
+            self._report(self.model)
+
+    def _report(self, module: Pretraining) -> None:
+        """Draws the report; the results are safe, so whatever goes wrong here does not end the run with an error."""
+        from fedssl.report.deliver import deliver_report  # its drawing libraries take a while to load
+
+        try:
+            print(f"report: {deliver_report(module, self.datamodule, self.folder, self.trainer.loggers)}")
+        except Exception as error:
+            if os.environ.get("FEDSSL_DEBUG"):
+                raise
+            print(f"no report: {error} (FEDSSL_DEBUG=1 shows where)", file=sys.stderr)
 
     @rank_zero_only
     def _open_folder(self, trainer: Trainer, module: LightningModule) -> None:
         """Everything was checked: writes the configuration, which makes the folder a run."""
         text = yaml.safe_dump(self.config_dump, sort_keys=False)
         write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
-        identities = [str(logger.version) for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        if identities:
-            write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(identities[0]))
+        wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        for logger in wandb_loggers:
+            define_axes(logger, "round" if isinstance(module, FederatedSSL) else "epoch")
+        if wandb_loggers:
+            write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(str(wandb_loggers[0].version)))
 
     def _loggers(self, configured: Any) -> list[Logger]:
         """A CSV file always; W&B unless other loggers are configured or ``logger`` is false."""
@@ -207,10 +223,13 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     _quieten()
     try:
+        if arguments[:1] == [COMPARE]:
+            sys.exit(_compare(arguments[1:]))
         cli(
             EvaluatedModule,
             LightningDataModule,
             parser_class=BriefParser,
+            parser_kwargs={"description": "Federated self-supervised learning. See also: train.py compare --help"},
             trainer_class=PlanningTrainer,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -225,6 +244,13 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
             raise
         process = f"process {process_rank()}: " if process_rank() else ""
         sys.exit(f"error: {process}{root_cause(error)}\n(FEDSSL_DEBUG=1 shows where)")
+
+
+def _compare(arguments: list[str]) -> int:
+    """Imports the comparison only when it is asked for: it imports this module."""
+    from fedssl.comparison.command import compare
+
+    return compare(arguments)
 
 
 def _quieten() -> None:
@@ -256,7 +282,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     for argument in _complete_flags(arguments):
         flag, _, value = argument.partition("=")
         is_config = flag in ("-c", "--config")
-        if is_config and not any(name in prepared for name in SUBCOMMANDS):
+        if is_config and not any(name in prepared for name in (*SUBCOMMANDS, COMPARE)):
             sys.exit(f"error: {argument} must follow the sub-command: train.py fit -c FILE")
         if after_flag:
             argument = str(find_config(argument))

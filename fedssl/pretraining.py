@@ -13,7 +13,7 @@ from fedssl.export import export_encoder, export_text_encoder
 from fedssl.model import MethodFactory, SplitModel, build_model
 from fedssl.seeding import derive_seed, run_seed
 from fedssl.stopwatch import Stopwatch
-from layerwise import CausalTransformerSpec, EncoderSpec, build_encoder
+from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, build_encoder
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
 
@@ -95,6 +95,12 @@ class Pretraining(EvaluatedModule):
         encoder = build_encoder(replace(self._recipe[0], weights=None), derive_seed(self.seed, "encoder"))
         encoder.depth = self.model.encoder.depth
         return encoder
+
+    def layers(self, encoder: nn.Module) -> dict[str, nn.Module]:
+        """The stem and every present block."""
+        assert isinstance(encoder, StagedEncoder)
+        blocks = encoder.blocks[: encoder.depth]
+        return {"stem": encoder.stem} | {f"block {index + 1}": block for index, block in enumerate(blocks)}
 
     def prepare(self, data: ImageData | ClientData) -> None:
         """Checks that the data fit the model; called before training starts.

@@ -17,6 +17,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from fedssl.files import write_atomically
 
 WANDB_ID = "wandb_id"
+METRIC_GROUPS = ("client", "server", "cost", "eval", "time", "pace", "train")
+"""What the names of metrics begin with: who measured."""
 
 
 class MetricsCSV(Logger):
@@ -120,6 +122,18 @@ def wandb_logger(folder: Path, name: str, config: dict[str, Any]) -> WandbLogger
         config=config,
         settings=wandb.Settings(silent=True),
     )
+
+
+def define_axes(logger: WandbLogger, unit: str) -> None:
+    """Makes W&B draw metrics over rounds (or epochs), and sums of stages over stages, instead of over its own steps.
+
+    Args:
+        logger: Of the run.
+        unit: The metric that counts what most metrics are drawn over: ``round`` or ``epoch``.
+    """
+    for group in METRIC_GROUPS:
+        logger.experiment.define_metric(f"{group}/*", step_metric=unit)
+    logger.experiment.define_metric("stage/*", step_metric="stage")
 
 
 def logged_in() -> bool:

@@ -3,7 +3,9 @@
 Knows nothing of how the encoder was trained. Accuracies are in percent, 0 to 100.
 """
 
+from linear_eval.cka import linear_cka
 from linear_eval.collapse import feature_std, rankme
+from linear_eval.details import EncoderDetails, EvaluationDetails
 from linear_eval.evaluate import (
     LOGISTIC_MAX_IMAGES,
     EvaluationReport,
@@ -26,7 +28,9 @@ from linear_eval.timm_encoder import TimmEncoder
 __all__ = [
     "LOGISTIC_MAX_IMAGES",
     "ClassificationMetrics",
+    "EncoderDetails",
     "EvaluatedModule",
+    "EvaluationDetails",
     "EvaluationReport",
     "EvaluationSettings",
     "Features",
@@ -45,5 +49,6 @@ __all__ = [
     "finetune",
     "knn_predict",
     "knn_report",
+    "linear_cka",
     "rankme",
 ]

@@ -68,7 +68,7 @@ def extract_features(encoder: Callable[[Tensor], Tensor], batches: Iterable[tupl
     """
     xs: list[Tensor] = []
     ys: list[Tensor] = []
-    with torch.no_grad(), _evaluation_mode(encoder):
+    with torch.no_grad(), evaluation_mode(encoder):
         for inputs, labels in batches:
             _check_labels(labels)
             x = encoder(inputs)
@@ -97,7 +97,8 @@ def _refuse_negative(labels: Tensor) -> None:
 
 
 @contextmanager
-def _evaluation_mode(encoder: object) -> Iterator[None]:
+def evaluation_mode(encoder: object) -> Iterator[None]:
+    """Puts a module into evaluation mode; the mode of each of its submodules is restored afterwards."""
     modes = [(m, m.training) for m in encoder.modules()] if isinstance(encoder, nn.Module) else []
     try:
         for module, _ in modes:

@@ -54,6 +54,21 @@ def knn_predict(
     return torch.cat(predicted).to(query.device)
 
 
+def nearest(bank: Features, query: Tensor, k: int) -> Tensor:
+    """Positions in the bank of the k features with the largest cosine similarity, most similar first.
+
+    Args:
+        bank: Features, (N, D).
+        query: Features (M, D), few enough for a similarity matrix (M, N).
+        k: Number of neighbours; all N if it exceeds them.
+
+    Returns:
+        int64 (M, min(k, N)), on the bank's device.
+    """
+    similarity = F.normalize(query.to(bank.x), dim=1) @ F.normalize(bank.x, dim=1).T
+    return _nearest(similarity, min(k, len(bank)))[1]
+
+
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row and their columns; at the k-th value the lower columns are taken."""
     values, index = similarity.topk(k, dim=1)

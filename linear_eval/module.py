@@ -9,6 +9,8 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from linear_eval.collect_details import Evaluated, collect_details
+from linear_eval.details import EvaluationDetails
 from linear_eval.evaluate import EvaluationReport, EvaluationSettings, evaluate_features, knn_report
 from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
@@ -23,8 +25,9 @@ class EvaluatedModule(LightningModule):
 
     For images the data module must give two loaders of (uint8 images (B, C, H, W), labels (B,)): for ``validate`` the
     bank and the queries of kNN, both cut from the training split; for ``test`` the training and the test
-    split. It must have ``num_classes``, and for fine-tuning the data sets ``eval_train`` and ``eval_test``. For text
-    it must give one loader of (texts (B, T + 1), anything); kNN, probes and fine-tuning do not apply.
+    split. It must have ``num_classes``, and for fine-tuning and for :meth:`details` the data sets ``eval_train`` and
+    ``eval_test``. For text it must give one loader of (texts (B, T + 1), anything); kNN, probes, fine-tuning and
+    details do not apply.
 
     Args:
         encoder: Maps normalised images to features (B, D).
@@ -78,6 +81,21 @@ class EvaluatedModule(LightningModule):
     def random_init(self) -> nn.Module | None:
         """The encoder as it was before training, to be evaluated beside the trained one."""
         return None
+
+    def layers(self, encoder: nn.Module) -> dict[str, nn.Module]:
+        """Modules of an encoder whose outputs are worth comparing, in their order; a subclass may know some."""
+        return {}
+
+    def details(self) -> EvaluationDetails:
+        """What pictures of the evaluation need; for use after ``test``."""
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        evaluated = {}
+        for name, report in self.reports.items():
+            encoder = self._collected.encoders[name].to(self.device)
+            evaluated[name] = Evaluated(encoder, self.layers(encoder), *self._collected.features(name), report)
+        return collect_details(
+            evaluated, data.eval_train, data.eval_test, lambda images: self.normalize(images.to(self.device))
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Lightning's hook."""

@@ -8,7 +8,8 @@ from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT
 
 from fedssl.cli import main
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+COMPARISON = ROOT / "configs" / "comparison.yaml"
+CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path != COMPARISON)
 DIGITS = [
     "--data.dataset=digits",
     "--data.channels=3",
@@ -90,3 +91,18 @@ def test_it_runs(path: Path, tmp_path: Path) -> None:
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["perplexity" if OWN.get(path.stem) is TINY_TEXT else "linear_top1"] > 0
     assert ("finetuned_top1" in results) == (path.parent.name == "paper")
+
+
+@pytest.mark.slow
+def test_the_comparison_runs(tmp_path: Path) -> None:
+    tiny = " ".join(f"'{setting}'" for setting in [*TINY_FEDERATION, "--trainer.logger=false"])
+    tiny = f"{tiny} --model.rounds=2 --trainer.check_val_every_n_epoch=1"
+    with pytest.raises(SystemExit) as stopped:
+        main(
+            ["compare", "-c", str(COMPARISON), "--seeds=[0]", f"--settings={tiny}", "--jobs=2", f"--folder={tmp_path}"]
+        )
+    assert stopped.value.code == 0
+    assert len(list(tmp_path.glob("*-seed0/results.json"))) == 6
+    table = (tmp_path / "table.md").read_text()
+    assert "| progressive | BYOL |" in table
+    assert "not finished" not in table

@@ -1,0 +1,1 @@
+"""Sets of runs: started or resumed where they are missing, and compared from their folders."""

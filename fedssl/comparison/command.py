@@ -1,0 +1,115 @@
+"""``train.py compare``: runs what is missing of a comparison, or reads runs from their folders, and shows the table."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import PositiveInt
+from rich.console import Console
+
+from fedssl.cli import run_name
+from fedssl.cli_errors import brief
+from fedssl.comparison.comparison_report import comparison_page
+from fedssl.comparison.grid import Grid, plan_grid
+from fedssl.comparison.rows import Row, group_runs
+from fedssl.comparison.run import find_folders, read_run, run_of
+from fedssl.comparison.runner import run_missing
+from fedssl.comparison.table import as_csv, as_markdown, as_rich, make_tables
+from fedssl.files import write_atomically
+from fedssl.report.run_report import REPORT
+
+INTERRUPTED = 130
+DESCRIPTION = """
+Compares runs. With -c FILE: every combination of choices on the axes, with every seed; runs what is missing, resumes
+what was interrupted, skips what is done. With run folders, or folders that hold some: compares what is in them.
+"""
+
+
+def compare(arguments: list[str]) -> int:
+    """Runs the command.
+
+    Args:
+        arguments: What follows ``compare``.
+
+    Returns:
+        Exit status: 1 if a run of the comparison failed, 130 if it was interrupted.
+
+    Raises:
+        ValueError: The command or one of its runs is refused; nothing has been started.
+    """
+    options = _parse(arguments)
+    try:
+        rows = _rows_of_grid(options) if options.axes else _rows_of_folders(options.runs)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    show(rows, options.folder, shlex.join(["python", "train.py", "compare", *arguments]))
+    return int(bool(options.axes) and any(row.failures for row in rows))
+
+
+def show(rows: list[Row], folder: Path | None, command: str) -> None:
+    """Prints the tables and writes them.
+
+    Args:
+        rows: What is compared.
+        folder: For ``table.md``, ``table.csv`` and ``report.html``; ``None`` writes nothing.
+        command: What makes them again.
+    """
+    console = Console()
+    tables = make_tables(rows)
+    for table in tables:
+        console.print(as_rich(table, console.width))
+    if folder is None:
+        return
+    _write(folder / "table.md", as_markdown(tables, command))
+    _write(folder / "table.csv", as_csv(rows))
+    _write(folder / REPORT, comparison_page(rows, command))
+    console.print(f"everything is in {folder}", highlight=False, soft_wrap=True)
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _rows_of_grid(options: Namespace) -> list[Row]:
+    grid = Grid(options.axes, options.seeds, options.settings)
+    planned = plan_grid(grid, options.folder)
+    failed = run_missing(sorted((run for row in planned for run in row), key=lambda run: run.seed), options.jobs)
+    labels = [labels for labels, _ in grid.rows()]
+    return [Row(each, [run_of(run, failed) for run in row]) for each, row in zip(labels, planned, strict=True)]
+
+
+def _rows_of_folders(places: list[Path]) -> list[Row]:
+    return group_runs([read_run(folder) for folder in find_folders(places)])
+
+
+def _parse(arguments: list[str]) -> Namespace:
+    try:
+        options = _parser().parse_args(arguments)
+    except ArgumentError as error:
+        raise ValueError(brief(str(error))) from error
+    if bool(options.runs) == bool(options.axes):
+        raise ValueError("compare needs either -c FILE with axes, or run folders: train.py compare --help")
+    if options.folder is not None:
+        options.folder = Path(options.folder)
+    elif options.axes:
+        options.folder = Path("runs") / run_name(arguments)
+    options.runs = [Path(run) for run in options.runs]
+    return options
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="train.py compare", description=DESCRIPTION, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument("runs", nargs="*", type=str, metavar="RUN_DIR", help="folders to compare instead")
+    parser.add_class_arguments(Grid)
+    parser.add_argument(
+        "--folder",
+        type=str | None,
+        default=None,
+        help="where runs, table.md, table.csv and report.html are written; by default runs/<name of the "
+        "configuration>, and nowhere for run folders",
+    )
+    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time")
+    return parser

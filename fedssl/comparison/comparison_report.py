@@ -1,0 +1,169 @@
+"""The report of a comparison: which figures and tables stand on its page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fedssl.comparison import figures
+from fedssl.comparison.configuration import differences
+from fedssl.comparison.curves import ACCURACY, Band, band, layer_similarity, records
+from fedssl.comparison.measures import ACCURACIES, COSTS, MEASURES, Measure
+from fedssl.comparison.rows import Row, baseline, ratio
+from fedssl.comparison.table import NOTE, ComparisonTable, make_tables, percent
+from fedssl.report.heat_map import heat_map
+from fedssl.report.page import Block, Picture, Section, Table, build_page
+
+KNN = ACCURACIES[0]
+CKA = (
+    "Linear CKA of layers' mean outputs on the same test images, mean over seeds: 1 is equal up to rotation and scale, "
+    "0 unrelated."
+)
+
+
+def comparison_page(rows: Sequence[Row], command: str) -> str:
+    """The page as text.
+
+    Args:
+        rows: What is compared.
+        command: What makes it again.
+    """
+    tables = make_tables(rows)
+    runs = [run for row in rows for run in row.runs]
+    done = sum(not run.failure for run in runs)
+    return build_page(
+        title=f"Comparison of {len(rows)} settings",
+        subtitle=f"{done} of {len(runs)} runs · {' · '.join(table.data_set for table in tables)}",
+        summary=" ".join(sentence([row for row in rows if row.data_set == table.data_set]) for table in tables),
+        sections=[*(section for table in tables for section in _sections(table, rows, len(tables) > 1)), _origin(rows)],
+        footer=command,
+    )
+
+
+def sentence(rows: Sequence[Row]) -> str:
+    """Which row of a data set is best, and what the one that keeps least in memory gives up for that."""
+    ended = [row for row in rows if KNN.values(row.results)]
+    if not ended:
+        return f"No run on {rows[0].data_set} has ended."
+    best = max(ended, key=lambda row: _mean(KNN, row))
+    said = f"On {best.data_set}, {best.name} has the highest kNN accuracy, {KNN.text(best.results)} %"
+    light = min((row for row in ended if _shares(row, rows)), key=lambda row: _mean(COSTS[-1], row), default=None)
+    if light is None or baseline(light, rows) is light:
+        return f"{said}."
+    *_, macs, kept = _shares(light, rows)
+    who = "" if light is best else f"; {light.name} reaches {KNN.text(light.results)} %"
+    costs = f"{percent(kept)} of the activations and {percent(macs)} of the operations of end-to-end training"
+    return f"{said}{who}, with {costs}."
+
+
+def _sections(table: ComparisonTable, rows: Sequence[Row], several: bool) -> list[Section]:
+    own = [row for row in rows if row.data_set == table.data_set]
+    suffix = f" on {table.data_set}" if several else ""
+    groups = panels(own)
+    common = "; ".join(f"{key}: {value}" for key, value in table.common.items())
+    return [
+        Section(f"Results{suffix}", [Table(table.columns, table.cells, "", NOTE, table.labels)], common),
+        Section(
+            f"Not finished{suffix}", [Table(["run"], [[text] for text in table.failures])] if table.failures else []
+        ),
+        Section(f"Accuracy over rounds{suffix}", _accuracy(groups)),
+        Section(f"Accuracy against cost{suffix}", _against_cost(groups)),
+        Section(f"Cost{suffix}", _cost(groups, own)),
+        Section(f"Layers{suffix}", _layers(own)),
+        Section(f"Settings{suffix}", _settings(own)),
+    ]
+
+
+def panels(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
+    """Rows that stand in one figure: they differ in the first label only, which names them there."""
+    labels = list(dict.fromkeys(key for row in rows for key in row.labels))
+    varying = [label for label in labels if len({row.labels.get(label) for row in rows}) > 1]
+    groups: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        rest = ", ".join(f"{label} {row.labels[label]}" for label in varying[1:] if row.labels.get(label))
+        groups.setdefault(rest, {})[row.labels.get(varying[0], "") if varying else row.name] = row
+    return groups if any(len(group) > 1 for group in groups.values()) else {"": {row.name: row for row in rows}}
+
+
+def _accuracy(groups: dict[str, dict[str, Row]]) -> list[Block]:
+    caption = "On training images held out as queries; mean over seeds, and one standard deviation to both sides."
+    blocks: list[Block] = []
+    for title, group in groups.items():
+        read = {name: records(row) for name, row in group.items() if row.results}
+        bands: dict[str, Band] = {name: band([each.curve(ACCURACY) for each in runs]) for name, runs in read.items()}
+        bands = {name: each for name, each in bands.items() if each.rounds}
+        units = " and ".join(dict.fromkeys(each.unit for runs in read.values() for each in runs))
+        if bands:
+            blocks.append(Picture(title or "All rows", figures.accuracy_over_rounds(bands, units), caption))
+    return blocks
+
+
+def _against_cost(groups: dict[str, dict[str, Row]]) -> list[Block]:
+    caption = "One point a row, with one standard deviation. Up and to the left is better."
+    blocks: list[Block] = []
+    for cost in COSTS:
+        known = {
+            title: {name: row for name, row in group.items() if KNN.values(row.results) and cost.values(row.results)}
+            for title, group in groups.items()
+        }
+        if any(known.values()):
+            blocks.append(Picture(cost.title, figures.accuracy_against_cost(KNN, cost, known), caption))
+    return blocks
+
+
+def _cost(groups: dict[str, dict[str, Row]], rows: Sequence[Row]) -> list[Block]:
+    caption = "Of a client over the whole run; the dotted line is end-to-end training with the same method."
+    blocks: list[Block] = []
+    for title, group in groups.items():
+        shares = {name: found for name, row in group.items() if (found := _shares(row, rows))}
+        if any(share != 1 for found in shares.values() for share in found):
+            blocks.append(Picture(title or "All rows", figures.cost_shares(shares, COSTS), caption))
+    return blocks
+
+
+def _layers(rows: Sequence[Row]) -> list[Block]:
+    blocks: list[Block] = []
+    for row in rows:
+        against = baseline(row, rows)
+        found = layer_similarity(row, against) if against and against is not row else None
+        if found and against:
+            values, own, other = found
+            figure = heat_map(
+                values[::-1], own[::-1], other, row.name, against.name, square=True, highest=1.0, digits=2
+            )
+            blocks.append(Picture(f"{row.name} and {against.name}", figure, CKA))
+    return blocks
+
+
+def _settings(rows: Sequence[Row]) -> list[Block]:
+    found = differences([row.runs[0].configuration | {"seed_everything": None} for row in rows])
+    if not found:
+        return []
+    header = ["setting", *(row.name for row in rows)]
+    return [Table(header, [[key, *texts] for key, texts in found.items()], text_columns=len(header))]
+
+
+def _origin(rows: Sequence[Row]) -> Section:
+    header = ["row", "seed", *(measure.title for measure in MEASURES), "folder"]
+    cells = [
+        [row.name, str(run.seed)]
+        + [measure.text([run.results]) if run.results else "" for measure in MEASURES]
+        + [str(run.folder)]
+        for row in rows
+        for run in row.runs
+    ]
+    kept = [column for column in range(len(header)) if any(line[column] for line in cells)]
+    return Section(
+        "Runs", [Table([header[at] for at in kept], [[line[at] for at in kept] for line in cells], text_columns=1)]
+    )
+
+
+def _mean(measure: Measure, row: Row) -> float:
+    values = measure.values(row.results)
+    return sum(values) / len(values)
+
+
+def _shares(row: Row, rows: Sequence[Row]) -> list[float]:
+    """Every cost as a share of end-to-end training's; none if one is not known."""
+    against = baseline(row, rows) if row.results else None
+    found = [ratio(measure, row, against) for measure in COSTS]
+    return [share for share in found if share is not None] if None not in found else []

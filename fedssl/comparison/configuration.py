@@ -1,0 +1,140 @@
+"""The whole configuration of a run before it starts, and in what configurations differ."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedssl.cli import FedSSLCLI, main
+from fedssl.run_folder import CONFIG
+
+Configuration = dict[str, Any]
+WHERE = ("run_dir", "ckpt_path", "weights_only")
+"""Settings that say where a run writes and from where it goes on; ``trainer.logger`` is one too."""
+
+ABSENT = object()
+
+
+class _ConfigurationOnly(FedSSLCLI):
+    """Parses what ``fit`` would and goes no further.
+
+    Args:
+        found: Gets the configuration.
+    """
+
+    def __init__(self, *args: Any, found: Configuration, **kwargs: Any) -> None:
+        self._found = found
+        super().__init__(*args, **kwargs)
+
+    def before_instantiate_classes(self) -> None:
+        """Keeps what ``fit`` would write to ``config.yaml``."""
+        self._set_rounds()
+        self._dump_config()
+        self._found |= self.config_dump
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def resolve(arguments: list[str]) -> Configuration:
+    """The configuration that ``train.py fit`` would save, all defaults included.
+
+    Args:
+        arguments: Those of ``fit``.
+
+    Raises:
+        ValueError: ``fit`` refuses them.
+    """
+    found: Configuration = {}
+    before = sys.argv[1:]
+    try:
+        main(["fit", *arguments], partial(_ConfigurationOnly, found=found))
+    except SystemExit as stop:
+        said = str(stop).removeprefix("error: ").rpartition("\n(")[0] or str(stop).removeprefix("error: ")
+        raise ValueError(said) from stop
+    finally:
+        sys.argv[1:] = before
+    return found
+
+
+def read_configuration(folder: Path) -> Configuration:
+    """``config.yaml`` of a run folder.
+
+    Raises:
+        ValueError: It is not what a run writes.
+    """
+    found = yaml.safe_load((folder / CONFIG).read_text())
+    if not isinstance(found, dict) or not {"seed_everything", "model", "data"} <= found.keys():
+        raise ValueError(f"{folder / CONFIG} is not the configuration of a run")
+    return found
+
+
+def holds(folder: Path, wanted: Configuration) -> bool:
+    """Whether a folder's run has this configuration, by today's defaults for settings that its file does not know."""
+    if comparable(read_configuration(folder)) == comparable(wanted):
+        return True
+    try:
+        return comparable(resolve(["-c", str(folder / CONFIG)])) == comparable(wanted)
+    except ValueError:
+        return False
+
+
+def comparable(configuration: Configuration) -> Configuration:
+    """What decides the results of a run."""
+    kept = copy.deepcopy({key: value for key, value in configuration.items() if key not in WHERE})
+    kept.get("trainer", {}).pop("logger", None)
+    return kept
+
+
+def flatten(configuration: Configuration) -> dict[str, Any]:
+    """Dotted names and values as on the command line: a class is its name, its arguments stand below it."""
+    flat: dict[str, Any] = {}
+    _flatten("", configuration, flat)
+    return flat
+
+
+def differences(configurations: list[Configuration]) -> dict[str, list[str]]:
+    """Settings in which configurations differ, with a text for each configuration.
+
+    Arguments of a class are compared among those that have the class; for the others the text is empty.
+    """
+    flats = [flatten(comparable(configuration)) for configuration in configurations]
+    found: dict[str, list[str]] = {}
+    for key in sorted({key for flat in flats for key in flat}):
+        values = [flat.get(key, ABSENT) for flat in flats]
+        known = [value for value in values if value is not ABSENT]
+        below = any(key.startswith(f"{other}.") for other in found)
+        if any(value != known[0] for value in known) or (len(known) < len(values) and not below):
+            found[key] = ["" if value is ABSENT else _text(value) for value in values]
+    return found
+
+
+def _flatten(prefix: str, value: Any, flat: dict[str, Any]) -> None:
+    if not isinstance(value, dict) or not value:
+        flat[prefix] = value
+        return
+    if "class_path" in value:
+        flat[prefix] = value["class_path"].rpartition(".")[2]
+        value = value.get("init_args", {})
+    elif prefix:
+        flat[prefix] = "on"
+    for key, below in value.items():
+        _flatten(f"{prefix}.{key}" if prefix else key, below, flat)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)

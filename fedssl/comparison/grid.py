@@ -1,0 +1,145 @@
+"""What is to be compared: axes of named choices, and the runs that they make."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field, replace
+from itertools import chain, count, product
+from pathlib import Path
+
+from fedssl.checkpoints import checkpoints_of
+from fedssl.comparison.configuration import Configuration, comparable, holds, resolve
+from fedssl.report.record import RESULTS
+from fedssl.run_folder import CHECKPOINTS, CONFIG
+
+OURS = ("--run_dir", "--ckpt_path", "--seed_everything")
+Choices = dict[str, dict[str, str | None]]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every combination of choices, with every seed.
+
+    Args:
+        axes: For each axis its choices, and for each choice arguments of ``train.py fit``, written as in a shell. An
+            axis is a column of the table, and the choices are its entries. The first axis usually names the
+            configuration file (``-c lw_fedssl.yaml``); later axes override earlier ones.
+        seeds: Each combination is run once with each of them.
+        settings: Arguments that every run gets after those of its choices.
+
+    Raises:
+        ValueError: There is no axis, choice or seed, a seed is negative or doubled, or arguments say what the
+            comparison itself decides.
+    """
+
+    axes: Choices = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    settings: str = ""
+
+    def __post_init__(self) -> None:
+        empty = [axis for axis, choices in self.axes.items() if not choices]
+        if not self.axes or empty:
+            raise ValueError(f"axes needs at least one choice on each axis, got {self.axes}")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be different numbers of at least 0, got {self.seeds}")
+        for text in [self.settings, *(text for choices in self.axes.values() for text in choices.values())]:
+            for argument in shlex.split(text or ""):
+                if argument.partition("=")[0] in OURS:
+                    raise ValueError(f"{argument}: the comparison itself decides about {', '.join(OURS)}")
+
+    def rows(self) -> list[tuple[dict[str, str], list[str]]]:
+        """The choices of each combination by axis, and the arguments that they make."""
+        combinations = product(*(choices.items() for choices in self.axes.values()))
+        return [
+            (
+                dict(zip(self.axes, (name for name, _ in chosen), strict=True)),
+                [part for _, text in chosen for part in shlex.split(text or "")] + shlex.split(self.settings),
+            )
+            for chosen in combinations
+        ]
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a set.
+
+    Args:
+        name: What it is called, without the seed.
+        arguments: Those of ``fit`` before folder and seed.
+        seed: Of every random choice.
+        folder: Where it is, or will be.
+        configuration: All settings; :func:`place` fills it in.
+    """
+
+    name: str
+    arguments: list[str]
+    seed: int
+    folder: Path
+    configuration: Configuration = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended with results."""
+        return (self.folder / RESULTS).exists()
+
+
+def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:
+    """The runs of each row, one for each seed.
+
+    Raises:
+        ValueError: ``fit`` would refuse a run, or two rows are the same.
+    """
+    rows = []
+    for labels, arguments in grid.rows():
+        name = ", ".join(labels.values())
+        rows.append([PlannedRun(name, arguments, seed, parent / f"{slug(name)}-seed{seed}") for seed in grid.seeds])
+    placed = iter(place([run for row in rows for run in row]))
+    return [[next(placed) for _ in row] for row in rows]
+
+
+def place(runs: list[PlannedRun]) -> list[PlannedRun]:
+    """The same runs with their configurations, in folders that are free or hold the same configuration.
+
+    A folder that holds another one is left alone: the run gets the name with ``-2`` behind it, or the next number.
+
+    Raises:
+        ValueError: ``fit`` would refuse a run, or two of them are the same.
+    """
+    placed: list[PlannedRun] = []
+    resolved: dict[tuple[str, ...], Configuration] = {}
+    for run in runs:
+        key = tuple(run.arguments)
+        if key not in resolved:
+            resolved[key] = _resolve(run)
+        configuration = resolved[key] | {"seed_everything": run.seed}
+        for other in placed:
+            if comparable(other.configuration) == comparable(configuration):
+                raise ValueError(f"{other.name!r} and {run.name!r} are the same run: {' '.join(run.arguments)}")
+        folder = _free_folder(run.folder, configuration, {other.folder for other in placed})
+        placed.append(replace(run, folder=folder, configuration=configuration))
+    return placed
+
+
+def slug(name: str) -> str:
+    """The name with an underscore for everything that is neither letter nor digit."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def _resolve(run: PlannedRun) -> Configuration:
+    try:
+        return resolve(run.arguments)
+    except ValueError as error:
+        raise ValueError(f"{run.name}: {error}") from error
+
+
+def _free_folder(wanted: Path, configuration: Configuration, taken: set[Path]) -> Path:
+    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
+    return next(
+        folder for folder in chain([wanted], numbered) if folder not in taken and _is_for(folder, configuration)
+    )
+
+
+def _is_for(folder: Path, configuration: Configuration) -> bool:
+    if (folder / CONFIG).exists():
+        return holds(folder, configuration)
+    return not (folder / RESULTS).exists() and not checkpoints_of(folder / CHECKPOINTS)

@@ -1,0 +1,72 @@
+"""What is compared: accuracies and costs of runs, as mean and standard deviation over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MIB = 2**20
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of ``results.json``.
+
+    Args:
+        title: Heading of its column, with the unit.
+        key: Where it stands.
+        unit: What it is divided by.
+        is_cost: Whether it is set against that of end-to-end training.
+        digits: Shown behind the point.
+    """
+
+    title: str
+    key: str
+    unit: float = 1
+    is_cost: bool = False
+    digits: int = 2
+
+    def values(self, results: Sequence[Results], prefix: str = "") -> list[float]:
+        """One value a run; none if a run lacks it.
+
+        Args:
+            results: Of the runs.
+            prefix: ``random_init_`` for the encoder before training.
+        """
+        known = [run[prefix + self.key] / self.unit for run in results if prefix + self.key in run]
+        return known if len(known) == len(results) else []
+
+    def text(self, results: Sequence[Results], prefix: str = "") -> str:
+        """Mean and standard deviation; nothing if a run lacks the number."""
+        values = self.values(results, prefix)
+        return spread(values, self.digits) if values else ""
+
+
+ACCURACIES = (
+    Measure("kNN top-1 %", "knn_top1"),
+    Measure("linear top-1 %", "linear_top1"),
+    Measure("classifier top-1 %", "classifier_top1"),
+    Measure("fine-tuned top-1 %", "finetuned_top1"),
+)
+COSTS = (
+    Measure("received MiB", "down_bytes_per_client", MIB, is_cost=True),
+    Measure("sent MiB", "up_bytes_per_client", MIB, is_cost=True),
+    Measure("GMACs", "macs_per_client", 1e9, is_cost=True),
+    Measure("kept MiB", "peak_activation_bytes", MIB, is_cost=True),
+)
+TIMES = (Measure("simulated min", "simulated_seconds", 60), Measure("wall s", "wall_seconds", digits=0))
+MEASURES = (*ACCURACIES, *COSTS, *TIMES)
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and standard deviation of the sample (n - 1); ``None`` for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean, and standard deviation where there are several values that differ."""
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if len(set(values)) > 1 else "")

@@ -1,0 +1,133 @@
+"""A run as its folder shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedssl.comparison.configuration import Configuration, flatten, read_configuration
+from fedssl.comparison.grid import PlannedRun
+from fedssl.comparison.runner import rounds_done
+from fedssl.report.record import RESULTS
+from fedssl.run_folder import CONFIG
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended, or why it has not.
+
+    Args:
+        folder: Where it is.
+        configuration: All of its settings.
+        results: What ``results.json`` says; empty if the run has not ended.
+        failure: Why there are no results; empty if there are.
+    """
+
+    folder: Path
+    configuration: Configuration
+    results: dict[str, Any]
+    failure: str = ""
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """Settings by dotted name."""
+        return flatten(self.configuration)
+
+    @property
+    def seed(self) -> int:
+        """Seed of every random choice."""
+        return int(self.settings["seed_everything"])
+
+    @property
+    def data_set(self) -> str:
+        """What it was trained and evaluated on; accuracies of different ones are not comparable."""
+        trained = self.settings.get("data.dataset", "unknown data")
+        if trained == "folder":
+            trained = f"images in {self.settings['data.root']}"
+        tested = self.settings.get("data.eval_dataset") or trained
+        return trained if tested == trained else f"{trained}, evaluated on {tested}"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What was run, in words, by the heading of its column; empty if the run has not ended."""
+        if not self.results:
+            return {}
+        found = self.results
+        facts = {
+            "scheme": found["scheme"],
+            "SSL method": found["method"],
+            "backbone": f"{found['encoder']}, {found['depth']} blocks",
+        }
+        if "clients" in found:
+            facts |= {
+                "clients": f"{found['clients_per_round']} of {found['clients']} a round",
+                "partition": self._partition(),
+                "rounds": f"{found['rounds']} of {found['local_epochs']} local epochs",
+            }
+        return facts | {"commit": found["commit"] or "unknown"}
+
+    def _partition(self) -> str:
+        prefix = "data.partition."
+        arguments = [f"{key.removeprefix(prefix)}={value}" for key, value in self.settings.items() if prefix in key]
+        return self.settings["data.partition"] + (f"({', '.join(arguments)})" if arguments else "")
+
+
+def read_run(folder: Path) -> Run:
+    """The run of a folder.
+
+    Raises:
+        ValueError: Its configuration or its results are damaged.
+    """
+    results = read_results(folder)
+    done = rounds_done(folder)
+    failure = "" if results else f"not finished, {done} rounds done" if done else "not begun"
+    return Run(folder, read_configuration(folder), results, failure)
+
+
+def run_of(planned: PlannedRun, failed: dict[Path, str]) -> Run:
+    """What became of a planned run.
+
+    Args:
+        planned: The run.
+        failed: Why runs failed, by folder.
+    """
+    failure = failed.get(planned.folder, "")
+    return Run(planned.folder, planned.configuration, {} if failure else read_results(planned.folder), failure)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """``results.json`` of a folder; empty if there is none.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} does not hold the results of a run")
+    return found
+
+
+def find_folders(places: Sequence[Path]) -> list[Path]:
+    """Run folders among and below the given folders, each once, in the given order.
+
+    Raises:
+        ValueError: There is no run in one of them.
+    """
+    found: dict[Path, None] = {}
+    for place in places:
+        files = sorted(place.rglob(CONFIG))
+        below = [path.parent for path in files if "wandb" not in path.relative_to(place).parts]
+        if not below:
+            raise ValueError(f"there is no run in {place}: a run's folder holds {CONFIG}")
+        found |= dict.fromkeys(below)
+    return list(found)

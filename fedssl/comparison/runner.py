@@ -1,0 +1,128 @@
+"""Starts or resumes the runs of a set that have not ended yet, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from fedssl.checkpoints import checkpoints_of
+from fedssl.comparison.grid import PlannedRun
+from fedssl.comparison.progress import SetProgress
+from fedssl.run_folder import CHECKPOINTS, CONFIG
+
+LOG = "log.txt"
+COMMAND = (sys.executable, "-c", "from fedssl.cli import main; main()", "fit")
+PACKAGES = Path(__file__).parents[2]
+POLL = 0.1
+PATIENCE = 5
+"""Seconds that interrupted runs have to end by themselves before they are asked again."""
+
+
+def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
+    """Runs what has no results yet.
+
+    Output goes to ``log.txt`` in each run's folder. A run that fails does not stop the others. Several runs at a time
+    divide the cores among them, unless ``OMP_NUM_THREADS`` says how many threads each has.
+
+    Args:
+        runs: Those that are done are left alone.
+        jobs: Runs at a time.
+
+    Returns:
+        Why runs failed, by their folders.
+
+    Raises:
+        ValueError: ``jobs`` is below 1.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    waiting = [run for run in runs if not run.done]
+    running: list[_Process] = []
+    failed: dict[Path, str] = {}
+    with SetProgress(waiting, done=len(runs) - len(waiting)) as progress:
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    running.append(_Process(waiting.pop(0), jobs))
+                    progress.started(running[-1].run)
+                time.sleep(POLL)
+                for process in [process for process in running if process.ended]:
+                    running.remove(process)
+                    reason = process.reason()
+                    failed |= {process.run.folder: reason} if reason else {}
+                    progress.ended(process.run, reason)
+                progress.update({process.run.folder: rounds_done(process.run.folder) for process in running})
+        finally:
+            _end(running)
+    return failed
+
+
+def rounds_done(folder: Path) -> int:
+    """Rounds (or epochs) after which a run's newest checkpoint was written."""
+    found = [int(path.stem) + 1 for path in checkpoints_of(folder / CHECKPOINTS) if path.stem.isdigit()]
+    return max(found, default=0)
+
+
+def reason_of_failure(log: Path, code: int) -> str:
+    """The last error message in a log, or its last line, or how the process ended."""
+    if code < 0:
+        return f"ended by {signal.Signals(-code).name}; its output is in {log}"
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (told or lines or [f"exit status {code}"])[-1]
+
+
+class _Process:
+    """A run in a process of its own; a run that was interrupted goes on from its newest checkpoint."""
+
+    def __init__(self, run: PlannedRun, jobs: int) -> None:
+        self.run = run
+        run.folder.mkdir(parents=True, exist_ok=True)
+        resume = ["--ckpt_path=last"] if checkpoints_of(run.folder / CHECKPOINTS) else []
+        if not resume:
+            (run.folder / CONFIG).unlink(missing_ok=True)
+        command = [*COMMAND, *run.arguments, f"--seed_everything={run.seed}", f"--run_dir={run.folder}", *resume]
+        with (run.folder / LOG).open("w") as log:
+            self._process = _start(command, log, jobs)
+
+    @property
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def reason(self) -> str | None:
+        """Why it failed; ``None`` if it did not."""
+        code = self._process.returncode
+        return reason_of_failure(self.run.folder / LOG, code) if code or not self.run.done else None
+
+    def interrupt(self) -> None:
+        """Asks it to end; its last checkpoint stays."""
+        self._process.send_signal(signal.SIGINT)
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._process.wait()
+
+
+def _end(running: Sequence[_Process]) -> None:
+    """Ends the runs at work. Ctrl-C in a terminal has reached them already; a signal to this process alone has not."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and not all(process.ended for process in running):
+        time.sleep(POLL)
+    for process in running:
+        if not process.ended:
+            process.interrupt()
+    for process in running:
+        process.wait()
+
+
+def _start(command: list[str], log: IO[str], jobs: int) -> subprocess.Popen[bytes]:
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+    path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = threads | os.environ | {"PYTHONPATH": path}
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)

@@ -1,0 +1,173 @@
+"""The table of a comparison: in a terminal, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from fedssl.comparison.configuration import differences
+from fedssl.comparison.measures import ACCURACIES, MEASURES, Measure, mean_and_deviation
+from fedssl.comparison.rows import Row, baseline, ratio
+
+NOTE = (
+    "Mean ± standard deviation over seeds, values of the last round. Costs are those of a client over the whole run "
+    "(mean over clients); kept: most activations that a step keeps for backward. In brackets: share of the cost of "
+    "end-to-end training with the same method."
+)
+FAILED = "not finished"
+NARROW = 120
+"""Columns of a terminal below which numbers take two lines."""
+
+WORD = 14
+"""Columns of a terminal that a word may have before it is broken."""
+RANDOM_INIT = "random_init_"
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """Rows that may be compared, because they were evaluated on the same images.
+
+    Args:
+        data_set: On which.
+        common: What all rows have in common, by name.
+        columns: Headings.
+        cells: Texts of each row.
+        labels: How many of the columns say what a row is.
+        failures: Runs without results, and why.
+    """
+
+    data_set: str
+    common: dict[str, str]
+    columns: list[str]
+    cells: list[list[str]]
+    labels: int
+    failures: list[str]
+
+
+def make_tables(rows: Sequence[Row]) -> list[ComparisonTable]:
+    """One table for each data set."""
+    names = list(dict.fromkeys(row.data_set for row in rows))
+    return [_table(name, [row for row in rows if row.data_set == name]) for name in names]
+
+
+def as_rich(table: ComparisonTable, width: int) -> RichTable:
+    """For a terminal of that many columns; what the rows have in common stands below."""
+    common = "; ".join(f"{key} {value}" for key, value in table.common.items())
+    caption = "\n".join([common, NOTE, *(f"{FAILED}: {escape(failure)}" for failure in table.failures)])
+    shown = RichTable(title=table.data_set, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    shown.title_justify = shown.caption_justify = "left"
+    narrow = width < NARROW
+    for position, column in enumerate(table.columns[: table.labels]):
+        words = " ".join([column, *(cells[position] for cells in table.cells)]).split()
+        shown.add_column(column, overflow="fold", min_width=min(max(map(len, words)), WORD))
+    for column in table.columns[table.labels :]:
+        shown.add_column(column.replace(" ", "\n") if narrow else column, justify="right", no_wrap=True)
+    for cells in table.cells:
+        words, numbers = cells[: table.labels], cells[table.labels :]
+        shown.add_row(*map(escape, words), *(re.sub(r" (?=[±(])", "\n" if narrow else " ", text) for text in numbers))
+    return shown
+
+
+def as_markdown(tables: Sequence[ComparisonTable], command: str) -> str:
+    """For documents.
+
+    Args:
+        tables: One a data set.
+        command: What makes them again.
+    """
+    lines: list[str] = []
+    for table in tables:
+        lines += [f"## {table.data_set}", "", *(f"- {key}: {value}" for key, value in table.common.items()), ""]
+        lines += [*markdown_table(table.columns, table.cells), ""]
+        lines += [*(f"- {FAILED}: {failure}" for failure in table.failures), ""] if table.failures else []
+    return "\n".join(["# Comparison", "", *lines, NOTE, "", f"`{command}`", ""])
+
+
+def markdown_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table."""
+    head = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    return head + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """For programs: a line a row, full numbers, and empty fields for what is not known."""
+    lines = [_record(row, rows) for row in rows]
+    columns = list(dict.fromkeys(key for line in lines for key in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def _table(data_set: str, rows: list[Row]) -> ComparisonTable:
+    common, words = _words(rows)
+    measures = [measure for measure in MEASURES if any(measure.values(row.results) for row in rows if row.results)]
+    columns = [*words, *(measure.title for measure in measures)]
+    cells = [["random init", *line] for line in _random_init(rows, len(words) - 1, measures)]
+    cells += [
+        [texts[position] for texts in words.values()] + [_cell(measure, row, rows) for measure in measures]
+        for position, row in enumerate(rows)
+    ]
+    failures = [f"{row.name}, {failure}" for row in rows for failure in row.failures]
+    return ComparisonTable(data_set, common, columns, cells, len(words), failures)
+
+
+def _words(rows: list[Row]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """What all rows have in common, and the columns of words in which they differ.
+
+    Rows without results have labels only; their other words are not compared.
+    """
+    ended = [row for row in rows if row.results]
+    columns = {key: [row.labels.get(key, "") for row in rows] for row in rows for key in row.labels}
+    compared = dict(columns)
+    for key in dict.fromkeys(key for row in ended for key in row.facts if key not in columns):
+        known = [row.facts.get(key, "") for row in ended]
+        if known not in [[row.labels.get(label, "") for row in ended] for label in columns] or len(set(known)) == 1:
+            columns[key], compared[key] = [row.facts.get(key, "") for row in rows], known
+    common = {key: texts[0] for key, texts in compared.items() if len(set(texts)) == 1 and len(rows) > 1}
+    return common, {key: texts for key, texts in columns.items() if key not in common}
+
+
+def _random_init(rows: list[Row], blank: int, measures: list[Measure]) -> list[list[str]]:
+    """The encoder before training, if all rows have the same: it depends on the seed only."""
+    ended = [row for row in rows if row.results]
+    if not ended or differences([row.runs[0].configuration["model"]["init_args"]["encoder"] for row in ended]):
+        return []
+    first = max((row.results for row in ended), key=len)
+    texts = [measure.text(first, RANDOM_INIT) if measure in ACCURACIES else "" for measure in measures]
+    return [[*[""] * blank, *texts]]
+
+
+def _cell(measure: Measure, row: Row, rows: list[Row]) -> str:
+    if not row.results:
+        return ""
+    text = measure.text(row.results)
+    against = baseline(row, rows) if measure.is_cost else None
+    share = None if against is row else ratio(measure, row, against)
+    return text if share is None else f"{text} ({percent(share)})"
+
+
+def percent(share: float) -> str:
+    """A share in percent, with a decimal where it is small."""
+    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
+
+
+def _record(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    record: dict[str, Any] = {"data set": row.data_set} | row.labels | row.facts
+    against = baseline(row, rows) if row.results else None
+    for measure in MEASURES:
+        values = measure.values(row.results) if row.results else []
+        if values:
+            record[f"{measure.title} mean"], record[f"{measure.title} sd"] = mean_and_deviation(values)
+            share = ratio(measure, row, against) if measure.is_cost else None
+            record |= {f"{measure.title} share": share} if share is not None else {}
+    return record | {FAILED: "; ".join(row.failures), "folders": " ".join(str(run.folder) for run in row.runs)}

@@ -1,0 +1,97 @@
+"""A run as its folder tells it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fedssl.report.details_file import DETAILS, ClientDetails, read_details
+from fedssl.run_folder import CONFIG
+from linear_eval import EvaluationDetails
+
+METRICS = "metrics.csv"
+RESULTS = "results.json"
+Curve = tuple[list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run left.
+
+    Args:
+        folder: Where.
+        configuration: The text of ``config.yaml``.
+        results: ``results.json``.
+        rows: ``metrics.csv``, one row a round (or epoch), without the final evaluation.
+        evaluation: What pictures of the evaluation need, if the run kept it.
+        clients: What each client held and paid; ``None`` without a federation.
+    """
+
+    folder: Path
+    configuration: str
+    results: dict[str, Any]
+    rows: list[dict[str, str]]
+    evaluation: EvaluationDetails | None
+    clients: ClientDetails | None
+
+    @classmethod
+    def read(cls, folder: Path) -> RunRecord:
+        """Reads a run folder.
+
+        Raises:
+            FileNotFoundError: It holds no finished run.
+        """
+        if not (folder / RESULTS).is_file():
+            raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULTS}")
+        evaluation, clients = read_details(folder / DETAILS)
+        return cls(
+            folder,
+            (folder / CONFIG).read_text(),
+            json.loads((folder / RESULTS).read_text()),
+            _training_rows(folder / METRICS),
+            evaluation,
+            clients,
+        )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """``config.yaml`` as data."""
+        return yaml.safe_load(self.configuration)
+
+    @property
+    def federated(self) -> bool:
+        """Whether the run had rounds and clients."""
+        return "clients" in self.results
+
+    @property
+    def unit(self) -> str:
+        """What the horizontal axes count."""
+        return "round" if self.federated else "epoch"
+
+    @property
+    def name(self) -> str:
+        """Scheme and method."""
+        return f"{self.results['scheme']} {self.results['method']}"
+
+    def curve(self, key: str) -> Curve:
+        """Rounds (or epochs) from 1, and the metric, where it was measured."""
+        rows = [row for row in self.rows if row.get(key)]
+        return [float(row["epoch"]) + 1 for row in rows], [float(row[key]) for row in rows]
+
+    def stages(self) -> list[int]:
+        """The last round of each stage; empty without stages."""
+        rounds, stages = self.curve("stage")
+        following = [*stages[1:], -1.0]
+        return [int(at) for at, stage, other in zip(rounds, stages, following, strict=True) if stage != other]
+
+
+def _training_rows(metrics: Path) -> list[dict[str, str]]:
+    if not metrics.exists():
+        return []
+    with metrics.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if not row.get("eval/linear_top1")]

@@ -1,0 +1,138 @@
+"""Chooses images of an evaluation that is over, and collects what pictures of it need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linear_eval.cka import linear_cka
+from linear_eval.details import EncoderDetails, EvaluationDetails
+from linear_eval.evaluate import EvaluationReport
+from linear_eval.features import Features
+from linear_eval.knn import nearest
+from linear_eval.layer_outputs import layer_outputs
+from linear_eval.projection import principal_components
+
+MAP_IMAGES = 1000
+LAYER_IMAGES = 500
+QUERIES = 10
+NEIGHBOURS = 5
+PICTURE_PIXELS = 64
+
+
+class LabelledImages(Protocol):
+    """A labelled data set."""
+
+    classes: tuple[str, ...]
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Images at ``indices`` (B,), uint8 (B, C, H, W)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An encoder that was evaluated.
+
+    Attributes:
+        encoder: Maps normalised images to features (B, D).
+        layers: Those of its modules whose outputs are compared, by name; may be none.
+        train: Features of the training images, in their order.
+        test: Features of the test images, in their order.
+        report: What they are worth.
+    """
+
+    encoder: nn.Module
+    layers: Mapping[str, nn.Module]
+    train: Features
+    test: Features
+    report: EvaluationReport
+
+
+def collect_details(
+    evaluated: Mapping[str, Evaluated],
+    train: LabelledImages,
+    test: LabelledImages,
+    normalize: Callable[[Tensor], Tensor],
+) -> EvaluationDetails:
+    """Collects details; takes one pass of :data:`LAYER_IMAGES` images through every encoder that has layers.
+
+    Args:
+        evaluated: ``encoder`` is the trained one.
+        train: The training images.
+        test: The test images.
+        normalize: Maps uint8 images (B, C, H, W) on the CPU to the encoders' input.
+    """
+    trained, labels = evaluated["encoder"], evaluated["encoder"].test.y.cpu()
+    images = test.gather(spread(labels, LAYER_IMAGES))
+    outputs = {name: layer_outputs(each.encoder, each.layers, normalize(images)) for name, each in evaluated.items()}
+    queries = spread(labels, QUERIES)
+    return EvaluationDetails(
+        classes=np.asarray(test.classes, dtype=str),
+        map_labels=labels[spread(labels, MAP_IMAGES)].numpy(),
+        query_images=small_pictures(test.gather(queries)),
+        query_labels=labels[queries].numpy(),
+        layers=np.asarray(list(trained.layers), dtype=str),
+        encoders={
+            name: encoder_details(each, train, linear_cka(outputs["encoder"], outputs[name]))
+            for name, each in evaluated.items()
+        },
+        layer_outputs=[small_numbers(output) for output in outputs["encoder"]],
+    )
+
+
+def encoder_details(evaluated: Evaluated, train: LabelledImages, similarity: Tensor) -> EncoderDetails:
+    """Details of one encoder.
+
+    Args:
+        evaluated: The encoder.
+        train: The training images.
+        similarity: Of the trained encoder's layers with this one's, (L, L).
+    """
+    test = evaluated.test
+    coordinates, shares = principal_components(F.pad(test.x, (0, max(0, 2 - test.dim))))
+    index = nearest(evaluated.train, test.x[spread(test.y, QUERIES)], NEIGHBOURS).cpu()
+    pictures = small_pictures(train.gather(index.flatten()))
+    return EncoderDetails(
+        confusion=np.asarray(evaluated.report.linear.confusion),
+        map=coordinates[spread(test.y, MAP_IMAGES)].cpu().numpy(),
+        map_shares=shares.cpu().numpy(),
+        neighbour_images=pictures.reshape(*index.shape, *pictures.shape[1:]),
+        neighbour_labels=evaluated.train.y.cpu()[index].numpy(),
+        similarity=similarity.float().numpy(),
+    )
+
+
+def spread(labels: Tensor, number: int) -> Tensor:
+    """Positions of at most ``number`` images that represent the classes as all images do.
+
+    Evenly spaced after sorting by class, so the choice is always the same.
+
+    Args:
+        labels: Class labels, (N,).
+        number: Images wanted.
+
+    Returns:
+        int64 (min(N, number),), ordered by class, on the device of ``labels``.
+    """
+    number = min(len(labels), number)
+    steps = (2 * torch.arange(number, device=labels.device) + 1) * len(labels) // (2 * max(number, 1))
+    return labels.argsort(stable=True)[steps]
+
+
+def small_pictures(images: Tensor) -> np.ndarray:
+    """Images uint8 (B, C, H, W) of at most :data:`PICTURE_PIXELS` a side, to be looked at."""
+    if max(images.shape[-2:]) > PICTURE_PIXELS:
+        images = F.adaptive_avg_pool2d(images.float(), PICTURE_PIXELS).round().to(torch.uint8)
+    return images.numpy()
+
+
+def small_numbers(output: Tensor) -> np.ndarray:
+    """A layer's outputs as float16, scaled to at most 1, which changes no similarity."""
+    return (output / output.abs().max().clamp_min(1e-12)).half().cpu().numpy()

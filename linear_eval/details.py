@@ -1,0 +1,75 @@
+"""What pictures of an evaluation need beyond its figures: confusion, maps, neighbours and layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class EncoderDetails:
+    """What one encoder makes of the test images.
+
+    Attributes:
+        confusion: Counts of the linear probe, (classes, classes); row = target, column = predicted.
+        map: Coordinates of the images of the map on the first two principal components of all test features, (P, 2).
+        map_shares: Share of the variance along each of the two, (2,).
+        neighbour_images: Of each query, the training images with the most similar features, uint8 (Q, K, C, H, W).
+        neighbour_labels: Their classes, (Q, K).
+        similarity: CKA of the trained encoder's layers (rows) with this encoder's, (L, L); empty without layers.
+    """
+
+    confusion: np.ndarray
+    map: np.ndarray
+    map_shares: np.ndarray
+    neighbour_images: np.ndarray
+    neighbour_labels: np.ndarray
+    similarity: np.ndarray
+
+
+@dataclass(frozen=True)
+class EvaluationDetails:
+    """What several encoders make of the same test images; classes are numbers into ``classes``.
+
+    Attributes:
+        classes: Names of the classes, (C,).
+        map_labels: Classes of the images of the map, (P,).
+        query_images: Test images whose neighbours are shown, uint8 (Q, C, H, W).
+        query_labels: Their classes, (Q,).
+        layers: Names of the layers, (L,); empty if none are known.
+        encoders: ``encoder`` is the trained one, ``random_init`` the one before training, where there is one.
+        layer_outputs: Of the trained encoder, one float16 matrix (N, D_i) a layer, for similarities with other runs.
+    """
+
+    classes: np.ndarray
+    map_labels: np.ndarray
+    query_images: np.ndarray
+    query_labels: np.ndarray
+    layers: np.ndarray
+    encoders: Mapping[str, EncoderDetails]
+    layer_outputs: Sequence[np.ndarray]
+
+    def as_arrays(self) -> Arrays:
+        """Plain arrays, as an ``.npz`` file holds them."""
+        arrays = {key: value for key, value in vars(self).items() if isinstance(value, np.ndarray)}
+        for name, encoder in self.encoders.items():
+            arrays |= {f"{name}.{key}": value for key, value in vars(encoder).items()}
+        return arrays | {f"layer_outputs.{index}": output for index, output in enumerate(self.layer_outputs)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> EvaluationDetails:
+        """Reads :meth:`as_arrays`; further arrays are left alone.
+
+        Raises:
+            KeyError: An array is missing.
+        """
+        names = [key.removesuffix(".confusion") for key in arrays if key.endswith(".confusion")]
+        fields = list(EncoderDetails.__dataclass_fields__)
+        encoders = {name: EncoderDetails(**{key: arrays[f"{name}.{key}"] for key in fields}) for name in names}
+        outputs = [arrays[f"layer_outputs.{index}"] for index in range(len(arrays["layers"]))]
+        plain = ("classes", "map_labels", "query_images", "query_labels", "layers")
+        return cls(**{key: arrays[key] for key in plain}, encoders=encoders, layer_outputs=outputs)

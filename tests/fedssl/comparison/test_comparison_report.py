@@ -1,0 +1,141 @@
+"""The page of a comparison; numbers by hand."""
+
+import csv
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from finished import MIB, configuration, results
+
+from fedssl.comparison.comparison_report import comparison_page, panels, sentence
+from fedssl.comparison.curves import Band, band, layer_similarity
+from fedssl.comparison.figures import accuracy_over_rounds, cost_shares
+from fedssl.comparison.measures import COSTS
+from fedssl.comparison.rows import Row, group_runs
+from fedssl.comparison.run import Run, read_run
+from linear_eval import EvaluationDetails
+
+MakeRun = Callable[..., Path]
+
+
+class Headings(HTMLParser):
+    """Collects second-level headings and every address that a page names."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.addresses: list[str] = []
+        self._inside = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._inside = tag == "h2"
+        self.addresses += [value or "" for key, value in attrs if key in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        if self._inside:
+            self.found.append(data)
+        self._inside = False
+
+
+def label(*rows: tuple[str, ...]) -> list[Row]:
+    keys = ("scheme", "method", "clients")
+    return [Row(dict(zip(keys, texts, strict=False)), []) for texts in rows]
+
+
+@pytest.fixture
+def rows(make_run: MakeRun) -> list[Row]:
+    """Two schemes, two seeds, with accuracies at rounds 2 and 4."""
+    folders = []
+    for seed in (0, 1):
+        for scheme, name, knn in (("EndToEnd", "end-to-end", 90.0), ("LayerWise", "layer-wise", 86.0)):
+            cost = {"peak_activation_bytes": 10 * MIB} if name == "layer-wise" else {}
+            found = results(seed, name, knn + seed, **cost)
+            folders.append(make_run(f"{name}-{seed}", configuration(seed, scheme), found))
+            with (folders[-1] / "metrics.csv").open("w", newline="") as file:
+                writer = csv.DictWriter(file, ["epoch", "stage", "eval/knn_top1"])
+                writer.writeheader()
+                writer.writerows({"epoch": at, "stage": 0, "eval/knn_top1": knn + at} for at in (1, 3))
+    return group_runs([read_run(folder) for folder in folders])
+
+
+def test_a_band_is_mean_and_deviation_where_all_runs_measured() -> None:
+    found = band([([1.0, 2.0, 4.0], [10.0, 20.0, 40.0]), ([2.0, 3.0, 4.0], [22.0, 30.0, 40.0])])
+    assert found == Band([2.0, 4.0], [21.0, 40.0], [2**0.5, 0.0])
+    assert band([([1.0], [5.0])]) == Band([1.0], [5.0], [0.0])
+    assert band([]) == Band([], [], [])
+
+
+def test_a_figure_holds_rows_that_differ_in_the_first_label() -> None:
+    grid = label(("e", "SimCLR"), ("l", "SimCLR"), ("e", "BYOL"), ("l", "BYOL"))
+    assert panels(grid) == {
+        "method SimCLR": {"e": grid[0], "l": grid[1]},
+        "method BYOL": {"e": grid[2], "l": grid[3]},
+    }
+    same = label(("e", "SimCLR", "6"), ("e", "SimCLR", "100"))
+    assert panels(same) == {"": {"6": same[0], "100": same[1]}}
+    scattered = label(("e", "SimCLR"), ("l", "BYOL"))
+    assert panels(scattered) == {"": {"e, SimCLR": scattered[0], "l, BYOL": scattered[1]}}
+
+
+def test_the_sentence_names_the_best_and_the_lightest(rows: list[Row]) -> None:
+    assert sentence(rows) == (
+        "On digits, end-to-end has the highest kNN accuracy, 90.50 ± 0.71 %; layer-wise reaches 86.50 ± 0.71 %, with "
+        "20 % of the activations and 100 % of the operations of end-to-end training."
+    )
+    assert sentence(rows[:1]) == "On digits, end-to-end has the highest kNN accuracy, 90.50 ± 0.71 %."
+    failed = Row({"scheme": "a"}, [Run(Path("a"), configuration(), {}, "no memory")])
+    assert sentence([failed]) == "No run on digits has ended."
+
+
+def test_the_page_has_all_sections_and_names_nothing_outside(rows: list[Row]) -> None:
+    page = Headings(comparison_page(rows, "python train.py compare <x>"))
+    expected = ["Results", "Accuracy over rounds", "Accuracy against cost", "Cost", "Settings", "Runs"]
+    assert [heading for heading in page.found if heading.strip()] == expected
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    assert "python train.py compare &lt;x&gt;" in comparison_page(rows, "python train.py compare <x>")
+
+
+def test_failures_and_other_data_sets_are_apart_on_the_page(rows: list[Row]) -> None:
+    failed = Row({"scheme": "a"}, [Run(Path("a"), configuration(dataset="cifar10"), {}, "no memory")])
+    page = comparison_page([*rows, failed], "")
+    assert "Results on digits" in page
+    assert "Not finished on cifar10" in page
+    assert "a, seed 0: no memory" in page
+
+
+def keep_layers(run: Run, names: list[str], outputs: list[np.ndarray]) -> None:
+    nothing = np.zeros(0)
+    details = EvaluationDetails(nothing, nothing, nothing, nothing, np.array(names), {}, outputs)
+    np.savez(run.folder / "details.npz", **details.as_arrays())
+
+
+def test_layers_are_compared_only_if_runs_of_the_same_seed_kept_them(rows: list[Row]) -> None:
+    full, cheap = rows
+    assert layer_similarity(full, cheap) is None
+    rng = np.random.default_rng(0)
+    outputs = rng.standard_normal((20, 3)), rng.standard_normal((20, 4))
+    keep_layers(full.runs[0], ["stem", "block 1"], list(outputs))
+    keep_layers(cheap.runs[1], ["stem"], [outputs[0]])
+    assert layer_similarity(full, cheap) is None
+    keep_layers(cheap.runs[0], ["stem"], [2 * outputs[0]])
+    found = layer_similarity(full, cheap)
+    assert found is not None
+    values, own, other = found
+    assert (values.shape, own, other) == ((2, 1), ["stem", "1"], ["stem"])
+    assert values[0, 0] == pytest.approx(1)
+    assert values[1, 0] < 0.5
+    assert "layer-wise and end-to-end" in comparison_page(rows, "")
+
+
+def test_lines_and_bars_show_the_numbers() -> None:
+    figure = accuracy_over_rounds({"a": Band([1, 2], [50, 60], [1, 2])}, "round")
+    [axes] = figure.axes
+    assert axes.lines[0].get_ydata().tolist() == [50, 60]
+    vertices = axes.collections[0].get_paths()[0].vertices
+    assert (vertices[:, 1].min(), vertices[:, 1].max()) == (49, 62)
+    [axes] = cost_shares({"a": [1, 1, 1, 1], "b": [0.5, 0.4, 0.3, 0.2]}, COSTS).axes
+    assert np.allclose([bar.get_width() for bar in axes.patches[4:]], [50, 40, 30, 20])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["received", "sent", "GMACs", "kept"]

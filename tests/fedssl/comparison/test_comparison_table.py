@@ -1,0 +1,108 @@
+"""The table in a terminal, as Markdown and as CSV; numbers by hand."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from finished import configuration, results
+from rich.console import Console
+
+from fedssl.comparison.rows import Row, group_runs
+from fedssl.comparison.run import Run
+from fedssl.comparison.table import as_csv, as_markdown, as_rich, make_tables, percent
+
+
+def printed(rows: list[Row], width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    for table in make_tables(rows):
+        console.print(as_rich(table, width))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_means_deviations_and_shares(six_runs: list[Run]) -> None:
+    [table] = make_tables(group_runs(six_runs))
+    expected = {
+        "scheme": ["random init", "end-to-end", "layer-wise"],
+        "seeds": ["", "0, 1, 2", "0, 1"],
+        "kNN top-1 %": ["51.00 ± 1.00", "92.00 ± 2.00", "87.00 ± 1.41"],
+        "linear top-1 %": ["60.00", "93.00 ± 2.00", "88.00 ± 1.41"],
+        "received MiB": ["", "80.00", "20.00 ± 1.41 (25 %)"],
+        "sent MiB": ["", "80.00", "80.00 (100 %)"],
+        "GMACs": ["", "1,000.00", "1,000.00 (100 %)"],
+        "kept MiB": ["", "50.00", "10.00 (20 %)"],
+        "wall s": ["", "10", "10"],
+    }
+    assert dict(zip(table.columns, map(list, zip(*table.cells, strict=True)), strict=True)) == expected
+    assert table.failures == ["layer-wise, seed 2: no memory"]
+    assert table.common == {
+        "SSL method": "SimCLR",
+        "backbone": "vit, 6 blocks",
+        "clients": "3 of 6 a round",
+        "partition": "Dirichlet(beta=0.5)",
+        "rounds": "4 of 2 local epochs",
+        "commit": "abc",
+    }
+
+
+def test_a_share_has_a_decimal_where_it_is_small() -> None:
+    assert (percent(1.5), percent(0.1), percent(0.0321)) == ("150 %", "10 %", "3.2 %")
+
+
+def test_a_row_without_any_results_stays_in_the_table() -> None:
+    ended = Row({"scheme": "a"}, [Run(Path("a"), configuration(), results())])
+    failed = Row({"scheme": "b"}, [Run(Path("b"), configuration(), {}, "no memory")])
+    [table] = make_tables([ended, failed])
+    assert table.cells[-1][0] == "b"
+    assert set(table.cells[-1][1:]) == {""}
+    assert table.failures == ["b, seed 0: no memory"]
+    [table] = make_tables([failed])
+    assert table.cells == [["b"]]
+
+
+def test_other_data_sets_have_other_tables(six_runs: list[Run]) -> None:
+    rows = group_runs(six_runs)
+    other = Row({"scheme": "layer-wise"}, [Run(Path("o"), configuration(dataset="cifar10"), results(0, "layer-wise"))])
+    first, second = make_tables([*rows, other])
+    assert (first.data_set, second.data_set) == ("digits", "cifar10")
+    assert len(first.cells) == 3
+    assert not any("%" in cell for cell in second.cells[-1])
+
+
+def test_another_encoder_has_no_common_beginning(six_runs: list[Run]) -> None:
+    full, cheap = group_runs(six_runs)
+    wider = [replace(run, configuration=configuration(run.seed, encoder={"name": "wide"})) for run in cheap.runs]
+    [table] = make_tables([full, Row(cheap.labels, wider)])
+    assert [cells[0] for cells in table.cells] == ["end-to-end", "layer-wise"]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_a_terminal_shows_everything(six_runs: list[Run], width: int) -> None:
+    text = printed(group_runs(six_runs), width)
+    assert all(len(line) <= width for line in text.splitlines())
+    words = " ".join(text.split())
+    assert "backbone vit, 6 blocks" in words
+    assert "not finished: layer-wise, seed 2: no memory" in words
+    assert ("92.00 ± 2.00" in text) == (width == 160)
+    for number in ("92.00", "± 2.00", "(25 %)", "1,000.00"):
+        assert number in text
+
+
+def test_markdown(six_runs: list[Run]) -> None:
+    text = as_markdown(make_tables(group_runs(six_runs)), "python train.py compare x")
+    assert "| layer-wise | 0, 1 | 87.00 ± 1.41 |" in text
+    assert "- partition: Dirichlet(beta=0.5)\n" in text
+    assert "- not finished: layer-wise, seed 2: no memory\n" in text
+    assert text.endswith("`python train.py compare x`\n")
+
+
+def test_csv_has_full_numbers(six_runs: list[Run]) -> None:
+    full, cheap = csv.DictReader(io.StringIO(as_csv(group_runs(six_runs))))
+    assert (full["scheme"], full["data set"], full["not finished"]) == ("end-to-end", "digits", "")
+    assert float(full["kNN top-1 % sd"]) == 2
+    assert float(cheap["received MiB mean"]) == 20
+    assert float(cheap["received MiB share"]) == 0.25
+    assert cheap["not finished"] == "seed 2: no memory"
+    assert cheap["folders"] == "l0 l1 l2"

@@ -1,0 +1,132 @@
+"""Sets of runs: what is started, resumed, skipped and reported. The runs themselves are stand-ins."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedssl.comparison import runner
+from fedssl.comparison.grid import PlannedRun
+from fedssl.comparison.runner import reason_of_failure, rounds_done, run_missing
+
+STAND_IN = """
+import json, sys
+from pathlib import Path
+arguments = dict(argument.partition("=")[::2] for argument in sys.argv[1:])
+if "--fail" in arguments:
+    sys.exit("error: no memory\\n(FEDSSL_DEBUG=1 shows where)")
+if "--crash" in arguments:
+    import os, signal
+    os.kill(os.getpid(), signal.SIGKILL)
+folder = Path(arguments["--run_dir"])
+(folder / "config.yaml").write_text("")
+if "--empty" not in arguments:
+    (folder / "results.json").write_text(json.dumps(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", STAND_IN))
+
+
+def planned(folder: Path, *arguments: str, seed: int = 0) -> PlannedRun:
+    return PlannedRun(folder.name, list(arguments), seed, folder, {"trainer": {"max_epochs": 4}})
+
+
+def started_with(run: PlannedRun) -> list[str]:
+    return json.loads((run.folder / "results.json").read_text())
+
+
+def test_what_is_missing_is_run(tmp_path: Path) -> None:
+    runs = [planned(tmp_path / name, "--x=1", seed=seed) for seed, name in enumerate("abc")]
+    assert run_missing(runs, jobs=2) == {}
+    assert all(run.done for run in runs)
+    assert started_with(runs[2]) == ["--x=1", "--seed_everything=2", f"--run_dir={tmp_path / 'c'}"]
+
+
+def test_what_is_done_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = planned(tmp_path / "a")
+    run.folder.mkdir()
+    (run.folder / "results.json").write_text("{}")
+    monkeypatch.setattr(runner.subprocess, "Popen", None)
+    assert run_missing([run], jobs=1) == {}
+    assert [path.name for path in run.folder.iterdir()] == ["results.json"]
+
+
+def test_what_was_interrupted_goes_on(tmp_path: Path) -> None:
+    run = planned(tmp_path / "a")
+    (run.folder / "checkpoints").mkdir(parents=True)
+    (run.folder / "checkpoints" / "00001.ckpt").write_bytes(b"")
+    run_missing([run], jobs=1)
+    assert started_with(run)[-1] == "--ckpt_path=last"
+
+
+def test_what_was_interrupted_in_its_first_round_begins_again(tmp_path: Path) -> None:
+    run = planned(tmp_path / "a")
+    run.folder.mkdir()
+    (run.folder / "config.yaml").write_text("left over")
+    run_missing([run], jobs=1)
+    assert "--ckpt_path=last" not in started_with(run)
+    assert (run.folder / "config.yaml").read_text() == ""
+
+
+def test_a_failure_is_reported_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [planned(tmp_path / "bad", "--fail"), planned(tmp_path / "crash", "--crash"), planned(tmp_path / "good")]
+    failed = run_missing(runs, jobs=1)
+    log = tmp_path / "crash" / "log.txt"
+    assert failed == {
+        tmp_path / "bad": "no memory",
+        tmp_path / "crash": f"ended by SIGKILL; its output is in {log}",
+    }
+    assert runs[2].done
+    said = capsys.readouterr().err
+    assert "1/3 bad, seed 0: failed: no memory" in said
+    assert "3/3 good, seed 0: done" in said
+
+
+def test_a_run_without_results_has_failed(tmp_path: Path) -> None:
+    assert run_missing([planned(tmp_path / "a", "--empty")], jobs=1) == {tmp_path / "a": "exit status 0"}
+
+
+def test_runs_at_a_time_must_be_one_or_more(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        run_missing([planned(tmp_path / "a")], jobs=0)
+
+
+def test_ctrl_c_ends_the_runs_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = "import time; time.sleep(60)"
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", waits))
+    monkeypatch.setattr(runner, "PATIENCE", 0)
+    processes = []
+    started = runner.subprocess.Popen
+
+    def remember(*arguments: object, **options: object) -> object:
+        processes.append(started(*arguments, **options))
+        return processes[-1]
+
+    monkeypatch.setattr(runner.subprocess, "Popen", remember)
+    monkeypatch.setattr(runner.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        run_missing([planned(tmp_path / "a"), planned(tmp_path / "b")], jobs=1)
+    assert len(processes) == 1
+    assert processes[0].returncode is not None
+
+
+def test_rounds_are_counted_from_the_checkpoints(tmp_path: Path) -> None:
+    assert rounds_done(tmp_path) == 0
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("00003", "00004", "other"):
+        (tmp_path / "checkpoints" / f"{name}.ckpt").write_bytes(b"")
+    assert rounds_done(tmp_path) == 5
+
+
+def test_the_reason_is_the_last_error_or_the_last_line(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("1/4 loss 3\nTraceback\nKeyError: 'x'\n")
+    assert reason_of_failure(log, 1) == "KeyError: 'x'"
+    log.write_text("error: too little memory\n(FEDSSL_DEBUG=1 shows where)\n")
+    assert reason_of_failure(log, 1) == "too little memory"
+    log.write_text("")
+    assert reason_of_failure(log, 3) == "exit status 3"
