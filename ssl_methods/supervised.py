@@ -24,7 +24,7 @@ class Supervised(Method):
         label_smoothing: Of the targets, at least 0 and below 1.
         standardize: Whether a batch norm without weights stands before the classifier, as in MAE's linear probe (He et
             al. 2022, arXiv 2111.06377, appendix A.1). Pretrained features can be nearly constant, all images within a
-            hundredth of their mean; kNN and probes see through that, a linear layer with a usual learning rate does not.
+            hundredth of their mean; kNN and probes see through that, a linear layer at a usual learning rate does not.
     """
 
     views_in_paper = 1
