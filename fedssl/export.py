@@ -22,7 +22,8 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
     """Writes ``config.json`` and ``model.safetensors``, all or nothing.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)`` gives back a model with the same
-    features. A ViT that stopped growing early is written with the depth it reached. Temporary modules are left out.
+    features. A ViT that stopped growing early is written with the depth it reached. Temporary modules are left out,
+    low-rank adapters are merged into the weights that they adapt.
 
     An encoder with a small stem is one that timm cannot build: ``config.json`` then has the key ``"stem": "small"``,
     timm refuses the weights, and :class:`linear_eval.TimmEncoder` loads them.
@@ -95,6 +96,8 @@ def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:
     for index, block in enumerate(encoder.blocks[: encoder.depth]):
         prefix = f"blocks.{index}" if is_vit else f"layer{index + 1}"
         state |= {f"{prefix}.{name}": tensor for name, tensor in block.state_dict().items()}
+        if encoder.adapters:
+            state[f"{prefix}.attn.qkv.weight"] = block.attn.qkv.merged().detach()
     return state | encoder.tail.state_dict()
 
 

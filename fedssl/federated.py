@@ -117,7 +117,7 @@ class FederatedSSL(Pretraining):
         if deadline and not devices:
             raise ValueError("a deadline needs devices, whose speed says who is late: set model.devices")
         self.memory = MemorySetting.parse(memory_budget, devices)
-        super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
+        super().__init__(scheme.adapt(encoder), method, augment, optimizer, evaluation, finetuning, seed)
         scheme.check(self.model.encoder)
         scheme.stages(len(self.model.encoder.blocks), rounds)
         if start:

@@ -134,7 +134,7 @@ class LocalUpdate:
     def _train(self, task: Task, images: SampleSet, memory: ClientMemory | None) -> LoopReport:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
         remembers, method, stage = memory is not None and memory.alignment is not None, self.model.method, task.stage
-        kind = f"stage {stage.index}, {len(stage.trained)} of {len(stage.present)} blocks trained"
+        kind = f"stage {stage.index}, {stage.extent} of {len(stage.present)} trained"
         kind += ", with memory" if remembers else ""
         plans = self.plans.begin(task, method, self.alignment, remembers) if self.plans else None
         return train_epochs(method, images, self.epochs, self.batch_size, shuffle, self.book, kind, plans)

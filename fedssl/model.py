@@ -57,7 +57,10 @@ class SplitModel:
 
     def attach(self, stage: Stage) -> None:
         """Points the method at the stage's active part, on top of its frozen prefix."""
+        self.encoder.use_adapters(stage.adapters)
         self.method.attach(*split_encoder(self.encoder, stage))
+        for name in self.frozen_names(stage):
+            self.modules[name].requires_grad_(False)
 
     def attach_whole(self, stage: Stage) -> None:
         """Points the method at everything the stage has, with nothing frozen (server-side calibration)."""

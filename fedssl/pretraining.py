@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from fedssl.export import export_encoder, export_text_encoder
 from fedssl.model import MethodFactory, SplitModel, build_model
 from fedssl.seeding import derive_seed, run_seed
 from fedssl.stopwatch import Stopwatch
-from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, build_encoder
+from layerwise import StagedEncoder, StagedSpec, build_encoder
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
 
@@ -34,7 +35,7 @@ class Pretraining(EvaluatedModule):
 
     def __init__(
         self,
-        encoder: EncoderSpec | CausalTransformerSpec,
+        encoder: StagedSpec,
         method: MethodFactory,
         augment: TwoViews | None,
         optimizer: OptimizerFactory,
@@ -92,7 +93,8 @@ class Pretraining(EvaluatedModule):
 
     def random_init(self) -> nn.Module:
         """An encoder at random initialisation, at the depth this one has now."""
-        encoder = build_encoder(replace(self._recipe[0], weights=None), derive_seed(self.seed, "encoder"))
+        spec: Any = self._recipe[0]  # specs are dataclasses, their base is none
+        encoder = build_encoder(replace(spec, weights=None), derive_seed(self.seed, "encoder"))
         encoder.depth = self.model.encoder.depth
         return encoder
 

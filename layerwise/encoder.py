@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import timm
 import torch
@@ -16,6 +16,7 @@ from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from layerwise.lora import AdaptedQKV, add_adapters
 from layerwise.output_modules import output_modules, resnet_stand_ins, vit_stand_ins
 from layerwise.pretrained import load_pretrained
 from layerwise.resnet import split_resnet, use_small_stem
@@ -44,6 +45,8 @@ class EncoderSpec(StagedSpec):
             place of the 7x7 one of stride 2, and no pooling (the ResNets of SmartFreeze's authors).
         weights: File or folder of pretrained weights (:func:`layerwise.pretrained.load_pretrained`), such as the
             ``encoder`` folder of a run; ``None`` initialises at random. They replace ``position`` too.
+        ranks: Of low-rank adapters in a ViT's blocks, ascending (:func:`layerwise.lora.add_adapters`). Schemes that
+            train adapters set them.
     """
 
     modality: ClassVar[str] = "images"
@@ -57,6 +60,7 @@ class EncoderSpec(StagedSpec):
     output: Literal["linear", "convolution"] = "linear"
     stem: Literal["timm", "small"] = "timm"
     weights: str | None = None
+    ranks: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
@@ -113,6 +117,7 @@ class StagedEncoder(nn.Module):
         tail: Maps any block's output to features (B, D_i), or (B, T, D_i) of a text.
         widths: D_i, the feature width after each block.
         stand_ins: For every block but the first; none for ``output="linear"``.
+        adapters: Low-rank adapters of every block, each adapter a part of its own; none without ``ranks``.
 
     Attributes:
         depth: Number of leading blocks that :meth:`forward` runs; all of them at first.
@@ -126,6 +131,7 @@ class StagedEncoder(nn.Module):
         tail: nn.Module,
         widths: list[int],
         stand_ins: Sequence[nn.Module] = (),
+        adapters: Sequence[nn.ModuleList] = (),
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -139,6 +145,7 @@ class StagedEncoder(nn.Module):
             nn.Identity() if stand_ins or width == self.feature_dim else nn.Linear(width, self.feature_dim)
             for width in widths
         )
+        self.adapters = nn.ModuleList(adapters)
         self.depth = len(blocks)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -162,7 +169,15 @@ class StagedEncoder(nn.Module):
         parts |= {f"output.{i}": output for i, output in enumerate(self.outputs)}
         parts["tail"] = self.tail
         parts |= {f"reshape.{i}": layer for i, layer in enumerate(self.reshape)}
+        for i, adapters in enumerate(self.adapters):
+            parts |= {f"adapter.{i}.{number}": adapter for number, adapter in enumerate(cast(nn.ModuleList, adapters))}
         return parts
+
+    def use_adapters(self, number: int) -> None:
+        """Lets only the first adapters of every block act; all of them do at first."""
+        for layer in self.modules():
+            if isinstance(layer, AdaptedQKV):
+                layer.active = number
 
 
 def build_encoder(spec: StagedSpec, seed: int) -> StagedEncoder:
@@ -202,12 +217,14 @@ def _stage_vit(model: VisionTransformer, spec: EncoderSpec) -> StagedEncoder:
         load_pretrained(model, Path(spec.weights))
     stem, blocks, tail, widths = split_vit(model)
     stand_ins = vit_stand_ins(model, len(blocks)) if spec.output == "convolution" else []
-    return StagedEncoder(spec, stem, blocks, tail, widths, stand_ins)
+    return StagedEncoder(spec, stem, blocks, tail, widths, stand_ins, add_adapters(blocks, spec.ranks))
 
 
 def _stage_resnet(model: ResNet, spec: EncoderSpec) -> StagedEncoder:
     if spec.position == "sincos":
         raise ValueError(f"position 'sincos' needs a ViT, {spec.name!r} has no position embedding")
+    if spec.ranks:
+        raise ValueError(f"LoRA needs a ViT, {spec.name!r} has no attention")
     if spec.stem == "small":
         use_small_stem(model, spec.in_channels)
     if spec.weights:

@@ -35,15 +35,15 @@ class LastLayers(Scheme):
         super().__init__()
         self._depths = depths
 
-    def depths(self, num_blocks: int) -> list[int]:
-        """The depths to choose from.
+    def variants(self, num_blocks: int, rounds: int) -> list[list[Stage]]:
+        """One for each depth.
 
         Raises:
             ValueError: One is more than the encoder has.
         """
         if self._depths and self._depths[-1] > num_blocks:
             raise ValueError(f"depths {self._depths} reach beyond the encoder's {num_blocks} blocks")
-        return self._depths or [num_blocks]
+        return [self.stages(depth, rounds) for depth in self._depths or [num_blocks]]
 
     def stages(self, num_blocks: int, rounds: int) -> list[Stage]:
         """A single stage with the first ``num_blocks`` blocks, which is the share of a client without limits."""

@@ -144,7 +144,7 @@ def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:
     macs["tail"], _ = run(shadow.tail, hidden)
     for i, (layer, width) in enumerate(zip(shadow.reshape, shadow.widths, strict=True)):
         macs[f"reshape.{i}"], _ = run(layer, torch.empty(1, width, device="meta"))
-    return {name: PartCost(macs[name], _state_size(part)) for name, part in encoder.parts().items()}
+    return {name: PartCost(macs.get(name, 0), _state_size(part)) for name, part in encoder.parts().items()}
 
 
 def head_costs(heads: Mapping[str, nn.Module], *feature_shape: int) -> dict[str, PartCost]:
@@ -165,7 +165,8 @@ def _round_cost(
     trained = sum((parts[name] for name in names), head)
     sent = sum((parts[name] for name in names if stage.trains_stem or name != "tail"), head)
     received = frozen + trained if downloads_all else sent
-    macs = (TRAINING_PASSES * trained.macs + frozen.macs) * passes
+    adapted = sum(parts[f"block.{i}"].macs for i in stage.trained) if stage.adapters else 0
+    macs = (TRAINING_PASSES * trained.macs + frozen.macs + adapted) * passes
     return PaperCost(macs, received.size, sent.size)
 
 

@@ -8,8 +8,9 @@ from itertools import accumulate
 import numpy as np
 
 from layerwise.depth_dropout import check_alike, keep_layers
-from layerwise.encoder import StagedEncoder
+from layerwise.encoder import EncoderSpec, StagedEncoder
 from layerwise.schedule import blocks_of_stages, check_rounds, rounds_of_stages
+from layerwise.spec import StagedSpec
 from layerwise.stage import Stage
 
 
@@ -75,9 +76,19 @@ class Scheme(ABC):
         if self.layer_budget is not None:
             check_alike(encoder)
 
-    def depths(self, num_blocks: int) -> list[int]:
-        """Depths that the fleet chooses one of, ascending: the encoder's own."""
-        return [num_blocks]
+    def adapt(self, spec: StagedSpec) -> StagedSpec:
+        """The encoder that the scheme needs: the configured one.
+
+        Raises:
+            ValueError: It has adapters, which only schemes set.
+        """
+        if isinstance(spec, EncoderSpec) and spec.ranks:
+            raise ValueError(f"encoder.ranks {spec.ranks}: leave them out, the scheme LoRA sets them")
+        return spec
+
+    def variants(self, num_blocks: int, rounds: int) -> list[list[Stage]]:
+        """Stages of the run of which the fleet chooses one list, ascending in what they train: there is one."""
+        return [self.stages(num_blocks, rounds)]
 
     def choices(self, stage: Stage) -> list[Stage]:
         """What a client may train of a stage, the most first; its device decides. By default all or nothing."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from layerwise.encoder import StagedEncoder
+from layerwise.lora import AdaptedBlock
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Stage:
             they run forward only.
         trains_stem: Whether the stem (patch, class and position embedding) is trained too.
         rounds: Communication rounds the stage lasts.
+        adapters: How many of the low-rank adapters of each trained block are trained in its place (LoRA); 0: the block
+            itself is.
     """
 
     index: int
@@ -27,16 +30,22 @@ class Stage:
     trained: tuple[int, ...]
     trains_stem: bool
     rounds: int
+    adapters: int = 0
 
     def __post_init__(self) -> None:
         assert self.trained, self
         assert self.present[-len(self.trained) :] == self.trained, self
-        assert not self.trains_stem or self.trained == self.present, self
+        assert not self.trains_stem or (self.trained == self.present and not self.adapters), self
 
     @property
     def frozen(self) -> tuple[int, ...]:
         """Blocks that are present but not trained."""
         return self.present[: len(self.present) - len(self.trained)]
+
+    @property
+    def extent(self) -> int:
+        """How much is trained: the number of blocks, or of adapters in each."""
+        return self.adapters or len(self.trained)
 
     @property
     def depth(self) -> int:
@@ -46,7 +55,7 @@ class Stage:
     def frozen_parts(self) -> list[str]:
         """Names of the encoder parts that clients need but do not train."""
         stem = [] if self.trains_stem else ["stem"]
-        return stem + [f"block.{i}" for i in self.frozen]
+        return stem + [f"block.{i}" for i in (self.present if self.adapters else self.frozen)]
 
     def trained_parts(self) -> list[str]:
         """Names of the encoder parts that travel both ways in every round.
@@ -56,16 +65,30 @@ class Stage:
         """
         stem = ["stem"] if self.trains_stem else []
         newest = self.present[-1]
-        return [*stem, *(f"block.{i}" for i in self.trained), f"output.{newest}", "tail", f"reshape.{newest}"]
+        blocks = [name for i in self.trained for name in self.adapter_parts(i) or [f"block.{i}"]]
+        return [*stem, *blocks, f"output.{newest}", "tail", f"reshape.{newest}"]
+
+    def adapter_parts(self, block: int) -> list[str]:
+        """Names of the adapters of a trained block that are trained in its place."""
+        return [f"adapter.{block}.{number}" for number in range(self.adapters)]
 
 
 def split_encoder(encoder: StagedEncoder, stage: Stage) -> tuple[nn.Sequential, nn.Sequential]:
     """Splits the encoder into the frozen prefix and the active part of a stage.
 
     Both share their modules with ``encoder``. The prefix maps images to the active part's input (it is empty
-    where the stem is trained), the active part maps that to features (B, D).
+    where the stem is trained), the active part maps that to features (B, D). With adapters the active part has frozen
+    blocks too.
     """
-    parts = encoder.parts()
-    prefix = nn.Sequential(*(parts[name] for name in stage.frozen_parts()))
-    active = nn.Sequential(*(parts[name] for name in stage.trained_parts()))
-    return prefix, active
+    parts, newest = encoder.parts(), stage.present[-1]
+
+    def active_block(index: int) -> nn.Module:
+        block, adapters = parts[f"block.{index}"], stage.adapter_parts(index)
+        return AdaptedBlock(block, [parts[name] for name in adapters]) if adapters else block
+
+    frozen = [parts[f"block.{i}"] for i in stage.frozen]
+    active = [active_block(i) for i in stage.trained]
+    active += [parts[f"output.{newest}"], parts["tail"], parts[f"reshape.{newest}"]]
+    if stage.trains_stem:
+        return nn.Sequential(), nn.Sequential(parts["stem"], *active)
+    return nn.Sequential(parts["stem"], *frozen), nn.Sequential(*active)

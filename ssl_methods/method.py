@@ -144,9 +144,9 @@ class Method(LightningModule):
         """Called after each optimizer step: momentum targets follow."""
 
     def trained(self) -> list[nn.Parameter]:
-        """Parameters of the backbone and all heads."""
+        """Parameters of the backbone and all heads, without what is frozen between trained layers."""
         modules = [self.backbone, *self.heads().values()]
-        return [parameter for module in modules for parameter in module.parameters()]
+        return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
     def train(self, mode: bool = True) -> Method:
         """Training mode for all but the prefix, whose batch norms must not move."""

@@ -22,6 +22,9 @@ class Supervised(Method):
         optimizer: Makes the optimizer.
         num_classes: Classes to tell apart.
         label_smoothing: Of the targets, at least 0 and below 1.
+        standardize: Whether a batch norm without weights stands before the classifier, as in MAE's linear probe (He et
+            al. 2022, arXiv 2111.06377, appendix A.1). Pretrained features can be nearly constant, all images within a
+            hundredth of their mean; kNN and probes see through that, a linear layer at a usual learning rate does not.
     """
 
     views_in_paper = 1
@@ -34,13 +37,17 @@ class Supervised(Method):
         optimizer: OptimizerFactory,
         num_classes: int = 10,
         label_smoothing: float = 0.0,
+        standardize: bool = False,
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         super().__init__(backbone, feature_dim, augment, optimizer)
-        self.classifier = nn.Linear(feature_dim, num_classes)
+        self.num_classes = num_classes
+        linear = nn.Linear(feature_dim, num_classes)
+        norm = nn.BatchNorm1d(feature_dim, affine=False)
+        self.classifier: nn.Module = nn.Sequential(norm, linear) if standardize else linear
         self.label_smoothing = label_smoothing
 
     def heads(self) -> dict[str, nn.Module]:
@@ -76,8 +83,8 @@ class Supervised(Method):
         """
         if len(labels) and int(labels.min()) < 0:
             raise ValueError("supervised training needs a label for every image; this data set has unlabelled ones")
-        if len(labels) and int(labels.max()) >= self.classifier.out_features:
+        if len(labels) and int(labels.max()) >= self.num_classes:
             raise ValueError(
                 f"the images have labels up to {int(labels.max())}: set model.method.num_classes to at least "
-                f"{int(labels.max()) + 1}, it is {self.classifier.out_features}"
+                f"{int(labels.max()) + 1}, it is {self.num_classes}"
             )

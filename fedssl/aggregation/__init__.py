@@ -3,6 +3,7 @@
 from fedssl.aggregation.coordinate_median import CoordinateMedian
 from fedssl.aggregation.krum import Krum
 from fedssl.aggregation.ldawa import LDAWA
+from fedssl.aggregation.norm_weighted_mean import NormWeightedMean
 from fedssl.aggregation.private_mean import PrivateMean
 from fedssl.aggregation.rule import Aggregation
 from fedssl.aggregation.straggler_mean import StragglerMean
@@ -15,6 +16,7 @@ __all__ = [
     "Aggregation",
     "CoordinateMedian",
     "Krum",
+    "NormWeightedMean",
     "PrivateMean",
     "StragglerMean",
     "TrimmedMean",

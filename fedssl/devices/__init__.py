@@ -1,7 +1,7 @@
 """Which devices the clients have, what fits them, and a virtual clock."""
 
 from fedssl.devices.deadline import Deadline
-from fedssl.devices.depth import choose_depth, fleet_stages, trained_layers
+from fedssl.devices.depth import choose_variant, device_extents, fleet_stages
 from fedssl.devices.fleet import Delivery, Eligibility, Fleet
 from fedssl.devices.limits import Shortage, shortage
 from fedssl.devices.profile import DeviceProfile
@@ -18,8 +18,8 @@ __all__ = [
     "Fleet",
     "RandomDevices",
     "Shortage",
-    "choose_depth",
+    "choose_variant",
+    "device_extents",
     "fleet_stages",
     "shortage",
-    "trained_layers",
 ]

@@ -36,7 +36,9 @@ class Recipe:
 
 
 def write_recipe(config: dict[str, Any]) -> str:
-    """The recipe of a parsed configuration: its seed filled in, and without the aggregation, which may keep secrets.
+    """The recipe of a parsed configuration: its seed filled in, without the aggregation, which may keep secrets.
+
+    Files of pretrained weights are left out too: they lie with the server, which sends every layer that a client needs.
 
     Args:
         config: Of the command line, all defaults included.
@@ -51,6 +53,7 @@ def write_recipe(config: dict[str, Any]) -> str:
         if recipe[key]["init_args"].get("seed") is None:
             recipe[key]["init_args"]["seed"] = config["seed_everything"]
     recipe["model"]["init_args"].pop("aggregation", None)
+    recipe["model"]["init_args"]["encoder"].pop("weights", None)
     return yaml.safe_dump(recipe | {"precision": config["trainer"].get("precision")}, sort_keys=False)
 
 

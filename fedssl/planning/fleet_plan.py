@@ -80,7 +80,7 @@ class _Run:
         self.stages = fleet_stages(scheme, planner.num_blocks, planner.module.rounds, fleet)
         choices = [typical_choices(scheme, stage, planner.module.seed) for stage in self.stages]
         self._shares = [planner.shares(each, fleet) for each in choices]
-        self._most = tuple(max(each, key=lambda share: len(share.trained)) for each in self._shares)
+        self._most = tuple(max(each, key=lambda share: share.extent) for each in self._shares)
         self._known: dict[tuple[Stage, ...], list[StageTraffic]] = {}
         fleet.now = 0.0
         self._played = planner.rounds(scheme, self.stages, fleet)

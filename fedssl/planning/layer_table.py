@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fedssl.devices import Fleet, fleet_stages, trained_layers
+from fedssl.devices import Fleet, device_extents, fleet_stages
 from fedssl.planning.plan import Planner
 from fedssl.planning.table import MIB, amount, plain_table
 
@@ -21,13 +21,14 @@ def layer_table(planner: Planner, fleet: Fleet) -> dict[str, Any]:
         fleet: The clients' devices.
     """
     scheme, rounds, most = planner.module.scheme, planner.module.rounds, max(planner.images)
-    depths = scheme.depths(planner.num_blocks)
+    variants = scheme.variants(planner.num_blocks, rounds)
     rows = []
-    for depth in depths:
-        for choice in reversed(scheme.choices(scheme.stages(depth, rounds)[-1])):
-            row = {"depth": depth, "trained": len(choice.trained)}
+    for *_, stage in variants:
+        for choice in reversed(scheme.choices(stage)):
+            row = {"depth": choice.depth, "trained": choice.extent}
             rows.append(row | asdict(planner.forecast(choice, most)))
-    trained = trained_layers(scheme, depths, rounds, fleet)
+    extents = device_extents(scheme, variants, fleet)
+    trained = {stages[-1].depth: counts for stages, counts in zip(variants, extents, strict=True)}
     chosen = fleet_stages(scheme, planner.num_blocks, rounds, fleet)[-1].depth
     return {"images": most, "costs": rows, "trained_layers": trained, "depth": chosen}
 
@@ -35,8 +36,8 @@ def layer_table(planner: Planner, fleet: Fleet) -> dict[str, Any]:
 def print_layer_table(table: dict[str, Any], console: Console) -> None:
     """The costs, then how many clients train how many layers at each depth."""
     columns = ["depth", "trained", "peak MiB", "up MiB", "GMACs"]
-    caption = f"up, GMACs: of a round of a client with {table['images']} images"
-    printed = plain_table("depth and trained last layers", columns, caption)
+    caption = f"trained: last layers, or adapters of each; up, GMACs: of a round with {table['images']} images"
+    printed = plain_table("what clients can train", columns, caption)
     for row in table["costs"]:
         sizes = (amount(row[key] / MIB) for key in ("peak_memory_bytes", "active_bytes"))
         printed.add_row(str(row["depth"]), str(row["trained"]), *sizes, f"{row['macs'] / 1e9:.2f}")
@@ -45,4 +46,4 @@ def print_layer_table(table: dict[str, Any], console: Console) -> None:
         clients = ", ".join(f"{number} train {count}" for count, number in sorted(Counter(counts).items()))
         mean = sum(counts) / len(counts)
         mark = " (chosen)" if depth == table["depth"] else ""
-        console.print(f"depth {depth}: mean {mean:.2f} layers; clients: {clients}{mark}", highlight=False)
+        console.print(f"depth {depth}: mean {mean:.2f}; clients: {clients}{mark}", highlight=False)

@@ -113,7 +113,7 @@ class Planner:
         return [(fleet.largest(client, choices) or choices[-1]) if fleet else choices[0] for client in clients]
 
     def _plan(self, stage: Stage, shares: list[Stage], clients: list[ClientTraffic]) -> StagePlan:
-        largest = max(shares, key=lambda share: len(share.trained))
+        largest = max(shares, key=lambda share: share.extent)
         step = self.predictor(largest, self.largest_batch(self.module.batch_size))
         each = zip(clients, shares, self.images, strict=True)
         macs = sum(client.rounds * self.forecast(share, size).macs for client, share, size in each if client.rounds)

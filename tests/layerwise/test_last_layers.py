@@ -27,7 +27,7 @@ def test_a_single_block_has_a_single_choice():
 def test_other_schemes_leave_no_choice():
     for stage in LayerWise().stages(3, 3):
         assert LayerWise().choices(stage) == [stage]
-    assert LayerWise().depths(3) == [3]
+    assert LayerWise().variants(3, 3) == [LayerWise().stages(3, 3)]
 
 
 @pytest.mark.parametrize("trained", [1, 2, 3])
@@ -43,10 +43,10 @@ def test_head_norm_and_last_blocks_train_and_the_stem_only_with_all(vit, images,
 
 
 def test_depths():
-    assert LastLayers().depths(4) == [4]
-    assert LastLayers([1, 3]).depths(4) == [1, 3]
+    assert LastLayers().variants(4, 2) == [EndToEnd().stages(4, 2)]
+    assert LastLayers([1, 3]).variants(4, 2) == [EndToEnd().stages(1, 2), EndToEnd().stages(3, 2)]
     with pytest.raises(ValueError, match=r"depths \[2, 6\] reach beyond the encoder's 4 blocks"):
-        LastLayers([2, 6]).depths(4)
+        LastLayers([2, 6]).variants(4, 2)
 
 
 @pytest.mark.parametrize("depths", [[], [0, 2], [3, 2], [2, 2]])

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from fedssl.devices import DeviceProfile, Fleet, choose_depth, fleet_stages, shortage, trained_layers
+from fedssl.devices import DeviceProfile, Fleet, choose_variant, device_extents, fleet_stages, shortage
 from fedssl.planning.forecast import Need
-from layerwise import LastLayers, Stage
+from layerwise import AllSmall, EndToEnd, LastLayers, Stage
 
 BLOCK, FROZEN = 100, 10
 
@@ -26,25 +26,25 @@ def memory(*sizes: float) -> Fleet:
     return fleet_of(*(DeviceProfile(memory_bytes=size) for size in sizes))
 
 
-def brute_force(trained: dict[int, list[int]]) -> int | None:
-    able = [c for c in range(len(trained[2])) if any(counts[c] for counts in trained.values())]
+def brute_force(extents: list[list[int]]) -> int | None:
+    able = [c for c in range(len(extents[0])) if any(counts[c] for counts in extents)]
     best, chosen = -1.0, None
-    for depth in sorted(trained):
-        counts = [trained[depth][c] for c in able]
+    for index, each in enumerate(extents):
+        counts = [each[c] for c in able]
         if counts and min(counts) > 0 and sum(counts) / len(counts) >= best:
-            best, chosen = sum(counts) / len(counts), depth
+            best, chosen = sum(counts) / len(counts), index
     return chosen
 
 
 def test_the_largest_average_by_brute_force() -> None:
     for first, second in product(product(range(3), repeat=3), product(range(4), repeat=3)):
-        trained = {2: list(first), 3: list(second)}
-        expected = brute_force(trained)
+        extents = [list(first), list(second)]
+        expected = brute_force(extents)
         if expected is None:
-            with pytest.raises(ValueError, match=r"at any of the depths|leaves out a device"):
-                choose_depth(trained)
+            with pytest.raises(ValueError, match=r"even the least of 2|leaves out a device"):
+                choose_variant(extents)
         else:
-            assert choose_depth(trained) == expected
+            assert choose_variant(extents) == expected
 
 
 def test_each_device_trains_the_most_that_fits() -> None:
@@ -52,7 +52,7 @@ def test_each_device_trains_the_most_that_fits() -> None:
     scheme, depths = LastLayers([2, 4, 6]), [2, 4, 6]
     limits = {"memory_bytes": [119, 120, 330, 600], "upload_limit_bytes": [49, 50, 175], "macs_limit": [47, 80, 1e9]}
     profiles = [DeviceProfile(**dict(zip(limits, each, strict=True))) for each in product(*limits.values())]
-    found = trained_layers(scheme, depths, 1, fleet_of(*profiles))
+    found = dict(zip(depths, device_extents(scheme, scheme.variants(6, 1), fleet_of(*profiles)), strict=True))
     for depth, (client, profile) in product(depths, enumerate(profiles)):
         fits = [
             t
@@ -71,6 +71,11 @@ def test_each_device_trains_the_most_that_fits() -> None:
 def test_the_depth_of_a_fleet(sizes: tuple[float, ...], depth: int) -> None:
     (stage,) = fleet_stages(LastLayers([2, 4]) if depth < 6 else LastLayers([2, 4, 6]), 6, 3, memory(*sizes))
     assert stage.depth == depth
+
+
+@pytest.mark.parametrize(("sizes", "depth"), [((600, 600), 6), ((1e9, 400), 4), ((1e9, 230, 100), 2)])
+def test_all_small_is_the_deepest_that_all_can_train_whole(sizes: tuple[float, ...], depth: int) -> None:
+    assert fleet_stages(AllSmall([2, 4, 6]), 6, 3, memory(*sizes)) == EndToEnd().stages(depth, 3)
 
 
 def test_without_devices_the_largest_depth_is_taken() -> None:

@@ -11,6 +11,8 @@ import torch
 from shrunk import TINY_FEDERATION
 
 from fedssl.cli import main
+from fedssl.export import timm_state
+from layerwise import EncoderSpec, build_encoder
 
 LAYERWISE = (
     "--model.calibration.epochs=1",
@@ -18,10 +20,18 @@ LAYERWISE = (
     "--data.auxiliary_fraction=0.2",
     "--model.alignment=MoonAlignment",
 )
+LAST_LAYERS = (
+    "--model.scheme=LastLayers",
+    "--model.aggregation=UnchangedMean",
+    "--model.encoder.weights=pretrained.pt",
+    "--model.devices=DeviceClasses",
+    "--model.devices.classes=[{count: 1}, {memory: 600KiB, count: 2}]",
+)
 RUNS = {
     "layer-wise": ("lw_fedssl.yaml", LAYERWISE),
     "mixed precision": ("lw_fedssl.yaml", ("--trainer.precision=bf16-mixed", "--model.rounds=2")),
     "progressive": ("prog_fedssl.yaml", ("--model.alignment=GlobalAlignment", "--model.participation=2")),
+    "last layers": ("lw_fedssl.yaml", LAST_LAYERS),
     "end-to-end": ("fedssl.yaml", ("--model.start=fedssl.FedEMA", "--model.method=BYOL", "--model.dropout=0.2")),
 }
 
@@ -39,11 +49,19 @@ def rows(folder: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((folder / "metrics.csv").open()))
 
 
+def save_pretrained(file: Path) -> None:
+    """Weights for the encoder of ``TINY``, which only the server has."""
+    options = {"patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 2, "global_pool": "avg"}
+    spec = EncoderSpec("vit_tiny_patch16_224", 16, 1, options=options)
+    torch.save(timm_state(build_encoder(spec, seed=5)), file)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_both_engines_give_the_same_weights_and_traffic(
     name: str, grid: Any, flower: Callable[..., Path], tmp_path: Path
 ) -> None:
     config, settings = RUNS[name]
+    save_pretrained(tmp_path / "pretrained.pt")
     here = in_process(tmp_path / "here", config, settings)
     there = flower(grid, *settings, config=config)
     first, second = final_state(here), final_state(there)

@@ -32,4 +32,4 @@ def test_costs_grow_with_each_trained_layer_and_each_frozen_one(make_model: Call
     assert table["depth"] == 3
     out = io.StringIO()
     print_layer_table(table, Console(file=out, width=120))
-    assert "depth 3: mean 1.33 layers; clients: 1 train 0, 1 train 1, 1 train 3 (chosen)" in out.getvalue()
+    assert "depth 3: mean 1.33; clients: 1 train 0, 1 train 1, 1 train 3 (chosen)" in out.getvalue()

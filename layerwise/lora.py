@@ -1,0 +1,119 @@
+"""Low-rank adapters on queries and values of a Vision Transformer's blocks (LoRA, Hu et al. 2021, arXiv 2106.09685).
+
+An own module and not the library peft, for three reasons: timm joins queries, keys and values in one layer, of which
+peft adapts all three or none; a client of smaller rank needs the first ranks only, as parts of their own that it trains
+and sends; and peft would bring two large packages with it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class LowRank(nn.Module):
+    """Some ranks of an update ``up @ down`` of a square weight (width, width), which starts at zero.
+
+    ``down`` (rank, width) starts as a linear layer's weight does, ``up`` (width, rank) at zero. The update is not
+    scaled: alpha is the rank, so that a client of smaller rank has the same scale (our reading).
+    """
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, width))
+        self.up = nn.Parameter(torch.zeros(width, rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+
+class Adapter(nn.Module):
+    """Some ranks of one block: updates of its queries and of its values."""
+
+    def __init__(self, width: int, rank: int) -> None:
+        super().__init__()
+        self.query = LowRank(width, rank)
+        self.value = LowRank(width, rank)
+
+
+class AdaptedQKV(nn.Module):
+    """timm's joint projection to queries, keys and values, with adapters on the first and the last.
+
+    Its state is that of the linear layer it replaces; the adapters are parts of the encoder.
+
+    Args:
+        linear: The layer; its parameters are taken over.
+        adapters: Of this block, the first ranks first.
+
+    Attributes:
+        active: How many of the adapters act.
+    """
+
+    def __init__(self, linear: nn.Linear, adapters: nn.ModuleList) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self._adapters = (adapters,)
+        self.active = len(adapters)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, T, D) to (B, T, 3 D)."""
+        joint = F.linear(tokens, self.weight, self.bias)
+        if not self.active:
+            return joint
+        queries, keys, values = joint.chunk(3, dim=-1)
+        updates = (F.linear(F.linear(tokens, down), up) for down, up in self._factors())
+        return torch.cat((queries + next(updates), keys, values + next(updates)), dim=-1)
+
+    def merged(self) -> Tensor:
+        """The weight (3 D, D) of a linear layer that does the same."""
+        query, value = (up @ down for down, up in self._factors())
+        return self.weight + torch.cat((query, torch.zeros_like(query), value))
+
+    def _factors(self) -> list[tuple[Tensor, Tensor]]:
+        """``down`` and ``up`` of queries and of values, all active ranks in one."""
+        adapters = list(self._adapters[0])[: self.active]
+        return [join([a.query for a in adapters]), join([a.value for a in adapters])]
+
+
+class AdaptedBlock(nn.Module):
+    """A block and those of its adapters that are trained."""
+
+    def __init__(self, block: nn.Module, adapters: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.block = block
+        self.adapters = nn.ModuleList(adapters)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.block(tokens)
+
+
+def join(parts: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
+    """``down`` (r, D) and ``up`` (D, r) of several parts of one update, r the sum of their ranks."""
+    return torch.cat([part.down for part in parts]), torch.cat([part.up for part in parts], dim=1)
+
+
+def add_adapters(blocks: Sequence[nn.Module], ranks: Sequence[int]) -> list[nn.ModuleList]:
+    """Puts adapters into the blocks of a Vision Transformer; returns those of each block.
+
+    Args:
+        blocks: With timm's joint projection ``attn.qkv``.
+        ranks: Ascending. The first adapter has the first rank, each further one what is missing to the next rank, so
+            that the first g of them together have rank ``ranks[g - 1]``.
+
+    Raises:
+        ValueError: The blocks have no such projection, or a rank is larger than their width.
+    """
+    added = []
+    for block in blocks if ranks else ():
+        linear = getattr(getattr(block, "attn", None), "qkv", None)
+        if not isinstance(linear, nn.Linear) or linear.out_features != 3 * linear.in_features:
+            raise ValueError(f"LoRA needs blocks with the joint projection attn.qkv, not {type(block).__name__}")
+        if ranks[-1] > linear.in_features:
+            raise ValueError(f"LoRA's ranks must be at most the width {linear.in_features}, got {list(ranks)}")
+        sizes = [rank - before for before, rank in zip([0, *ranks], ranks, strict=False)]
+        adapters = nn.ModuleList(Adapter(linear.in_features, size) for size in sizes)
+        block.attn.qkv = AdaptedQKV(linear, adapters)
+        added.append(adapters)
+    return added
