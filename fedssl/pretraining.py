@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from fedssl.export import export_encoder, export_text_encoder
 from fedssl.model import MethodFactory, SplitModel, build_model
 from fedssl.seeding import derive_seed, run_seed
 from fedssl.stopwatch import Stopwatch
-from layerwise import StagedEncoder, StagedSpec, build_encoder
+from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, build_encoder
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
 
@@ -35,7 +34,7 @@ class Pretraining(EvaluatedModule):
 
     def __init__(
         self,
-        encoder: StagedSpec,
+        encoder: EncoderSpec | CausalTransformerSpec,
         method: MethodFactory,
         augment: TwoViews | None,
         optimizer: OptimizerFactory,
@@ -93,8 +92,7 @@ class Pretraining(EvaluatedModule):
 
     def random_init(self) -> nn.Module:
         """An encoder at random initialisation, at the depth this one has now."""
-        spec: Any = self._recipe[0]  # specs are dataclasses, their base is none
-        encoder = build_encoder(replace(spec, weights=None), derive_seed(self.seed, "encoder"))
+        encoder = build_encoder(replace(self._recipe[0], weights=None), derive_seed(self.seed, "encoder"))
         encoder.depth = self.model.encoder.depth
         return encoder
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from layerwise.causal_transformer import CausalTransformerSpec
 from layerwise.encoder import EncoderSpec
 from layerwise.schedule import check_rounds
 from layerwise.schemes import Scheme
-from layerwise.spec import StagedSpec
 from layerwise.stage import Stage
 
 
@@ -32,7 +32,7 @@ class LoRA(Scheme):
         super().__init__()
         self._ranks = ranks
 
-    def adapt(self, spec: StagedSpec) -> StagedSpec:
+    def adapt(self, spec: EncoderSpec | CausalTransformerSpec) -> EncoderSpec | CausalTransformerSpec:
         """The same encoder with adapters.
 
         Raises:
@@ -40,7 +40,7 @@ class LoRA(Scheme):
         """
         adapted = super().adapt(spec)
         if not isinstance(adapted, EncoderSpec):
-            raise ValueError(f"LoRA needs a ViT, got an encoder of {spec.modality}")
+            raise ValueError(f"LoRA needs a ViT, got an encoder of {adapted.modality}")
         return replace(adapted, ranks=self._ranks)
 
     def stages(self, num_blocks: int, rounds: int) -> list[Stage]:

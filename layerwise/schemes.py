@@ -7,10 +7,10 @@ from itertools import accumulate
 
 import numpy as np
 
+from layerwise.causal_transformer import CausalTransformerSpec
 from layerwise.depth_dropout import check_alike, keep_layers
 from layerwise.encoder import EncoderSpec, StagedEncoder
 from layerwise.schedule import blocks_of_stages, check_rounds, rounds_of_stages
-from layerwise.spec import StagedSpec
 from layerwise.stage import Stage
 
 
@@ -76,7 +76,7 @@ class Scheme(ABC):
         if self.layer_budget is not None:
             check_alike(encoder)
 
-    def adapt(self, spec: StagedSpec) -> StagedSpec:
+    def adapt(self, spec: EncoderSpec | CausalTransformerSpec) -> EncoderSpec | CausalTransformerSpec:
         """The encoder that the scheme needs: the configured one.
 
         Raises:

@@ -11,7 +11,7 @@ import timm
 import torch
 from shrunk import ROOT, TINY, TINY_FEDERATION
 
-from fedssl.cli import FedSSLCLI, find_config, main, prepare_arguments, run_name
+from fedssl.cli import COMPARE, FedSSLCLI, find_config, main, prepare_arguments, run_name
 
 
 def fit(tmp_path: Path, *arguments: str, config: str = "lw_fedssl.yaml", tiny: list[str] = TINY_FEDERATION) -> Path:
@@ -36,7 +36,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_one_folder(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "metrics.csv", "checkpoints", "encoder", "results.json"}
+    assert names == {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints",
+        "encoder",
+        "results.json",
+        "details.npz",
+        "report.html",
+    }
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["00002.ckpt", "00003.ckpt"]
 
 
@@ -225,7 +233,7 @@ def test_help_names_every_subcommand_without_waiting_for_torch() -> None:
     command = [sys.executable, "-X", "importtime", "train.py", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     listed = done.stdout.partition("sub-commands:\n")[2].partition("\n\n")[0]
-    assert [line.split()[0] for line in listed.splitlines()] == list(FedSSLCLI.subcommands())
+    assert [line.split()[0] for line in listed.splitlines()] == [*FedSSLCLI.subcommands(), COMPARE]
     assert "torch" not in done.stderr
 
 
