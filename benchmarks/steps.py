@@ -51,9 +51,9 @@ def run(arguments: argparse.Namespace, results: Path) -> None:
     write_record(results, "steps", "Step time of layer-wise training against end-to-end", table, data, NOTES)
 
 
-def attached(stage: Stage) -> SplitModel:
+def attached(stage: Stage, micro_batch: int | None = None) -> SplitModel:
     """A model of its own, at a stage."""
-    model = build_model(SPEC, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0)
+    model = build_model(SPEC, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0).in_micro_batches(micro_batch)
     model.attach(stage)
     return model
 
