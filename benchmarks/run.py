@@ -17,6 +17,8 @@ MODULES = (
     "peers",
     "schemes",
     "startup",
+    "step_memory",
+    "steps",
 )
 
 

@@ -24,12 +24,12 @@ from fedssl.local_update import LocalUpdate
 from fedssl.memory.clients import ClientPlans
 from fedssl.memory.setting import MemoryRule, MemorySetting
 from fedssl.messages import Failure, Result, Tensors
-from fedssl.model import MethodFactory
+from fedssl.model import MethodFactory, SplitModel
 from fedssl.participation import Cohort, Participation, check_dropout
 from fedssl.planning.forecast import Forecast
 from fedssl.planning.prediction import StepPredictor
 from fedssl.pretraining import Pretraining
-from fedssl.process_memory import peak_device_bytes, peak_process_bytes, start_device_peak
+from fedssl.process_memory import memory_metrics, start_device_peak
 from fedssl.ranks import Ranks
 from fedssl.round_report import RoundReport, round_metrics
 from fedssl.selection import Selector
@@ -68,8 +68,8 @@ class FederatedSSL(Pretraining):
         devices: The clients' devices; ``None``: every client can always take part, and there is no virtual clock.
         deadline: Ends every round after a time on the virtual clock; needs ``devices``.
         memory_budget: Peak memory of a client's local step: a size such as "300MiB"; "device": what its device has;
-            "available": what this machine has left; a list of sizes: what is left in each round. Activations that do
-            not fit are recomputed or compressed (FedHybrid). ``None``: no limit.
+            "available": what this machine has left; a list of sizes: what is left in each round (FedHybrid).
+        micro_batch: Images that the encoder takes at a time in a step: less memory, a second forward; ``None``: all.
         pace: Freezes blocks as soon as they have converged, before their stage's last round (SmartFreeze).
         start: What clients start a round from: FedU or FedEMA; ``None``: the global weights.
         alignment: Representation alignment with the received global model; ``None`` switches it off.
@@ -99,6 +99,7 @@ class FederatedSSL(Pretraining):
         devices: DeviceSource | None = None,
         deadline: Deadline | None = None,
         memory_budget: str | list[str] | None = None,
+        micro_batch: int | None = None,
         pace: BlockPerturbation | None = None,
         start: StartRule | None = None,
         alignment: Alignment | None = None,
@@ -116,7 +117,9 @@ class FederatedSSL(Pretraining):
         check_dropout(dropout)
         if deadline and not devices:
             raise ValueError("a deadline needs devices, whose speed says who is late: set model.devices")
-        self.memory = MemorySetting.parse(memory_budget, devices)
+        if memory_budget and micro_batch:
+            raise ValueError(f"a memory_budget plans whole batches: leave out micro_batch {micro_batch}, or the budget")
+        self.memory, self.micro_batch = MemorySetting.parse(memory_budget, devices), micro_batch
         super().__init__(scheme.adapt(encoder), method, augment, optimizer, evaluation, finetuning, seed)
         scheme.check(self.model.encoder)
         scheme.stages(len(self.model.encoder.blocks), rounds)
@@ -143,6 +146,10 @@ class FederatedSSL(Pretraining):
     def summary(self) -> dict[str, str]:
         """Scheme and method, for tables and results."""
         return super().summary | {"scheme": self.scheme.name}
+
+    def build(self) -> SplitModel:
+        """A freshly initialised model, with micro-batches if they are set."""
+        return super().build().in_micro_batches(self.micro_batch)
 
     def setup(self, stage: str) -> None:
         """Lightning's hook; prepares training if that was not done yet.
@@ -322,18 +329,13 @@ class FederatedSSL(Pretraining):
 
     def _log(self, report: RoundReport) -> None:
         assert self.server is not None
-        metrics = round_metrics(report) | self._measured() | self.aggregation.metrics(report.round + 1)
+        seconds = {f"time/{phase}": seconds for phase, seconds in self.seconds().items()}
+        metrics = round_metrics(report) | self.aggregation.metrics(report.round + 1)
+        metrics |= seconds | memory_metrics(self.device)
         if self.server.participation.fleet:
             metrics["time/simulated_seconds"] = self.server.participation.fleet.now
         metrics |= (self.engine or self._ranks).metrics(report)
         self.log_dict({key: float(value) for key, value in metrics.items()}, batch_size=1)
-
-    def _measured(self) -> dict[str, float]:
-        """Seconds by phase and memory of this process, since the run began."""
-        metrics: dict[str, float] = {f"time/{phase}": seconds for phase, seconds in self.seconds().items()}
-        metrics["cost/process_peak_bytes"] = peak_process_bytes()
-        device_peak = peak_device_bytes(self.device)
-        return metrics if device_peak is None else metrics | {"cost/device_peak_bytes": device_peak}
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds by phase since the run began, interrupted processes included."""

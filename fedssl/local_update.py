@@ -170,6 +170,7 @@ class LocalUpdate:
             "method": type(self.model.method).__name__,
             "local epochs": self.epochs,
             "batch size": self.batch_size,
+            "micro-batch": self.model.micro_batch,
             "proximal": self.proximal,
             "alignment": type(self.alignment).__name__,
             "start": type(self.start).__name__,

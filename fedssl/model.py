@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from fedssl.messages import Parts
 from fedssl.seeding import derive_seed
-from layerwise import Stage, StagedEncoder, StagedSpec, build_encoder, split_encoder
+from layerwise import (
+    MicroBatches,
+    Stage,
+    StagedEncoder,
+    StagedSpec,
+    build_encoder,
+    check_micro_batch,
+    split_encoder,
+)
 from ssl_methods import Method, OptimizerFactory, TwoViews
 
 MethodFactory = Callable[[nn.Module, int, TwoViews | None, OptimizerFactory], Method]
@@ -20,11 +28,15 @@ class SplitModel:
 
     Part names are those of the encoder (``stem``, ``block.0``, ..., ``tail``, ``reshape.0``, ...) and
     ``head.projector``, ``head.predictor``, ... of the method. Parts without tensors are left out everywhere.
+
+    Attributes:
+        micro_batch: Images that an attached stage's layers take at a time; ``None``: the whole batch.
     """
 
     def __init__(self, encoder: StagedEncoder, method: Method) -> None:
         self.encoder = encoder
         self.method = method
+        self.micro_batch: int | None = None
         modules = encoder.parts() | {f"head.{name}": head for name, head in method.heads().items()}
         self.modules = {name: module for name, module in modules.items() if module.state_dict()}
         self.heads = [name for name in self.modules if name.startswith("head.")]
@@ -58,9 +70,24 @@ class SplitModel:
     def attach(self, stage: Stage) -> None:
         """Points the method at the stage's active part, on top of its frozen prefix."""
         self.encoder.use_adapters(stage.adapters)
-        self.method.attach(*split_encoder(self.encoder, stage))
+        prefix, active = split_encoder(self.encoder, stage)
+        if self.micro_batch is None:
+            self.method.attach(prefix, active)
+        else:
+            self.method.attach(MicroBatches(prefix, self.micro_batch), MicroBatches(active, self.micro_batch))
         for name in self.frozen_names(stage):
             self.modules[name].requires_grad_(False)
+
+    def in_micro_batches(self, size: int | None) -> SplitModel:
+        """Sets the images that an attached stage's layers take at a time.
+
+        Raises:
+            ValueError: The encoder gives something else then.
+        """
+        if size is not None:
+            check_micro_batch(self.encoder, size)
+        self.micro_batch = size
+        return self
 
     def attach_whole(self, stage: Stage) -> None:
         """Points the method at everything the stage has, with nothing frozen (server-side calibration)."""

@@ -15,11 +15,14 @@ def peak_process_bytes() -> int:
 
 
 def start_device_peak(device: torch.device) -> None:
-    """Forgets the peak that :func:`peak_device_bytes` reports."""
+    """Forgets the peak that :func:`memory_metrics` reports."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_device_bytes(device: torch.device) -> int | None:
-    """Most bytes that PyTorch had allocated on a GPU since :func:`start_device_peak`; ``None`` on the CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+def memory_metrics(device: torch.device) -> dict[str, float]:
+    """Peak of this process and, on a GPU, of what PyTorch had allocated there since :func:`start_device_peak`."""
+    metrics: dict[str, float] = {"cost/process_peak_bytes": peak_process_bytes()}
+    if device.type == "cuda":
+        metrics["cost/device_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return metrics

@@ -10,6 +10,7 @@ from layerwise.layer_cost import LayerShare, layer_shares
 from layerwise.live_bytes import LiveBytes, tensor_bytes
 from layerwise.lora_schemes import HeterogeneousLoRA, LoRA
 from layerwise.meter import StepCost, StepMeter
+from layerwise.micro_batch import MicroBatches, check_micro_batch
 from layerwise.pace import BlockPerturbation, PaceReading, block_perturbation, relative_slope
 from layerwise.paper_cost import PaperCost, paper_cost
 from layerwise.resnet import use_small_stem
@@ -29,6 +30,7 @@ __all__ = [
     "LayerWise",
     "LiveBytes",
     "LoRA",
+    "MicroBatches",
     "PaceReading",
     "PaperCost",
     "Progressive",
@@ -41,6 +43,7 @@ __all__ = [
     "block_perturbation",
     "build_encoder",
     "check_alike",
+    "check_micro_batch",
     "grew",
     "keep_layers",
     "layer_shares",

@@ -32,17 +32,18 @@ class LiveBytes(TorchDispatchMode):
         self.peak = 0
         self._sizes: dict[int, int] = {}
         for tensor in resident:
-            self._follow(tensor)
+            self.follow(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and follows its outputs."""
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self._follow(leaf)
+                self.follow(leaf)
         return out
 
-    def _follow(self, tensor: Tensor) -> None:
+    def follow(self, tensor: Tensor) -> None:
+        """Counts the storage behind a tensor from now on, once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._sizes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from layerwise.live_bytes import LiveBytes
+
 
 @dataclass(frozen=True)
 class StepCost:
@@ -20,8 +23,8 @@ class StepCost:
     Args:
         macs: Multiply-accumulates of matrix products, convolutions and attention, forward and backward, all
             views and branches.
-        activation_bytes: Bytes of the distinct storages that autograd kept for backward, the model's own state
-            excluded.
+        activation_bytes: Most bytes of distinct storages that autograd kept for backward at once, the model's own
+            state excluded.
     """
 
     macs: int
@@ -37,8 +40,9 @@ class StepMeter:
 
     def __init__(self, state: Iterable[Tensor]) -> None:
         self._state = {tensor.untyped_storage()._cdata for tensor in state}
-        self._saved: dict[int, int] = {}
-        self._flops = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+        self._saved = LiveBytes(())
+        self._flops: Any = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)
+        self._flops.mod_tracker = _NoModules()
         self._hooks = saved_tensors_hooks(self._pack, lambda tensor: tensor)
 
     def __enter__(self) -> StepMeter:
@@ -54,13 +58,18 @@ class StepMeter:
 
     def cost(self) -> StepCost:
         """What was counted so far."""
-        return StepCost(self._flops.get_total_flops() // 2, sum(self._saved.values()))
+        return StepCost(self._flops.get_total_flops() // 2, self._saved.peak)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._state:
-            self._saved[storage._cdata] = storage.nbytes()
+        if tensor.untyped_storage()._cdata not in self._state:
+            self._saved.follow(tensor)
         return tensor
+
+
+class _NoModules(nullcontext[None]):
+    """In place of the counter's record of modules, whose hooks keep gradients alive beyond their time."""
+
+    parents = ("Global",)
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:

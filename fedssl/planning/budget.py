@@ -104,6 +104,8 @@ def fit_budget(planner: Planner, budget: int) -> dict[str, Any]:
 
 def _planned_choices(planner: Planner, budget: int, batch_size: int) -> list[Choice]:
     """End-to-end training and the configured scheme inside the budget, where that takes and permits memory plans."""
+    if planner.module.micro_batch:
+        return []
     steps = StepPlanner(planner.predictor, batch_size)
     configured = bool(planner.module.alignment), bool(planner.module.proximal)
     found = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import asdict, replace
 from functools import cache
@@ -34,7 +35,7 @@ class StepPredictor:
         self._alike = _grows_evenly(model)
         self._step = cache(self._make_step)
         self._cost = cache(self._run_or_infer)
-        self._traces: dict[Stage, dict[int, StepTrace]] = defaultdict(dict)
+        self._traces: dict[tuple[Stage, int], dict[int, StepTrace]] = defaultdict(dict)
 
     def form(self, stage: Stage) -> Stage:
         """What stages with the same steps have in common: index and rounds are dropped, like blocks are renumbered."""
@@ -71,8 +72,11 @@ class StepPredictor:
         return self._make_step(stage)(batch_size).step
 
     def _run_or_infer(self, stage: Stage, batch_size: int) -> StepPrediction:
-        """Runs the stage at the first batch sizes asked for and infers the cost at all further ones."""
-        traces = self._traces[stage]
+        """Runs the stage at the first batch sizes asked for and infers the cost at all further ones.
+
+        Only steps with equally many micro-batches have the same operations.
+        """
+        traces = self._traces[stage, math.ceil(batch_size / (self.model.micro_batch or batch_size))]
         inferred = infer_step(traces, batch_size) if len(traces) > DEGREE else None
         if inferred:
             return inferred

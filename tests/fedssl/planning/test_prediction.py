@@ -13,7 +13,7 @@ from fedssl import GlobalAlignment
 from fedssl.model import SplitModel, build_model
 from fedssl.planning.prediction import StepPredictor
 from fedssl.planning.step_inference import infer_step, lagrange_weights
-from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, Scheme, Stage, StepMeter, tensor_bytes
+from layerwise import EncoderSpec, EndToEnd, LayerWise, LiveBytes, Progressive, Scheme, Stage, StepMeter, tensor_bytes
 from ssl_methods import BYOL, DigitsViews, MoCoV3, NaturalViews, SimCLR, Supervised
 
 VIT = EncoderSpec("vit_tiny_patch16_224", 16, 1, options={"patch_size": 4, "depth": 4, "embed_dim": 32, "num_heads": 2})
@@ -81,6 +81,40 @@ def test_a_real_step_has_the_predicted_cost(spec: EncoderSpec, scheme: Scheme, b
     assert predicted.peak == pytest.approx(resident + peak, rel=0.05)
 
 
+@pytest.mark.parametrize("stage", LayerWise().stages(4, 4)[:2])
+def test_a_real_step_in_micro_batches_has_the_predicted_cost(stage: Stage) -> None:
+    model = small(MoCoV3).in_micro_batches(4)
+    predicted = StepPredictor(model, None, 0.0).run(stage, 10)
+    model.attach(stage)
+    method, views = model.method, tuple(torch.randn(10, 1, 16, 16) for _ in range(2))
+    optimizer = method.configure_optimizers()
+
+    def step() -> None:
+        method.loss_of(views).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step()
+
+    with StepMeter([*method.parameters(), *method.buffers()]) as meter:
+        step()
+    assert (predicted.macs, predicted.activations) == (meter.cost().macs, meter.cost().activation_bytes)
+    states = [t for state in optimizer.state.values() for t in state.values()]
+    with LiveBytes([*method.parameters(), *method.buffers(), *views, *states]) as live:
+        step()
+    assert predicted.peak == live.peak
+
+
+def test_steps_in_micro_batches_follow_from_steps_with_as_many() -> None:
+    """With one micro-batch a step has other operations than with two."""
+    predictor = StepPredictor(small(SimCLR).in_micro_batches(8), None, 0.0)
+    second, last = LayerWise().stages(4, 4)[1::2]
+    for size in (2, 3, 4):
+        predictor(second, size)
+    for size in (7, 12):
+        assert predictor(second, size) == predictor.run(second, size)
+    assert predictor(last, 12) == predictor.run(last, 12)
+
+
 def test_parts_of_the_memory_by_hand() -> None:
     model = build_model(VIT, partial(BYOL, **SMALL_HEADS), DigitsViews(), partial(SGD, lr=0.1, momentum=0.9), 0)
     second = LayerWise().stages(4, 4)[1]
@@ -129,7 +163,7 @@ def test_three_batch_sizes_tell_all_others(method: Callable[..., Any]) -> None:
     for size in (8, 64, 16):
         predictor(stage, size)
     for size in (3, 2048):
-        assert infer_step(predictor._traces[stage], size) == predictor.run(stage, size) == predictor(stage, size)
+        assert infer_step(predictor._traces[stage, 1], size) == predictor.run(stage, size) == predictor(stage, size)
 
 
 def test_nothing_is_inferred_from_steps_that_differ() -> None:
@@ -138,7 +172,7 @@ def test_nothing_is_inferred_from_steps_that_differ() -> None:
     for size, depth in ((8, 1), (16, 1), (32, 2)):
         stage = Stage(0, tuple(range(depth)), tuple(range(depth)), True, 1)
         predictor(stage, size)
-        traces[size] = predictor._traces[stage][size]
+        traces[size] = predictor._traces[stage, 1][size]
     assert infer_step(traces, 64) is None
 
 
