@@ -8,6 +8,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 MODULES = (
+    "augmentation",
     "clients",
     "flower",
     "memory",

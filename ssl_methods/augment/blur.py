@@ -33,17 +33,15 @@ def blur_matrices(sigmas: Tensor, size: int) -> Tensor:
     Reflection does not repeat the edge pixel, so an input pixel counts at its own place and at its mirror
     image beyond either end; the two end pixels have no image beyond their own end.
     """
-    places = torch.arange(size, device=sigmas.device)
-    weights = torch.exp(-0.5 * (places / sigmas[:, None]) ** 2)
-    # Denormal numbers would slow CPUs down, hence the cut. Steps of `size` and more weigh nothing.
-    weights = F.pad(F.threshold(weights, 1e-6, 0.0), (0, size))
-    nothing = 2 * size - 1
-    sums = places[:, None] + places
-    left = torch.where(places > 0, sums, nothing)
-    right = torch.where(places < size - 1, 2 * (size - 1) - sums, nothing)
-    distances = (sums - 2 * places).abs()
-    # Flat indices, because indexing with a table is several times slower.
-    ways = (distances, left, right)
-    own, from_left, from_right = (weights.index_select(1, way.flatten()) for way in ways)
-    matrices = own.add_(from_left).add_(from_right).view(-1, size, size)
-    return matrices.div_(matrices.sum(dim=2, keepdim=True))
+    steps = torch.arange(size, device=sigmas.device)
+    weights = torch.exp(-0.5 * (steps / sigmas[:, None]) ** 2)
+    # Denormal numbers would slow CPUs down, hence the cut.
+    weights = F.threshold(weights, 1e-6, 0.0)
+    weights = weights / (2 * weights.sum(dim=1, keepdim=True) - weights[:, :1])
+    both_ways = torch.cat([weights.flip(1), weights[:, 1:]], dim=1)
+    matrices = both_ways.unfold(1, size, 1).flip(1)
+    # Of input pixels 1, 2, ... the mirror images lie 1, 2, ... beyond the end.
+    beyond = F.pad(weights, (0, size)).unfold(1, size, 1)[:, :size, 1:]
+    matrices[:, :, 1:] += beyond
+    matrices[:, :, :-1] += beyond.flip(1, 2)
+    return matrices

@@ -54,9 +54,9 @@ def adjust_hue_(images: Tensor, shifts: Tensor) -> Tensor:
     red, green, blue = images.split(1, dim=1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    # Hue in sixths of a turn times chroma, by the channel on top. Weights of 0 and 1 stand in for
-    # `torch.where`, which is many times slower on CPUs.
-    top_red, top_green = (value == red).float(), (value == green).float()
+    # Hue in sixths of a turn times chroma, by the channel on top. Weights of 0 and 1 stand in for `torch.where`, which
+    # is many times slower on CPUs, as is the way to them through `bool`.
+    top_red, top_green = (torch.eq(value, each, out=torch.empty_like(value)) for each in (red, green))
     hue = (red - green).add_(chroma, alpha=4).lerp_((blue - red).add_(chroma, alpha=2), top_green)
     hue.lerp_(green - blue, top_red)
     # Grey pixels have no hue; with a chroma of 0 any finite one gives grey again.

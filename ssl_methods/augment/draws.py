@@ -65,4 +65,5 @@ def apply_where_(mask: Tensor, operation: Callable[..., Tensor], images: Tensor,
     if len(chosen) == len(images):
         return operation(images, *rows)
     chosen = chosen.to(images.device)
-    return images.index_copy_(0, chosen, operation(images[chosen], *rows))
+    # Indexing with `images[chosen]` takes several times as long on CPUs.
+    return images.index_copy_(0, chosen, operation(images.index_select(0, chosen), *rows))

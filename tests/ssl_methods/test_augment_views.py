@@ -1,3 +1,4 @@
+import colorsys
 import math
 
 import pytest
@@ -105,6 +106,11 @@ def test_global_random_state_is_left_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
+def test_the_first_view_alone_is_the_first_of_two():
+    images, views = random_images(), TwoViews(**EVERYTHING)
+    torch.testing.assert_close(views.first(images, seeded()), views(images, seeded())[0], atol=1e-6, rtol=0)
+
+
 def test_images_have_their_own_parameters():
     images = random_images(1).repeat(8, 1, 1, 1)
     first, _ = TwoViews(**{**EVERYTHING, "noise": 0.0})(images, seeded())
@@ -143,6 +149,8 @@ def test_rates_of_the_coin_tosses():
     gradient = torch.arange(0, 256, 16, dtype=torch.uint8).expand(3000, 1, 1, 16)
     flipped, _ = TwoViews(flip=0.3)(gradient, seeded())
     assert (flipped[:, 0, 0, 0] > 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
+    flipped, _ = TwoViews(vertical_flip=0.7)(gradient.mT.contiguous(), seeded())
+    assert (flipped[:, 0, 0, 0] > 0).float().mean().item() == pytest.approx(0.7, abs=0.03)
     colour = torch.tensor([200, 100, 40], dtype=torch.uint8).view(1, 3, 1, 1).repeat(3000, 1, 1, 1)
     first, second = TwoViews(grayscale=0.2, solarize=(0.0, 0.4))(colour, seeded())
     assert (first[:, 0] == first[:, 1]).float().mean().item() == pytest.approx(0.2, abs=0.03)
@@ -158,6 +166,36 @@ def test_brightness_factor_is_uniform_in_torchvisions_range(amount, low, high):
     dark = torch.full((4000, 1, 1, 1), 51, dtype=torch.uint8)
     first, _ = TwoViews(mean=(0.0,), std=(0.2,), brightness=amount)(dark, seeded())
     check_uniform(first.flatten(), low, high)
+
+
+@pytest.mark.parametrize(("amount", "low", "high"), [(0.4, 0.6, 1.4), (1.5, 0.0, 2.5)])
+def test_contrast_factor_is_uniform_in_torchvisions_range(amount, low, high):
+    halves = torch.tensor([102, 153], dtype=torch.uint8).expand(4000, 1, 1, 2)  # 0.1 below and above their mean
+    first, _ = TwoViews(mean=(0.0,), std=(1.0,), contrast=amount)(halves, seeded())
+    check_uniform((first[..., 1] - first[..., 0]).flatten() / 0.2, low, high)
+
+
+@pytest.mark.parametrize(("amount", "low", "high"), [(0.4, 0.6, 1.4), (1.5, 0.0, 2.5)])
+def test_saturation_factor_is_uniform_in_torchvisions_range(amount, low, high):
+    pixels = torch.tensor([153, 102, 102], dtype=torch.uint8).view(1, 3, 1, 1).repeat(4000, 1, 1, 1)
+    first, _ = TwoViews(mean=(0.0,), std=(1.0,), saturation=amount)(pixels, seeded())
+    check_uniform((first[:, 0] - first[:, 1]).flatten() / 0.2, low, high)
+
+
+def test_hue_shift_is_uniform():
+    red = torch.tensor([200, 100, 100], dtype=torch.uint8).view(1, 3, 1, 1).repeat(4000, 1, 1, 1)
+    first, _ = TwoViews(mean=(0.0,), std=(1.0,), hue=0.1)(red, seeded())
+    hues = [colorsys.rgb_to_hsv(*pixel)[0] for pixel in first.flatten(1).tolist()]
+    check_uniform((torch.tensor(hues) + 0.5) % 1 - 0.5, -0.1, 0.1)
+
+
+def test_rate_and_deviation_of_the_blur():
+    point = torch.zeros(4000, 1, 9, 9, dtype=torch.uint8)
+    point[:, :, 4, 4] = 255
+    views = TwoViews(mean=(0.0,), std=(1.0,), blur=(1.0, 0.3), blur_sigma=(0.5, 1.5))
+    first, second = (view[:, 0, 4, 5] / view[:, 0, 4, 4] for view in views(point, seeded()))
+    check_uniform((-0.5 / first.log()).sqrt(), 0.5, 1.5)  # a Gaussian's neighbours over its centre
+    assert (second > 0).float().mean().item() == pytest.approx(0.3, abs=0.03)
 
 
 @pytest.mark.parametrize("name", ["shift_x", "shift_y", "rotation", "zoom", "shear"])
