@@ -34,7 +34,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_one_folder(run: Path) -> None:
     names = {path.name for path in run.iterdir()}
-    assert names == {"config.yaml", "metrics.csv", "checkpoints", "encoder", "results.json"}
+    assert names == {
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints",
+        "encoder",
+        "results.json",
+        "details.npz",
+        "report.html",
+    }
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["00002.ckpt", "00003.ckpt"]
 
 
