@@ -31,7 +31,7 @@ from fedssl.files import write_atomically
 from fedssl.pace_plot import plot_pace
 from fedssl.planning.trainer import PlanningTrainer
 from fedssl.pretraining import Pretraining
-from fedssl.progress import RoundProgress
+from fedssl.progress import RoundProgress, working
 from fedssl.ranks import RankLostError
 from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, write_results
 from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
@@ -70,13 +70,14 @@ class FedSSLCLI(LightningCLI):
         parser.add_argument("--seed_everything", type=int, default=42, help="Seed of every random choice.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Where the run writes."""
+        """Where the run writes, and how much it says."""
         parser.add_argument(
             "--run_dir",
             type=str | None,
             default=None,
             help="Folder of the run; by default the next free runs/<name of the configuration>/<number>.",
         )
+        parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
 
     def before_instantiate_classes(self) -> None:
         """Finds folder and checkpoint, and sets what follows from the model."""
@@ -97,9 +98,9 @@ class FedSSLCLI(LightningCLI):
         if wanted and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(RoundCheckpoint(self.folder / CHECKPOINTS))
         if not any(isinstance(callback, ProgressBar) for callback in callbacks):
-            callbacks.append(RoundProgress())
+            callbacks.append(RoundProgress(self._config.more))
         if self.subcommand == "fit" and not configured["fast_dev_run"]:
-            callbacks.append(LambdaCallback(on_fit_start=self._open_folder))
+            callbacks.append(LambdaCallback(on_fit_start=self._open_folder, on_validation_epoch_end=_log_round))
         return super().instantiate_trainer(
             default_root_dir=str(self.folder),
             logger=self._loggers(configured["logger"]),
@@ -114,7 +115,8 @@ class FedSSLCLI(LightningCLI):
         self._started = time.perf_counter()
         self.datamodule.setup("fit")
         if isinstance(self.model, Pretraining):
-            self.model.prepare(self.datamodule)
+            with working("preparing"):
+                self.model.prepare(self.datamodule)
         self._describe()
 
     def after_fit(self) -> None:
@@ -165,7 +167,9 @@ class FedSSLCLI(LightningCLI):
         from fedssl.report.deliver import deliver_report  # its drawing libraries take a while to load
 
         try:
-            print(f"report: {deliver_report(module, self.datamodule, self.folder, self.trainer.loggers)}")
+            with working("drawing the report"):
+                page = deliver_report(module, self.datamodule, self.folder, self.trainer.loggers)
+            print(f"report: {page}")
         except Exception as error:
             if os.environ.get("FEDSSL_DEBUG"):
                 raise
@@ -251,6 +255,12 @@ def _compare(arguments: list[str]) -> int:
     from fedssl.comparison.command import compare
 
     return compare(arguments)
+
+
+def _log_round(trainer: Trainer, module: LightningModule) -> None:
+    """The row of an online evaluation names its round: W&B would fill it in too, but not in time for every row."""
+    if isinstance(module, FederatedSSL):
+        module.log("round", float(trainer.current_epoch))
 
 
 def _quieten() -> None:

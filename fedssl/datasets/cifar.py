@@ -2,6 +2,7 @@
 
 import lzma
 import pickle
+import sys
 import tarfile
 import tempfile
 import warnings
@@ -103,6 +104,7 @@ def unpack(archive: Path, folder: Path, source: Source) -> None:
     except OSError as error:
         reason = f"{archive.name} is there but the root is not writable; unpack it elsewhere, use that as root"
         raise source.missing(folder, folder.parent, reason) from error
+    print(f"unpacking {archive}", file=sys.stderr)
     with scratch as inside:
         try:
             with tarfile.open(archive) as tar:

@@ -1,5 +1,6 @@
 """What a data set's reader returns, and how it reports what is missing."""
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -64,6 +65,7 @@ class Source:
         """Runs ``download``; raises FileNotFoundError if that is not allowed or fails."""
         if not allowed:
             raise self.missing(looked_for, root, "download=False")
+        print(f"downloading {self.title} to {root}", file=sys.stderr)
         try:
             root.mkdir(parents=True, exist_ok=True)
             download()

@@ -15,6 +15,7 @@ from fedssl.report.record import Curve, RunRecord
 from fedssl.report.theme import MUTED, RULE, SERIES, legend_above, new_axes, themed
 
 NUMBERED_STAGES = 12
+ABOVE_STAGES = 2.0
 DASHES = ("-", "--", "-.", ":")
 ABSENT = {
     "client/dropped": "dropped",
@@ -76,7 +77,7 @@ def lines(
     if from_zero:
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
     finish_rounds(axes, unit, borders)
-    legend_above(axes, 3)
+    legend_above(axes, ABOVE_STAGES)
     return figure
 
 
@@ -95,7 +96,7 @@ def participation(record: RunRecord) -> Figure:
     axes.set_ylabel("clients")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     finish_rounds(axes, record.unit, record.stages())
-    legend_above(axes, 3)
+    legend_above(axes, ABOVE_STAGES)
     return figure
 
 
@@ -126,6 +127,8 @@ def finish_rounds(axes: Axes, unit: str, borders: Sequence[int]) -> None:
     axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)
+    if borders:
+        axes.set_xlim(0.5, borders[-1] + 0.5)
     for end in borders[:-1]:
         axes.axvline(end + 0.5, color=RULE, linewidth=0.8, zorder=0.5)
     if 1 < len(borders) <= NUMBERED_STAGES:

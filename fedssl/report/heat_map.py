@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from fedssl.report.theme import INK, new_axes, themed, tint
 
 PRINTED_CELLS = 13
-NAMED_CELLS = 40
+NAMED_CELLS = 24
 LONG_NAME = 4
 
 
@@ -38,7 +38,7 @@ def heat_map(
         highest: The value of the darkest colour; ``None``: the largest value.
         digits: After the decimal point.
     """
-    height = 4.2 if square else min(6.0, max(2.0, 0.9 + 0.26 * len(rows)))
+    height = 4.2 if square else min(4.2, max(2.0, 0.9 + 0.26 * len(rows)))
     figure, axes = new_axes(height=height)
     axes.grid(visible=False)
     top = highest or max(float(values.max(initial=0)), 1e-12)
@@ -59,5 +59,6 @@ def heat_map(
 
 
 def _names(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Positions and names; none if they are too many to read."""
-    return (list(range(len(names))), list(names)) if len(names) <= NAMED_CELLS else ([], [])
+    """Positions and names; if they are too many to read, of one in so many."""
+    every = -(-len(names) // NAMED_CELLS)
+    return list(range(0, len(names), every)), list(names)[::every]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,14 @@ class RunRecord:
     def stages(self) -> list[int]:
         """The last round of each stage; empty without stages."""
         rounds, stages = self.curve("stage")
-        following = [*stages[1:], -1.0]
-        return [int(at) for at, stage, other in zip(rounds, stages, following, strict=True) if stage != other]
+        ends = [at for at, (stage, following) in enumerate(pairwise(stages)) if stage != following]
+        return [int(rounds[at]) for at in ends] + [int(at) for at in rounds[-1:]]
 
 
 def _training_rows(metrics: Path) -> list[dict[str, str]]:
     if not metrics.exists():
         return []
     with metrics.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if not row.get("eval/linear_top1")]
+        rows = list(csv.DictReader(file))
+    last = max((float(row["epoch"]) for row in rows if row.get("round") or row.get("train/loss")), default=-1.0)
+    return [row for row in rows if float(row["epoch"]) <= last]

@@ -39,8 +39,9 @@ def _training(record: RunRecord) -> list[Block]:
     """Accuracy and loss while training went on."""
     knn = [Line(record.curve("eval/knn_top1"))]
     losses = [Line(record.curve(key), name) for key, name in LOSSES.items() if record.curve(key)[0]]
-    queries = "Online measure, on training images held out as queries. Vertical lines end stages."
-    weighted = "Of local training, weighted by images. Losses of different stages need not compare."
+    several = len(record.stages()) > 1
+    queries = "Online measure, on training images held out as queries." + " Vertical lines end stages." * several
+    weighted = "Of training, weighted by images." + " Losses of different stages need not compare." * several
     return [
         Picture(title, curves.lines(drawn, record.unit, label, record.stages(), from_zero=False), caption)
         for title, drawn, label, caption in (
@@ -107,7 +108,7 @@ def _clients(record: RunRecord) -> list[Block]:
         return []
     pictures: list[Block] = []
     if clients.images.size:
-        held = "Training images of each class that each client holds."
+        held = f"Training images of each class that each client holds; the darkest cell has {clients.images.max():,}."
         pictures.append(Picture("Who holds what", client_figures.distribution(clients), held))
     given = "Clients of each round: those whose result counted, and why others gave nothing."
     counted = "Rounds in which each client's result counted."

@@ -17,7 +17,7 @@ a { color: var(--series-0); }
 .subtitle, figcaption, .intro, footer, .fact small { color: var(--muted); }
 .subtitle { margin-bottom: 20px; overflow-wrap: anywhere; }
 .summary { font-size: 1.12rem; max-width: 68ch; margin-bottom: 24px; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 0 0 24px; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 0 0 24px; }
 .fact { border: 1px solid var(--grid); border-radius: 10px; padding: 12px 14px; margin: 0; }
 .fact dt { color: var(--muted); font-size: 0.83rem; }
 .fact dd { margin: 0; font-size: 1.5rem; font-weight: 600; line-height: 1.3; letter-spacing: -0.01em; }

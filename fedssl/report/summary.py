@@ -96,7 +96,7 @@ def quality_table(record: RunRecord) -> Table:
     probe = f"{results['probe']}, regularisation {results['probe_regularization']:g}"
     caption = (
         f"{results['test_images']:,} test images, {results['train_images']:,} labelled training images, features of "
-        f"width {results['feature_dim']}, probe: {probe}. The last round's values."
+        f"width {results['feature_dim']}, probe: {probe}. Measured at the end of the run."
     )
     return Table(["representation", *(name for name, _ in QUALITY)], rows, "What the representation is worth", caption)
 

@@ -113,17 +113,16 @@ def new_axes(width: float = 4.8, height: float = 2.9) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def legend_above(axes: Axes, columns: int = 4) -> None:
-    """A legend over the panel, where it hides nothing; none for a single series."""
+def legend_above(axes: Axes, lift: float = 0.4) -> None:
+    """A legend over the panel, where it hides nothing; none for a single series.
+
+    Args:
+        axes: The panel.
+        lift: Distance from the panel in letters.
+    """
     if len(axes.get_legend_handles_labels()[0]) > 1:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(-0.02, 1.08),
-            ncols=columns,
-            handlelength=1.6,
-            columnspacing=1.4,
-            borderpad=0.2,
-        )
+        above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": lift}
+        axes.legend(**above, ncols=3, handlelength=1.6, columnspacing=1.4, borderpad=0)
 
 
 def tint(values: Any, color: str = SERIES[0]) -> np.ndarray:
