@@ -51,7 +51,7 @@ def lines(
     levels: Sequence[tuple[str, float]] = (),
     from_zero: bool = True,
 ) -> Figure:
-    """Draws lines over rounds; the fifth and later ones are dashed.
+    """Draws lines over rounds, which colour and dashes tell apart.
 
     Args:
         curves: At most as many as are told apart, about eight.
@@ -66,7 +66,7 @@ def lines(
         axes.plot(
             *line.curve,
             color=SERIES[index % len(SERIES)],
-            linestyle=DASHES[index // 4 % len(DASHES)],
+            linestyle=DASHES[index % len(DASHES)],
             drawstyle="steps-mid" if line.steps else "default",
             marker="o" if len(line.curve[0]) < 2 else None,
             label=line.label or None,

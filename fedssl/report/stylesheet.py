@@ -69,6 +69,10 @@ footer { padding-block: 40px 48px; font-size: 0.88rem; overflow-wrap: anywhere; 
   figure, .fact, tr { break-inside: avoid; }
   h2, h3, .intro { break-after: avoid; }
   section { padding-top: 20px; }
+  .facts { grid-template-columns: repeat(3, 1fr); }
+  .scroll { overflow: visible; }
+  table { font-size: 8.5pt; }
+  th, td { padding: 3px 12px 3px 0; }
   pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
 """
