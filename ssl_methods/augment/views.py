@@ -201,8 +201,8 @@ class TwoViews:
 
     def _degrade_(self, pixels: Tensor, units: UnitDraws, views: tuple[int, ...]) -> Tensor:
         def wanted(unit: Tensor, probabilities: tuple[float, float]) -> Tensor:
-            chosen = unit.new_tensor([probabilities[view] for view in views])
-            return (unit.view(len(views), -1) < chosen[:, None]).flatten()
+            parts = zip(unit.chunk(len(views)), views, strict=True)
+            return torch.cat([part < probabilities[view] for part, view in parts])
 
         sigmas = between(units.blur_sigma, *self.blur_sigma)
         pixels = apply_where_(wanted(units.blur, self.blur), gaussian_blur, pixels, sigmas)

@@ -55,9 +55,9 @@ def rows(make_run: MakeRun) -> list[Row]:
             found = results(seed, name, knn + seed, **cost)
             folders.append(make_run(f"{name}-{seed}", configuration(seed, scheme), found))
             with (folders[-1] / "metrics.csv").open("w", newline="") as file:
-                writer = csv.DictWriter(file, ["epoch", "stage", "eval/knn_top1"])
+                writer = csv.DictWriter(file, ["epoch", "round", "stage", "eval/knn_top1"])
                 writer.writeheader()
-                writer.writerows({"epoch": at, "stage": 0, "eval/knn_top1": knn + at} for at in (1, 3))
+                writer.writerows({"epoch": at, "round": at + 1, "stage": 0, "eval/knn_top1": knn + at} for at in (1, 3))
     return group_runs([read_run(folder) for folder in folders])
 
 
