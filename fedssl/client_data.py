@@ -66,6 +66,15 @@ class ClientData(LightningDataModule):
         """One item an epoch: an epoch of the trainer is a communication round."""
         return DataLoader([self.federation], batch_size=None)
 
+    def class_counts(self) -> np.ndarray:
+        """Images of each class that each client holds, or pieces of each speaker.
+
+        Returns:
+            (clients, classes); no columns where nobody knows.
+        """
+        classes = np.arange(len(self.pool.classes))
+        return np.stack([(each.labels.numpy()[:, None] == classes).sum(axis=0) for each in self.federation.clients])
+
     def table(self) -> str:
         """The division as a table, one row a client."""
         parts, position = [], 0

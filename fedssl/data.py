@@ -190,11 +190,6 @@ class FederatedData(ImageData, ClientData):
         """One item an epoch, instead of batches of the pool."""
         return ClientData.train_dataloader(self)
 
-    def class_counts(self) -> np.ndarray:
-        """Images of each class that each client holds, (clients, classes); no columns where nobody knows."""
-        classes = np.arange(len(self.pool.classes))
-        return np.stack([(each.labels.numpy()[:, None] == classes).sum(axis=0) for each in self.federation.clients])
-
     def _divide(self, pool: ImageSet) -> Federation:
         rng = numpy_generator(self.seed, "partition")
         order = torch.from_numpy(rng.permutation(len(pool)))

@@ -27,6 +27,7 @@ def test_an_encoder_starts_another_run(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("first", "second"))
     assert (first["scheme"], second["scheme"]) == ("end-to-end", "last-layers")
     assert second["perplexity"] < first["perplexity"]
+    assert "bits a character" in (tmp_path / "second" / "report.html").read_text()
     main(["test", *CONFIG, f"--run_dir={tmp_path / 'second'}", "--ckpt_path=last"])
     assert json.loads((tmp_path / "second" / "test.json").read_text())["perplexity"] == second["perplexity"]
 

@@ -11,6 +11,7 @@ import wandb
 from PIL import Image
 from pytorch_lightning.loggers import Logger, WandbLogger
 
+from fedssl.client_data import ClientData
 from fedssl.data import ImageData
 from fedssl.pretraining import Pretraining
 from fedssl.report.details_file import DETAILS, write_details
@@ -21,12 +22,12 @@ from fedssl.report.summary import stage_sums
 from fedssl.report.theme import as_png
 
 
-def deliver_report(module: Pretraining, data: ImageData, folder: Path, loggers: Sequence[Logger]) -> Path:
+def deliver_report(module: Pretraining, data: ImageData | ClientData, folder: Path, loggers: Sequence[Logger]) -> Path:
     """Writes ``details.npz`` and ``report.html``, and logs the same figures and tables to W&B.
 
     Args:
         module: Trained and evaluated.
-        data: Its images.
+        data: Its images or texts.
         folder: Of the run; has its ``results.json`` already.
         loggers: Of the run.
 

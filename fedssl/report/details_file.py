@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedssl.data import FederatedData, ImageData
+from fedssl.client_data import ClientData
+from fedssl.data import ImageData
 from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
 from fedssl.ledger import ClientCost
@@ -42,14 +43,14 @@ class ClientDetails:
     activation_bytes: np.ndarray
 
 
-def write_details(module: Pretraining, data: ImageData, path: Path) -> None:
+def write_details(module: Pretraining, data: ImageData | ClientData, path: Path) -> None:
     """Collects and writes the details of a run that has been evaluated.
 
     Raises:
         OSError: The disk refused; an older file is untouched.
     """
-    arrays = module.details().as_arrays()
-    if isinstance(module, FederatedSSL) and isinstance(data, FederatedData):
+    arrays = module.details().as_arrays() if module.reports else {}
+    if isinstance(module, FederatedSSL) and isinstance(data, ClientData):
         arrays |= {CLIENTS + key: value for key, value in vars(client_details(module, data)).items()}
 
     def write(temporary: Path) -> None:
@@ -66,10 +67,11 @@ def read_details(path: Path) -> tuple[EvaluationDetails | None, ClientDetails | 
     with np.load(path, allow_pickle=False) as file:
         arrays: Mapping[str, np.ndarray] = dict(file)
     clients = {key.removeprefix(CLIENTS): value for key, value in arrays.items() if key.startswith(CLIENTS)}
-    return EvaluationDetails.from_arrays(arrays), ClientDetails(**clients) if clients else None
+    evaluation = EvaluationDetails.from_arrays(arrays) if "layers" in arrays else None
+    return evaluation, ClientDetails(**clients) if clients else None
 
 
-def client_details(module: FederatedSSL, data: FederatedData) -> ClientDetails:
+def client_details(module: FederatedSSL, data: ClientData) -> ClientDetails:
     """From the ledger of the server and the division of the data."""
     assert module.server is not None
     paid = module.server.ledger.clients

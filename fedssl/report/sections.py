@@ -13,6 +13,8 @@ from fedssl.report.record import Curve, RunRecord
 from linear_eval import EvaluationDetails
 
 MIB = 2**20
+MOST_CLASSES = 100
+"""More have no room in a figure."""
 LOSSES = {"client/loss": "clients", "server/calibration_loss": "server's calibration", "train/loss": "training"}
 ENCODERS = {"random_init": "before training", "encoder": "after training"}
 COST = "What devices paid, counted while they trained: tensors that travelled, operations that ran."
@@ -38,6 +40,7 @@ def run_sections(record: RunRecord) -> list[Section]:
 def _training(record: RunRecord) -> list[Block]:
     """Accuracy and loss while training went on."""
     knn = [Line(record.curve("eval/knn_top1"))]
+    bits = [Line(record.curve("eval/bits_per_character"))]
     losses = [Line(record.curve(key), name) for key, name in LOSSES.items() if record.curve(key)[0]]
     several = len(record.stages()) > 1
     queries = "Online measure, on training images held out as queries." + " Vertical lines end stages." * several
@@ -46,6 +49,7 @@ def _training(record: RunRecord) -> list[Block]:
         Picture(title, curves.lines(drawn, record.unit, label, record.stages(), from_zero=False), caption)
         for title, drawn, label, caption in (
             (f"Accuracy over the {record.unit}s", knn, "kNN top-1 %", queries),
+            (f"Held-out text over the {record.unit}s", bits, "bits a character", "Online measure, on held-out text."),
             (f"Loss over the {record.unit}s", losses, "loss", weighted),
         )
         if drawn and drawn[0].curve[0]
@@ -107,7 +111,7 @@ def _clients(record: RunRecord) -> list[Block]:
     if clients is None:
         return []
     pictures: list[Block] = []
-    if clients.images.size:
+    if 0 < clients.images.shape[1] <= MOST_CLASSES:
         held = f"Training images of each class that each client holds; the darkest cell has {clients.images.max():,}."
         pictures.append(Picture("Who holds what", client_figures.distribution(clients), held))
     given = "Clients of each round: those whose result counted, and why others gave nothing."

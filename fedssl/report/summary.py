@@ -22,17 +22,27 @@ QUALITY = (
 
 def sentence(record: RunRecord) -> str:
     """How good the representation is, what it cost each device, and whether it fitted."""
-    results = record.results
+    good = quality(record.results)
+    return " ".join([good, cost(record.results), fit(record)]) if record.federated else f"{good} There were no devices."
+
+
+def quality(results: dict[str, Any]) -> str:
+    """How well test images are classified, or how well held-out text is predicted."""
+    if "perplexity" in results:
+        return (
+            f"Each of {results['test_characters']:,} held-out characters takes "
+            f"{results['bits_per_character']:.2f} bits "
+            f"(a perplexity of {results['perplexity']:.2f})."
+        )
     before = (
         f" (before training: {results['random_init_knn_top1']:.1f} % and {results['random_init_linear_top1']:.1f} %)"
         if "random_init_knn_top1" in results
         else ""
     )
-    good = (
+    return (
         f"Of {results['test_images']:,} test images, {results['knn_top1']:.1f} % are classified correctly by their "
         f"nearest neighbours and {results['linear_top1']:.1f} % by a linear probe{before}."
     )
-    return " ".join([good, cost(results), fit(record)]) if record.federated else f"{good} There were no devices."
 
 
 def cost(results: dict[str, Any]) -> str:
@@ -67,7 +77,13 @@ def facts(record: RunRecord) -> list[Fact]:
     """The numbers that are looked for first."""
     results = record.results
     found = []
+    if "perplexity" in results:
+        found.append(
+            Fact("bits a character", f"{results['bits_per_character']:.2f}", f"of {results['test_characters']:,}")
+        )
     for label, key in QUALITY[:2]:
+        if key not in results:
+            continue
         before = results.get(f"random_init_{key}")
         note = "" if before is None else f"random init {before:.1f} %"
         found.append(Fact(label.removesuffix(" %"), f"{results[key]:.1f} %", note))
@@ -83,8 +99,16 @@ def facts(record: RunRecord) -> list[Fact]:
 
 
 def quality_table(record: RunRecord) -> Table:
-    """What the representation is worth, after and before training."""
+    """What the representation is worth, after and before training; of text what the language model is."""
     results = record.results
+    if "perplexity" in results:
+        found = [
+            f"{results['perplexity']:.3f}",
+            f"{results['bits_per_character']:.3f}",
+            f"{results['test_characters']:,}",
+        ]
+        header = ["perplexity a character", "bits a character", "held-out characters"]
+        return Table(header, [found], "What the language model is worth", "Measured at the end of the run.")
     rows = []
     for name, prefix in (("trained", ""), ("random init", "random_init_")):
         if prefix + "knn_top1" in results:
