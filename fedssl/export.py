@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,16 +70,17 @@ def export_text_encoder(encoder: StagedEncoder, folder: Path) -> None:
     builds the encoder again. ``config.json`` also has the characters, by index from 1 on; 0 is every other one.
 
     Args:
-        encoder: Its first ``encoder.depth`` blocks are written, with the final norm; the head is not.
+        encoder: Its first ``encoder.depth`` blocks are written, with the final norm; the head is not. Low-rank adapters
+            are merged into the weights that they adapt.
         folder: Replaced if it exists.
     """
     spec = encoder.spec
     assert isinstance(spec, CausalTransformerSpec)
-    settings = asdict(replace(spec, depth=encoder.depth, weights=None))
-    del settings["weights"]
-    config = {"architecture": spec.name, **settings, "characters": CHARACTERS}
-    absent = tuple(f"blocks.{i}." for i in range(encoder.depth, len(encoder.blocks)))
-    state = {name: tensor.cpu() for name, tensor in encoder.state_dict().items() if not name.startswith(absent)}
+    settings = {name: value for name, value in asdict(spec).items() if name not in ("weights", "ranks")}
+    config = {"architecture": spec.name, **settings, "depth": encoder.depth, "characters": CHARACTERS}
+    parts = {"stem": encoder.stem.state_dict(), "tail": encoder.tail.state_dict()}
+    parts |= {f"blocks.{i}": _block_state(encoder, i) for i in range(encoder.depth)}
+    state = {f"{part}.{name}": tensor.cpu() for part, tensors in parts.items() for name, tensor in tensors.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
         fresh = Path(temporary) / folder.name
@@ -93,12 +94,17 @@ def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:
     """The weights of the present blocks under timm's own names."""
     is_vit = _is_vit(encoder)
     state = {name.removeprefix("model."): tensor for name, tensor in encoder.stem.state_dict().items()}
-    for index, block in enumerate(encoder.blocks[: encoder.depth]):
+    for index in range(encoder.depth):
         prefix = f"blocks.{index}" if is_vit else f"layer{index + 1}"
-        state |= {f"{prefix}.{name}": tensor for name, tensor in block.state_dict().items()}
-        if encoder.adapters:
-            state[f"{prefix}.attn.qkv.weight"] = block.attn.qkv.merged().detach()
+        state |= {f"{prefix}.{name}": tensor for name, tensor in _block_state(encoder, index).items()}
     return state | encoder.tail.state_dict()
+
+
+def _block_state(encoder: StagedEncoder, index: int) -> dict[str, Tensor]:
+    """The weights of a block, its adapters merged into them."""
+    block: Any = encoder.blocks[index]
+    merged = {"attn.qkv.weight": block.attn.qkv.merged().detach()} if encoder.adapters else {}
+    return block.state_dict() | merged
 
 
 def _depth_argument(encoder: StagedEncoder) -> dict[str, int]:

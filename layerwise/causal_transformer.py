@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from timm.models.vision_transformer import Attention, Block, init_weights_vit_ti
 from torch import Tensor, nn
 
 from layerwise.encoder import StagedEncoder
+from layerwise.lora import add_adapters
 from layerwise.pretrained import load_pretrained
 from layerwise.spec import StagedSpec
 
@@ -36,6 +37,7 @@ class CausalTransformerSpec(StagedSpec):
         heads: Attention heads; they divide the width.
         weights: File or folder of pretrained weights, such as the ``encoder`` folder of a run; ``None`` initialises at
             random. A deeper network gives its first blocks.
+        ranks: Of low-rank adapters in the blocks, ascending. Schemes that train adapters set them.
 
     Raises:
         ValueError: A number is below 1, or the width is no multiple of the heads.
@@ -50,6 +52,7 @@ class CausalTransformerSpec(StagedSpec):
     width: int = 256
     heads: int = 8
     weights: str | None = None
+    ranks: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for setting in ("vocabulary", "context", "depth", "width", "heads"):
@@ -81,11 +84,12 @@ class CausalTransformerSpec(StagedSpec):
             ValueError: They are of another network.
         """
         stem = CharacterStem(self.vocabulary, self.context, self.width)
-        blocks = [causal_block(self.width, self.heads) for _ in range(self.depth)]
-        encoder = StagedEncoder(self, stem, blocks, nn.LayerNorm(self.width, eps=1e-6), [self.width] * self.depth)
+        blocks = nn.ModuleList(causal_block(self.width, self.heads) for _ in range(self.depth))
+        tail = nn.LayerNorm(self.width, eps=1e-6)
         if self.weights:
-            load_pretrained(encoder, Path(self.weights))
-        return encoder
+            load_pretrained(nn.ModuleDict({"stem": stem, "blocks": blocks, "tail": tail}), Path(self.weights))
+        adapters = add_adapters(blocks, self.ranks)
+        return StagedEncoder(self, stem, list(blocks), tail, [self.width] * self.depth, adapters=adapters)
 
 
 class CharacterStem(nn.Module):

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from layerwise.causal_transformer import CausalTransformerSpec
-from layerwise.encoder import EncoderSpec
 from layerwise.schedule import check_rounds
-from layerwise.schemes import Scheme
+from layerwise.schemes import Scheme, SpecT
 from layerwise.stage import Stage
 
 
@@ -32,16 +30,9 @@ class LoRA(Scheme):
         super().__init__()
         self._ranks = ranks
 
-    def adapt(self, spec: EncoderSpec | CausalTransformerSpec) -> EncoderSpec | CausalTransformerSpec:
-        """The same encoder with adapters.
-
-        Raises:
-            ValueError: It has them already, or it is no encoder of images.
-        """
-        adapted = super().adapt(spec)
-        if not isinstance(adapted, EncoderSpec):
-            raise ValueError(f"LoRA needs a ViT, got an encoder of {adapted.modality}")
-        return replace(adapted, ranks=self._ranks)
+    def adapt(self, spec: SpecT) -> SpecT:
+        """The same encoder with adapters."""
+        return replace(super().adapt(spec), ranks=self._ranks)
 
     def stages(self, num_blocks: int, rounds: int) -> list[Stage]:
         """A single stage with all ranks."""

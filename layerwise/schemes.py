@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from itertools import accumulate
+from typing import TypeVar
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from layerwise.depth_dropout import check_alike, keep_layers
 from layerwise.encoder import EncoderSpec, StagedEncoder
 from layerwise.schedule import blocks_of_stages, check_rounds, rounds_of_stages
 from layerwise.stage import Stage
+
+SpecT = TypeVar("SpecT", bound=EncoderSpec | CausalTransformerSpec)
 
 
 class Scheme(ABC):
@@ -76,13 +79,13 @@ class Scheme(ABC):
         if self.layer_budget is not None:
             check_alike(encoder)
 
-    def adapt(self, spec: EncoderSpec | CausalTransformerSpec) -> EncoderSpec | CausalTransformerSpec:
+    def adapt(self, spec: SpecT) -> SpecT:
         """The encoder that the scheme needs: the configured one.
 
         Raises:
             ValueError: It has adapters, which only schemes set.
         """
-        if isinstance(spec, EncoderSpec) and spec.ranks:
+        if spec.ranks:
             raise ValueError(f"encoder.ranks {spec.ranks}: leave them out, the scheme LoRA sets them")
         return spec
 

@@ -69,13 +69,9 @@ def test_training_follows_the_seed(method: str, make_module: Callable[..., Centr
     assert math.isfinite(runs[0].callback_metrics["train/loss"])
 
 
-def test_federated_data_are_pooled(make_module: Callable[..., CentralizedSSL]) -> None:
-    with_clients = FederatedData(train_images=22, batch_size=8, seed=0)
-    with_clients.train_dataloader = lambda: ImageData.train_dataloader(with_clients)  # type: ignore[method-assign]
-    first, second = make_module(), make_module()
-    fitted(first)
-    fitted(second, data=with_clients)
-    assert equal_weights(first, second)
+def test_divided_data_are_refused(make_module: Callable[..., CentralizedSSL]) -> None:
+    with pytest.raises(ValueError, match="CentralizedSSL needs ImageData, got FederatedData"):
+        fitted(make_module(), data=FederatedData(train_images=22, batch_size=8, seed=0))
 
 
 def test_the_loss_falls(make_module: Callable[..., CentralizedSSL]) -> None:

@@ -223,7 +223,7 @@ def test_images_are_compared_before_an_evaluation_too(make_module: Callable[...,
 
 
 def test_pooled_images_are_no_federation(make_module: Callable[..., FederatedSSL]) -> None:
-    with pytest.raises(ValueError, match="FederatedSSL needs FederatedData, got ImageData"):
+    with pytest.raises(ValueError, match="FederatedSSL needs FederatedData or FederatedText, got ImageData"):
         trainer().fit(make_module(), datamodule=ImageData(train_images=24, seed=0))
 
 
