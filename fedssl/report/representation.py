@@ -14,6 +14,7 @@ from fedssl.report.theme import GRID, INK, MUTED, PAPER, SERIES, legend_above, n
 from linear_eval import EncoderDetails, EvaluationDetails
 
 NAMED_CLASSES = 20
+SHORT_NAME = 10
 RIGHT, WRONG = SERIES[2], SERIES[1]
 
 
@@ -126,7 +127,8 @@ def _picture(axes: Axes, pixels: np.ndarray, corner: tuple[float, float], frame:
     axes.add_patch(Rectangle((left + gap, top + gap), side, side, fill=False, edgecolor=frame, linewidth=2, zorder=3))
     if label:
         box = {"facecolor": PAPER, "alpha": 0.8, "linewidth": 0, "pad": 1}
-        axes.text(left + 0.11, top + 0.89, label, fontsize=7.5, color=INK, bbox=box, zorder=4)
+        name = label if len(label) <= SHORT_NAME else label[: SHORT_NAME - 1] + "…"
+        axes.text(left + 0.11, top + 0.89, name, fontsize=7.5, color=INK, bbox=box, zorder=4)
 
 
 def similarity(details: EvaluationDetails, name: str) -> Figure:

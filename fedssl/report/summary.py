@@ -46,11 +46,11 @@ def quality(results: dict[str, Any]) -> str:
 
 
 def cost(results: dict[str, Any]) -> str:
-    """What a device paid on average."""
+    """What a device that took part paid on average."""
     down, up = (format_bytes(results[f"{key}_bytes_per_client"]) for key in ("down", "up"))
     return (
-        f"In {results['rounds']} rounds each of {results['clients']} devices received {down}, sent {up} and computed "
-        f"{gmacs(results['macs_per_client'])} on average, keeping at most "
+        f"In {results['rounds']} rounds with {results['clients']} devices, one that took part received {down}, sent "
+        f"{up} and computed {gmacs(results['macs_per_client'])} on average, keeping at most "
         f"{format_bytes(results['peak_activation_bytes'])} of activations in a step."
     )
 

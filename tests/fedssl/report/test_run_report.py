@@ -32,7 +32,7 @@ def test_the_summary_has_the_results(run: Path) -> None:
     text, results = (run / "report.html").read_text(), json.loads((run / "results.json").read_text())
     for key in ("knn_top1", "linear_top1", "random_init_knn_top1"):
         assert f"{results[key]:.1f} %" in text
-    assert "In 4 rounds each of 3 devices received" in text
+    assert "In 4 rounds with 3 devices, one that took part received" in text
     assert "No memory limit was set." in text
 
 
