@@ -63,6 +63,7 @@ def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
     if module.classified:
         results["classifier_top1"] = module.classified.accuracy
         results["classifier_mean_per_class"] = module.classified.mean_per_class_accuracy
+        results["classifier_per_class"] = list(module.classified.per_class_accuracy)
     if module.finetuned:
         results["finetuned_top1"] = module.finetuned.accuracy
         results["finetuned_mean_per_class"] = module.finetuned.mean_per_class_accuracy
