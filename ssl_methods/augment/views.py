@@ -114,12 +114,13 @@ class TwoViews:
         Raises:
             ValueError: if the images are empty or of another type or shape, or do not fit `mean` and `std`.
         """
-        first, second = self._views(images, (0, 1), generator).split(len(images))
+        first, second = self._views(images, (0, 1), generator)
         return first, second
 
     def first(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Draws the first view only, for methods that compare no views; arguments and errors as for both."""
-        return self._views(images, (0,), generator)
+        (view,) = self._views(images, (0,), generator)
+        return view
 
     def plain(self, images: Tensor) -> Tensor:
         """Normalises without augmentation, for evaluation.
@@ -133,9 +134,9 @@ class TwoViews:
         Raises:
             ValueError: as for two views.
         """
-        return self._normalize_(self._to_unit_scale(images))
+        return self._normalize(self._to_unit_scale(images))
 
-    def _views(self, images: Tensor, views: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    def _views(self, images: Tensor, views: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:
         """All views of the batch as one batch, which takes half as many operations as one view after the other."""
         pixels = self._to_unit_scale(images)
         draws = [self._draw(images.shape, generator) for _ in views]
@@ -149,7 +150,8 @@ class TwoViews:
             if self.noise > 0:
                 noise = torch.cat([noise for _, noise in draws])
                 pixels.add_(noise.to(pixels.device), alpha=self.noise).clamp_(0, 1)
-            return self._normalize_(pixels)
+            # Each view has memory of its own, so that it can be given back before the others.
+            return [self._normalize(view) for view in pixels.chunk(len(views))]
 
     def _draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[UnitDraws, Tensor]:
         """All that is random in one view: its decisions, and its noise if there is any."""
@@ -219,6 +221,6 @@ class TwoViews:
                 raise ValueError(f"{name} has {len(values)} values, but the images have {images.shape[1]} channels")
         return images.float().div_(255)
 
-    def _normalize_(self, pixels: Tensor) -> Tensor:
+    def _normalize(self, pixels: Tensor) -> Tensor:
         mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return pixels.sub_(mean).div_(std)
+        return (pixels - mean).div_(std)
