@@ -53,7 +53,7 @@ USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError, Rank
 
 # jsonargparse hands null on as the text "None" where a class is set within a class.
 _load_yaml = get_loader("yaml")
-set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text))
+set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), exceptions=(yaml.YAMLError,))
 
 
 class FedSSLCLI(LightningCLI):
