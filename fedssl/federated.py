@@ -68,7 +68,7 @@ class FederatedSSL(Pretraining):
         devices: The clients' devices; ``None``: every client can always take part, and there is no virtual clock.
         deadline: Ends every round after a time on the virtual clock; needs ``devices``.
         memory_budget: Peak memory of a client's local step: a size such as "300MiB"; "device": what its device has;
-            "available": what this machine has left; a list of sizes: what is left in each round (FedHybrid).
+            "available": what this machine has left; a list of sizes: what is left in each round (FedHybrid); "4 bits".
         micro_batch: Images that the encoder takes at a time in a step: less memory, a second forward; ``None``: all.
         pace: Freezes blocks as soon as they have converged, before their stage's last round (SmartFreeze).
         start: What clients start a round from: FedU or FedEMA; ``None``: the global weights.
