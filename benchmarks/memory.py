@@ -1,4 +1,4 @@
-"""Memory plans: what a budget costs in time and gradients, and what it is worth to a federation."""
+"""Memory plans: what a budget costs in time and gradients."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from benchmarks.neighbours import run as run_whole
 from benchmarks.record import write_record
 from fedssl.files import write_atomically
 from fedssl.model import SplitModel, build_model
@@ -49,22 +48,6 @@ without a plan, on the same batch. Nominal times: the plan that a federation use
 block: `torch.utils.checkpoint` of the first k blocks, first with the results of matrix products kept (selective), then
 without, at the smallest k that meets the budget; their peak is the difference of all tensors from the unplanned step.
 """
-ACCURACY_NOTES = """
-`configs/fedhybrid.yaml` (digits, a ViT of 6 blocks, end-to-end) at 24 rounds. First rows: all clients, no devices, one
-budget for all of them. Fleet: two clients each with 33, 66 and 100 % of the memory that training takes, three clients a
-round, Dirichlet(0.5). Mean and standard deviation over seeds; images: those of the clients that can take part.
-"""
-DATA = ["--data.partition=Dirichlet", "--data.partition.beta=0.5", "--model.rounds=24"]
-ALONE = ["--model.devices=null", "--model.selector=null", "--model.participation=1.0", "--model.rounds=24"]
-RANDOM = "--model.selector=RandomSelector"
-RUNS: dict[str, tuple[str, list[str]]] = {
-    "no budget": ("fedhybrid", [*ALONE, "--model.memory_budget=null"]),
-    "half the memory (28 MiB)": ("fedhybrid", [*ALONE, "--model.memory_budget=28MiB"]),
-    "a third of the memory (18.5 MiB)": ("fedhybrid", [*ALONE, "--model.memory_budget=18.5MiB"]),
-    "fleet, FedHybrid": ("fedhybrid", DATA),
-    "fleet, memory plans, random clients": ("fedhybrid", [*DATA, RANDOM]),
-    "fleet, small devices dropped": ("fedhybrid", [*DATA, RANDOM, "--model.memory_budget=null"]),
-}
 
 
 @dataclass
@@ -80,7 +63,7 @@ class Case:
 
 
 def add_commands(commands: Any) -> None:
-    """Adds ``memory`` and ``memory_accuracy``."""
+    """Adds ``memory``."""
     parser = commands.add_parser("memory", help="budgets of 75 to 15 %% of the activations: peak, time, gradient error")
     parser.add_argument("--work", default="runs/benchmark_memory", help="folder of finished measurements")
     parser.add_argument("--batch", type=int, default=128)
@@ -89,13 +72,6 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="batch 16, one budget, ViT only")
     parser.set_defaults(run=run)
-    parser = commands.add_parser("memory_accuracy", help="accuracy on digits inside memory budgets")
-    parser.add_argument("--work", default="runs/benchmark_memory_accuracy", help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--systems", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="SYSTEM")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    title = "Accuracy inside memory budgets"
-    parser.set_defaults(run=run_whole, runs=RUNS, title=title, notes=ACCURACY_NOTES)
 
 
 def run(arguments: argparse.Namespace, results: Path) -> None:

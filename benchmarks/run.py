@@ -12,6 +12,7 @@ MODULES = (
     "clients",
     "flower",
     "memory",
+    "memory_accuracy",
     "meter",
     "neighbours",
     "overhead",
