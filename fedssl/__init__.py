@@ -11,6 +11,7 @@ from fedssl.aggregation import (
     WeightedMean,
 )
 from fedssl.alignment import GlobalAlignment, MoonAlignment
+from fedssl.bank import ActivationBank
 from fedssl.calibration import Calibration
 from fedssl.centralized import CentralizedSSL
 from fedssl.data import FederatedData, ImageData
@@ -23,6 +24,7 @@ from fedssl.start import FedEMA, FedU
 __all__ = [
     "IID",
     "LDAWA",
+    "ActivationBank",
     "Aggregation",
     "Calibration",
     "CentralizedSSL",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fedssl.alignment import Alignment, Memory, ProximalTerm
+from fedssl.bank import ActivationBank
+from fedssl.bank.clients import ClientBanks, Source
 from fedssl.checkpoints import check_same
 from fedssl.datasets import ImageSet
 from fedssl.loop import CostBook, LoopReport, NonFiniteLossError, train_epochs
@@ -52,6 +55,7 @@ class LocalUpdate:
         seed: Seed of the run.
         recall: Gives a frozen part that the client holds, by part name and content id.
         plans: Keep local steps within a memory budget; ``None``: there is none.
+        bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class LocalUpdate:
         seed: int,
         recall: Callable[[str, str], Tensors],
         plans: ClientPlans | None = None,
+        bank: ActivationBank | None = None,
     ) -> None:
         self.model = model
         self.epochs = epochs
@@ -74,6 +79,7 @@ class LocalUpdate:
         self.start = start
         self.seed = seed
         self.plans = plans
+        self.banks = ClientBanks(bank, seed) if bank else None
         self.book = CostBook()
         self._recall = recall
         self._loaded: dict[str, str] = {}
@@ -133,7 +139,10 @@ class LocalUpdate:
         remembers, method = memory is not None and memory.alignment is not None, self.model.method
         kind = f"stage {task.stage.index}{', with memory' if remembers else ''}"
         plans = self.plans.begin(task, method, self.alignment, remembers) if self.plans else None
-        return train_epochs(method, images, self.epochs, self.batch_size, shuffle, self.book, kind, plans)
+        size, book = self.batch_size, self.book
+        with self.banks(task, method, images, size, book) if self.banks else nullcontext(Source(images)) as source:
+            report = train_epochs(method, source.images, self.epochs, size, shuffle, book, kind + source.kind, plans)
+        return replace(report, macs=report.macs + source.macs)
 
     def _memory(self, task: Task) -> ClientMemory | None:
         """What the client remembers, if it is of the layers that it trains now."""
@@ -170,14 +179,15 @@ class LocalUpdate:
             "proximal": self.proximal,
             "alignment": type(self.alignment).__name__,
             "start": type(self.start).__name__,
+            "bank": self.banks.rule.settings() if self.banks else None,
         }
 
     def state_dict(self) -> dict[str, Any]:
         """What clients remember between rounds, and the step costs measured so far."""
         costs = [[*key, cost.macs, cost.activation_bytes] for key, cost in self.book.costs.items()]
         memories = {client: dict(vars(memory)) for client, memory in self._memories.items()}
-        seconds = self.book.times.seconds()
-        return {"costs": costs, "memories": memories, "seconds": seconds, "settings": self.settings()}
+        seconds, banks = self.book.times.seconds(), self.banks.state_dict() if self.banks else {}
+        return {"costs": costs, "memories": memories, "banks": banks, "seconds": seconds, "settings": self.settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`.
@@ -189,3 +199,5 @@ class LocalUpdate:
         self.book.costs = {(kind, batch): StepCost(m, a) for kind, batch, m, a in state["costs"]}
         self.book.times.restore(state["seconds"])
         self._memories = {client: ClientMemory(**memory) for client, memory in state["memories"].items()}
+        if self.banks:
+            self.banks.load_state_dict(state["banks"])

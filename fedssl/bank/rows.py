@@ -1,0 +1,67 @@
+"""Activations of many samples in few bits, in memory or in a mapped file."""
+
+from __future__ import annotations
+
+import tempfile
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LEVELS = 255
+"""Steps between the smallest and the largest of 8-bit values that share a scale."""
+
+
+class Rows:
+    """A table with one activation of shape ``shape`` a row.
+
+    With 16 bits rows are half-precision floats. With 8 bits they are codes: the values of a row with the same first
+    index (those of a token, or of a channel) share a smallest value and a step, and are rounded to the nearest.
+
+    Args:
+        count: Rows.
+        shape: Of one activation.
+        bits: 16 or 8.
+        folder: Where the values are mapped to a file, which disappears with the table; ``None``: in memory.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...], bits: int, folder: Path | None) -> None:
+        self._values = _table((count, *shape), torch.float16 if bits == 16 else torch.uint8, folder)
+        scales = 0 if bits == 16 else shape[0]
+        self._least = torch.zeros(count, scales)
+        self._step = torch.zeros(count, scales)
+
+    def write(self, start: int, activations: Tensor) -> None:
+        """Fills the rows from ``start`` on with activations (B, ...)."""
+        rows = slice(start, start + len(activations))
+        values = activations.detach().float().cpu()
+        if self._values.dtype == torch.uint8:
+            groups = values.flatten(2)
+            least, most = groups.aminmax(dim=2)
+            step = (most - least) / LEVELS
+            self._least[rows], self._step[rows] = least, step
+            codes = (groups - least[..., None]) / step.clamp_min(torch.finfo(step.dtype).tiny)[..., None]
+            values = codes.round_().clamp_(0, LEVELS).view_as(values)
+        self._values[rows] = values.to(self._values.dtype)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The activations in these rows (B,), float32 (B, ...)."""
+        values = self._values[rows].float()
+        if self._values.dtype == torch.uint8:
+            groups = values.flatten(2)
+            groups.mul_(self._step[rows][..., None]).add_(self._least[rows][..., None])
+        return values
+
+
+def bytes_of_rows(count: int, shape: tuple[int, ...], bits: int) -> int:
+    """Bytes that a table takes."""
+    return count * (prod(shape) * bits // 8 + (0 if bits == 16 else 2 * 4 * shape[0]))
+
+
+def _table(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
+    if folder is None:
+        return torch.empty(shape, dtype=dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="bank-") as file:
+        return torch.from_file(file.name, shared=True, size=prod(shape), dtype=dtype).view(shape)
