@@ -9,8 +9,8 @@ from benchmarks.neighbours import run as run_whole
 
 NOTES = """
 `configs/lw_fedssl.yaml` (digits, a ViT of 6 blocks, 48 rounds of 3 local epochs, 8 rounds a stage) with activation
-banks of 1, 2, 4 and 8 pairs of views an image, filled once a stage, every 4 or every 2 rounds, in 16 bits unless another
-width is named. GMACs count the filling. Mean and standard deviation over seeds, last round's value.
+banks of 1, 2, 4 and 8 pairs of views an image, filled once a stage, every 4 or every 2 rounds, in 16 bits unless
+another width is named. GMACs count the filling. Mean and standard deviation over seeds, last round's value.
 """
 PAIRS = (1, 2, 4, 8)
 REFRESH = {"once a stage": "null", "every 4 rounds": "4", "every 2 rounds": "2"}
