@@ -19,10 +19,10 @@ Inputs = tuple[Tensor, ...]
 class Augmentation(Protocol):
     """Makes views of a batch of images, as :class:`ssl_methods.augment.TwoViews` does."""
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, generator: torch.Generator, /) -> tuple[Tensor, Tensor]:
         """Two views (B, ...) of images (B, ...)."""
 
-    def first(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def first(self, images: Tensor, generator: torch.Generator, /) -> Tensor:
         """The first view only."""
 
 

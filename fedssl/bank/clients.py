@@ -106,7 +106,7 @@ class ClientBanks:
         Raises:
             InfeasibleBudgetError: The bank is larger than its budget.
         """
-        if not task.frozen_ids:
+        if not task.frozen_ids or len(images) < 2:
             yield Source(images)
             return
         bank, macs = self._bank(task, method, images, batch_size, book)

@@ -14,7 +14,7 @@ LEVELS = 255
 
 
 class Rows:
-    """A table with one activation of shape ``shape`` a row.
+    """A table with one activation a row.
 
     With 16 bits rows are half-precision floats. With 8 bits they are codes: the values of a row with the same first
     index (those of a token, or of a channel) share a smallest value and a step, and are rounded to the nearest.
@@ -28,19 +28,17 @@ class Rows:
 
     def __init__(self, count: int, shape: tuple[int, ...], bits: int, folder: Path | None) -> None:
         self._values = _table((count, *shape), torch.float16 if bits == 16 else torch.uint8, folder)
-        scales = 0 if bits == 16 else shape[0]
-        self._least = torch.zeros(count, scales)
-        self._step = torch.zeros(count, scales)
+        self._scales = None if bits == 16 else _table((2, count, shape[0]), torch.float32, folder)
 
     def write(self, start: int, activations: Tensor) -> None:
         """Fills the rows from ``start`` on with activations (B, ...)."""
         rows = slice(start, start + len(activations))
         values = activations.detach().float().cpu()
-        if self._values.dtype == torch.uint8:
+        if self._scales is not None:
             groups = values.flatten(2)
             least, most = groups.aminmax(dim=2)
             step = (most - least) / LEVELS
-            self._least[rows], self._step[rows] = least, step
+            self._scales[0, rows], self._scales[1, rows] = least, step
             codes = (groups - least[..., None]) / step.clamp_min(torch.finfo(step.dtype).tiny)[..., None]
             values = codes.round_().clamp_(0, LEVELS).view_as(values)
         self._values[rows] = values.to(self._values.dtype)
@@ -48,9 +46,9 @@ class Rows:
     def read(self, rows: Tensor) -> Tensor:
         """The activations in these rows (B,), float32 (B, ...)."""
         values = self._values[rows].float()
-        if self._values.dtype == torch.uint8:
-            groups = values.flatten(2)
-            groups.mul_(self._step[rows][..., None]).add_(self._least[rows][..., None])
+        if self._scales is not None:
+            least, step = self._scales[:, rows, :, None]
+            values.flatten(2).mul_(step).add_(least)
         return values
 
 
