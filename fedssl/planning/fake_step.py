@@ -118,18 +118,20 @@ class FakeStep:
     def hidden_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of what the active part gets of an image, one for each view."""
         with self._mode:
-            hidden = self._method.hidden(self._method.example_inputs((1, *self._image)))
+            hidden = self._hidden(1)
         return [tuple(view.shape[1:]) for view in hidden if view.is_floating_point()]
 
     def _inputs(self, batch_size: int) -> Inputs:
         """Views; from a bank as the prefix gave them."""
-        inputs = self._method.example_inputs((batch_size, *self._image))
         if not self._from_bank:
-            return inputs
-        self._method.prefix = self._prefix
-        hidden = self._method.hidden(inputs)
+            return self._method.example_inputs((batch_size, *self._image))
+        hidden = self._hidden(batch_size)
         self._method.prefix = nn.Sequential()
         return hidden
+
+    def _hidden(self, batch_size: int) -> Inputs:
+        self._method.prefix = self._prefix
+        return self._method.hidden(self._method.example_inputs((batch_size, *self._image)))
 
     def _run(self, inputs: Inputs) -> int:
         """One step; returns the bytes of gradients."""

@@ -94,7 +94,11 @@ class StepPredictor:
             self.bank.check(stage, num_images, self._hidden_shapes(stage))
 
     def _hidden_shapes(self, stage: Stage) -> list[tuple[int, ...]]:
-        return self._step(replace(stage, index=0, rounds=1)).hidden_shapes() if stage.frozen_parts() else []
+        """Of one image; nothing is stored where nothing is frozen."""
+        if not stage.frozen_parts():
+            return []
+        shallow = Stage(0, (0,), (0,), False, 1) if self._alike else replace(stage, index=0, rounds=1)
+        return self._step(shallow).hidden_shapes()
 
     def _run_or_infer(self, stage: Stage, batch_size: int) -> StepPrediction:
         """Runs the stage at the first batch sizes asked for and infers the cost at all further ones.

@@ -152,5 +152,6 @@ def test_the_bank_in_memory_is_predicted(make_module: Callable[..., FederatedSSL
         make_module(bank=bank).predictor() for bank in (ActivationBank(), ActivationBank(folder="banks"))
     )
     stages = LayerWise().stages(3, 3)
+    in_memory(stages[1], 4)
     assert [in_memory.bank_bytes(stage, 100) for stage in stages] == [0, *[4 * 16 * 2 * 2 * 4 * 100] * 2]
     assert [in_files.bank_bytes(stage, 100) for stage in stages] == [0, 0, 0]
