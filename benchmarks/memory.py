@@ -6,10 +6,11 @@ import argparse
 import json
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +134,24 @@ def _measure(case: Case, method: str, percent: int) -> dict[str, Any]:
 
 def _by_block(case: Case, budget: int) -> dict[str, Any]:
     """The first blocks checkpointed, as few as the budget allows; with matrix products kept if that is enough."""
-    saved = case.trace.saved_bytes
+    counts = range(1, len(case.model.encoder.blocks) + 1)
     for selective in (True, False):
-        for count in range(1, len(case.model.encoder.blocks) + 1):
+        peak = cache(lambda count, selective=selective: _peak_by_block(case, count, selective))
+        fewest = bisect_left(counts, True, key=lambda count, peak=peak: peak(count) <= budget)
+        if fewest < len(counts):
+            count = counts[fewest]
             blocks = _Checkpointed(case.model, count, selective)
-            peak = saved - case.all_bytes + _all_bytes(case.model, case.step, blocks)
-            if peak <= budget:
-                return {"peak": peak, "blocks": count, "selective": selective} | _effect(case, blocks)
+            return {"peak": peak(count), "blocks": count, "selective": selective} | _effect(case, blocks)
     return {"infeasible": "with every block checkpointed the peak is above the budget"}
+
+
+def _peak_by_block(case: Case, count: int, selective: bool) -> int:
+    """Falls with the number of blocks."""
+    return (
+        case.trace.saved_bytes
+        - case.all_bytes
+        + _all_bytes(case.model, case.step, _Checkpointed(case.model, count, selective))
+    )
 
 
 class _Checkpointed(AbstractContextManager[None]):
