@@ -15,6 +15,7 @@ MODULES = (
     "meter",
     "neighbours",
     "overhead",
+    "paper",
     "peers",
     "schemes",
     "startup",

@@ -3,14 +3,13 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT
+from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, Unstarted
 
 from fedssl import FederatedSSL
-from fedssl.cli import FedSSLCLI, main
+from fedssl.cli import main
 from fedssl.comparison.grid import Grid
 
 COMPARISON = ROOT / "configs" / "comparison.yaml"
@@ -51,17 +50,6 @@ OWN = {
     "smartfreeze": [*SUPERVISED, "--model.rounds=8", "--model.participation=2"],
 }
 """What suits the configurations that are not of the common form."""
-
-
-class Unstarted(FedSSLCLI):
-    """Builds trainer, model and data, and starts nothing."""
-
-    def __init__(self, *args: Any, accepted: list[FederatedSSL], **kwargs: Any) -> None:
-        self._accepted = accepted
-        super().__init__(*args, **kwargs)
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        self._accepted.append(self.model)
 
 
 def shrunk(path: Path) -> list[str]:
