@@ -9,9 +9,11 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 MODULES = (
     "augmentation",
+    "bank",
     "clients",
     "flower",
     "memory",
+    "memory_accuracy",
     "meter",
     "neighbours",
     "overhead",
