@@ -17,6 +17,7 @@ MODULES = (
     "meter",
     "neighbours",
     "overhead",
+    "paper",
     "peers",
     "schemes",
     "startup",
