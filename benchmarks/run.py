@@ -9,6 +9,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 MODULES = (
     "augmentation",
+    "caff",
     "clients",
     "flower",
     "memory",
