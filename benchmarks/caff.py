@@ -28,8 +28,8 @@ RARE = (7, 8, 9)
 TASKS = (Images, Text)
 COMMON = """
 Nine clients in three classes of devices with limits as fractions of what training the whole network takes, IID; each
-round trains three of those that can take part, one local epoch, AdamW. No limit is exceeded, by the planner's count. All
-systems start from the same pretrained weights; every depth has weights of its own, pretrained alike. Trained: last
+round trains three of those that can take part, one local epoch, AdamW. No limit is exceeded, by the planner's count.
+All systems start from the same pretrained weights; every depth has weights of its own, pretrained alike. Trained: last
 layers, or ranks of adapters, of each class of devices; "-" cannot take part. "fits no device": no device can train the
 least that the system offers. One learning rate for layers and one for adapters: each the best of two or three for
 training without limits, by the same test data but another seed. Mean and standard deviation over seeds; sent and GMACs:
