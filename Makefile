@@ -1,4 +1,4 @@
-# make env | fit | test | test-fast | lint; another interpreter: make env PYTHON=python3.12
+# make env | fit | test | test-fast | lint | docs; another interpreter: make env PYTHON=python3.12
 SHELL := bash
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP_NEWS := (Downloading|Using cached) .* MB\)|Installing collected packages|Successfully installed
 
-.PHONY: env fit test test-fast lint
+.PHONY: env fit test test-fast lint docs
 
 env: $(INSTALLED)
 
@@ -30,3 +30,6 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -1,4 +1,4 @@
-"""Memory plans: what a budget costs in time and gradients, and what it is worth to a federation."""
+"""Memory plans: what a budget costs in time and gradients."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 import json
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from benchmarks.neighbours import run as run_whole
 from benchmarks.record import write_record
 from fedssl.files import write_atomically
 from fedssl.model import SplitModel, build_model
@@ -49,22 +49,6 @@ without a plan, on the same batch. Nominal times: the plan that a federation use
 block: `torch.utils.checkpoint` of the first k blocks, first with the results of matrix products kept (selective), then
 without, at the smallest k that meets the budget; their peak is the difference of all tensors from the unplanned step.
 """
-ACCURACY_NOTES = """
-`configs/fedhybrid.yaml` (digits, a ViT of 6 blocks, end-to-end) at 24 rounds. First rows: all clients, no devices, one
-budget for all of them. Fleet: two clients each with 33, 66 and 100 % of the memory that training takes, three clients a
-round, Dirichlet(0.5). Mean and standard deviation over seeds; images: those of the clients that can take part.
-"""
-DATA = ["--data.partition=Dirichlet", "--data.partition.beta=0.5", "--model.rounds=24"]
-ALONE = ["--model.devices=null", "--model.selector=null", "--model.participation=1.0", "--model.rounds=24"]
-RANDOM = "--model.selector=RandomSelector"
-RUNS: dict[str, tuple[str, list[str]]] = {
-    "no budget": ("fedhybrid", [*ALONE, "--model.memory_budget=null"]),
-    "half the memory (28 MiB)": ("fedhybrid", [*ALONE, "--model.memory_budget=28MiB"]),
-    "a third of the memory (18.5 MiB)": ("fedhybrid", [*ALONE, "--model.memory_budget=18.5MiB"]),
-    "fleet, FedHybrid": ("fedhybrid", DATA),
-    "fleet, memory plans, random clients": ("fedhybrid", [*DATA, RANDOM]),
-    "fleet, small devices dropped": ("fedhybrid", [*DATA, RANDOM, "--model.memory_budget=null"]),
-}
 
 
 @dataclass
@@ -80,7 +64,7 @@ class Case:
 
 
 def add_commands(commands: Any) -> None:
-    """Adds ``memory`` and ``memory_accuracy``."""
+    """Adds ``memory``."""
     parser = commands.add_parser("memory", help="budgets of 75 to 15 %% of the activations: peak, time, gradient error")
     parser.add_argument("--work", default="runs/benchmark_memory", help="folder of finished measurements")
     parser.add_argument("--batch", type=int, default=128)
@@ -89,13 +73,6 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--quick", action="store_true", help="batch 16, one budget, ViT only")
     parser.set_defaults(run=run)
-    parser = commands.add_parser("memory_accuracy", help="accuracy on digits inside memory budgets")
-    parser.add_argument("--work", default="runs/benchmark_memory_accuracy", help="folder of the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--systems", nargs="+", choices=list(RUNS), default=list(RUNS), metavar="SYSTEM")
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    title = "Accuracy inside memory budgets"
-    parser.set_defaults(run=run_whole, runs=RUNS, title=title, notes=ACCURACY_NOTES)
 
 
 def run(arguments: argparse.Namespace, results: Path) -> None:
@@ -157,14 +134,24 @@ def _measure(case: Case, method: str, percent: int) -> dict[str, Any]:
 
 def _by_block(case: Case, budget: int) -> dict[str, Any]:
     """The first blocks checkpointed, as few as the budget allows; with matrix products kept if that is enough."""
-    saved = case.trace.saved_bytes
+    counts = range(1, len(case.model.encoder.blocks) + 1)
     for selective in (True, False):
-        for count in range(1, len(case.model.encoder.blocks) + 1):
+        peak = cache(lambda count, selective=selective: _peak_by_block(case, count, selective))
+        fewest = bisect_left(counts, True, key=lambda count, peak=peak: peak(count) <= budget)
+        if fewest < len(counts):
+            count = counts[fewest]
             blocks = _Checkpointed(case.model, count, selective)
-            peak = saved - case.all_bytes + _all_bytes(case.model, case.step, blocks)
-            if peak <= budget:
-                return {"peak": peak, "blocks": count, "selective": selective} | _effect(case, blocks)
+            return {"peak": peak(count), "blocks": count, "selective": selective} | _effect(case, blocks)
     return {"infeasible": "with every block checkpointed the peak is above the budget"}
+
+
+def _peak_by_block(case: Case, count: int, selective: bool) -> int:
+    """Falls with the number of blocks."""
+    return (
+        case.trace.saved_bytes
+        - case.all_bytes
+        + _all_bytes(case.model, case.step, _Checkpointed(case.model, count, selective))
+    )
 
 
 class _Checkpointed(AbstractContextManager[None]):

@@ -9,13 +9,16 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 MODULES = (
     "augmentation",
+    "bank",
     "caff",
     "clients",
     "flower",
     "memory",
+    "memory_accuracy",
     "meter",
     "neighbours",
     "overhead",
+    "paper",
     "peers",
     "schemes",
     "startup",

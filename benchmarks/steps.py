@@ -5,29 +5,38 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import AdamW
 
 from benchmarks.record import write_record
 from fedssl import GlobalAlignment
+from fedssl.bank.rows import Rows
 from fedssl.model import SplitModel, build_model
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Stage, StepMeter
 from ssl_methods import Method, MoCoV3, NaturalViews, Views
 
 SPEC = EncoderSpec("vit_tiny_patch16_224", 32, 3, "learned", {"patch_size": 4})
 WHOLE = "end-to-end"
-NOTES = """
+PAIRS = 4
+EPOCHS = 45
+"""Of a stage: 15 rounds of 3 local epochs in LW-FedSSL."""
+
+NOTES = f"""
 MoCo v3, ViT-Tiny of 12 blocks, images of 32x32, patches of 4, AdamW. A step is the loss of two given views, backward,
 optimizer and momentum target; calibration and alignment are left out. End-to-end training and all stages take turns in
 one process. Medians of wall time and of processor time, which other load on the machine disturbs less; with one thread
 they agree on an idle machine. `less`: end-to-end training over the stage, or over the mean of the stages. `with
-augmentation`: both sides also draw their two views (processor time). `alignment`: a step with representation alignment
-over one without it, of the same stage (processor time).
+augmentation`: both sides also draw their two views (processor time). `with bank`: the stage trains from an activation
+bank of 16 bits, and pays for filling it once with {PAIRS} pairs in {EPOCHS} epochs; end-to-end training draws its views
+(processor time; stage 1 has no bank). `alignment`: a step with representation alignment over one without it, of the
+same stage (processor time).
 """
 
 Step = Callable[[Views], None]
@@ -91,15 +100,18 @@ def medians(times: list[Seconds]) -> Seconds:
 
 
 class _Case:
-    """One stage's steps with and without alignment, and their times."""
+    """Steps of one stage: as they are, with alignment, and from a bank; and their times."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, draw: Callable[[], Views]) -> None:
         self.method = attached(stage).method
         self.step = step_of(self.method)
         self.alignment = GlobalAlignment()
         self.alignment.attach(self.method)
-        self.plain: list[Seconds] = []
-        self.aligned: list[Seconds] = []
+        self.draw = draw
+        self.prefix = self.method.prefix
+        self.rows: list[Rows] = []
+        self.images = 0
+        self.times: dict[str, list[Seconds]] = defaultdict(list)
 
     def macs(self, views: Views) -> int:
         """Of a step; the first one, which also makes the optimizer's state."""
@@ -109,9 +121,29 @@ class _Case:
 
     def time(self, views: Views) -> None:
         """Takes one step of each kind."""
-        for terms, times in (([], self.plain), ([self.alignment], self.aligned)):
+        for name, terms in (("plain", []), ("aligned", [self.alignment])):
             self.method.loss_terms = list(terms)
-            times.append(seconds(partial(self.step, views)))
+            self.times[name].append(seconds(partial(self.step, views)))
+        self.method.loss_terms = []
+        if list(self.prefix.children()):
+            self.times["filling"].append(seconds(self.fill))
+            self.method.prefix = nn.Sequential()
+            self.times["banked"].append(seconds(self.step_from_bank))
+            self.method.prefix = self.prefix
+
+    def fill(self) -> None:
+        """Draws and stores one pair of views of every image."""
+        hidden = self.method.hidden(self.draw())
+        self.images = len(hidden[0])
+        self.rows = self.rows or [Rows(len(view), tuple(view.shape[1:]), 16, None) for view in hidden]
+        for rows, view in zip(self.rows, hidden, strict=True):
+            rows.write(0, view)
+
+    def step_from_bank(self) -> None:
+        """A step on what was stored."""
+        numbers = torch.arange(self.images)
+        first, second = (rows.read(numbers) for rows in self.rows)
+        self.step((first, second))
 
 
 def _measure(size: int, numbers: list[int], repeats: int) -> dict[str, Any]:
@@ -119,32 +151,35 @@ def _measure(size: int, numbers: list[int], repeats: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     draw = partial(NaturalViews(), images, generator)
     views, drawing = draw(), []
-    cases = {name: _Case(stage) for name, stage in stages_by_name(numbers).items()}
+    cases = {name: _Case(stage, draw) for name, stage in stages_by_name(numbers).items()}
     macs = {name: case.macs(views) for name, case in cases.items()}
     for _ in range(repeats):
         drawing.append(seconds(draw))
         for case in cases.values():
             case.time(views)
-    steps = {name: {"macs": macs[name], "plain": case.plain, "aligned": case.aligned} for name, case in cases.items()}
-    return {"augmentation": drawing, "steps": steps}
+    return {"drawing": drawing, "steps": {name: {"macs": macs[name], **case.times} for name, case in cases.items()}}
 
 
 def _rows(size: int, found: dict[str, Any]) -> list[dict[str, str]]:
     """A line for end-to-end training, one for each stage, and one for their mean."""
-    drawing, steps = medians(found["augmentation"])[1], found["steps"]
-    costs = {name: _cost(step) for name, step in steps.items()}
+    drawing = medians(found["drawing"])[1]
+    costs = {name: _cost(step, drawing) for name, step in found["steps"].items()}
     whole = costs.pop(WHOLE)
     means = {key: statistics.fmean(cost[key] for cost in costs.values()) for key in whole}
     lines = {WHOLE: whole} | {f"stage {name}": cost for name, cost in costs.items()} | {"mean of the stages": means}
-    return [{"batch": str(size), "training": name} | _row(cost, whole, drawing) for name, cost in lines.items()]
+    return [{"batch": str(size), "training": name} | _row(cost, whole) for name, cost in lines.items()]
 
 
-def _cost(step: dict[str, Any]) -> dict[str, float]:
+def _cost(step: dict[str, Any], drawing: float) -> dict[str, float]:
     (wall, processor), (_, aligned) = medians(step["plain"]), medians(step["aligned"])
-    return {"wall": wall, "processor": processor, "aligned": aligned, "macs": step["macs"]}
+    augmented = banked = processor + drawing
+    if "banked" in step:
+        banked = medians(step["banked"])[1] + PAIRS / EPOCHS * medians(step["filling"])[1]
+    costs = {"wall": wall, "processor": processor, "augmented": augmented, "banked": banked}
+    return costs | {"aligned": aligned, "macs": step["macs"]}
 
 
-def _row(cost: dict[str, float], whole: dict[str, float], drawing: float) -> dict[str, str]:
+def _row(cost: dict[str, float], whole: dict[str, float]) -> dict[str, str]:
     less = {key: f"{whole[key] / cost[key]:.2f}" for key in cost}
     return {
         "wall s": f"{cost['wall']:.3f}",
@@ -153,6 +188,7 @@ def _row(cost: dict[str, float], whole: dict[str, float], drawing: float) -> dic
         "less wall time": less["wall"],
         "less processor time": less["processor"],
         "less MACs": less["macs"],
-        "with augmentation": f"{(whole['processor'] + drawing) / (cost['processor'] + drawing):.2f}",
+        "with augmentation": less["augmented"],
+        "with bank": less["banked"],
         "alignment": f"{cost['aligned'] / cost['processor']:.3f}",
     }

@@ -13,6 +13,7 @@ from fedssl.aggregation import (
     WeightedMean,
 )
 from fedssl.alignment import GlobalAlignment, MoonAlignment
+from fedssl.bank import ActivationBank
 from fedssl.calibration import Calibration
 from fedssl.centralized import CentralizedSSL
 from fedssl.data import FederatedData, ImageData
@@ -26,6 +27,7 @@ from fedssl.text_data import FederatedText
 __all__ = [
     "IID",
     "LDAWA",
+    "ActivationBank",
     "Aggregation",
     "Calibration",
     "CentralizedSSL",

@@ -33,6 +33,7 @@ class ImageData(LightningDataModule):
         eval_dataset: A labelled data set to evaluate on; ``None`` takes ``dataset`` (transfer otherwise).
         eval_train_split: Labelled images of the kNN bank and the probe.
         eval_test_split: Images the final evaluation is about.
+        eval_train_images: Use only this many labelled training images, drawn at random; ``None`` uses all.
         validation_fraction: Part of the labelled training images that are the queries of the online kNN.
         eval_batch_size: Images a batch in evaluation.
         in_memory: Hold the images in memory; ``None`` decides by size.
@@ -52,6 +53,7 @@ class ImageData(LightningDataModule):
         eval_dataset: str | None = None,
         eval_train_split: str = "train",
         eval_test_split: str = "test",
+        eval_train_images: int | None = None,
         validation_fraction: float = 0.1,
         eval_batch_size: int = 256,
         in_memory: bool | None = None,
@@ -66,7 +68,7 @@ class ImageData(LightningDataModule):
         self.image_size, self.channels = image_size, channels
         self.train_images, self.batch_size = train_images, batch_size
         self.eval_dataset = eval_dataset or dataset
-        self.eval_splits = (eval_train_split, eval_test_split)
+        self.eval_splits, self.eval_train_images = (eval_train_split, eval_test_split), eval_train_images
         self.validation_fraction, self.eval_batch_size = validation_fraction, eval_batch_size
         self.in_memory, self.download = in_memory, download
         self.seed = run_seed(seed)
@@ -122,13 +124,7 @@ class ImageData(LightningDataModule):
         return [in_order(images, self.eval_batch_size) for images in (self.eval_train, self.eval_test)]
 
     def _load_pool(self) -> ImageSet:
-        images = self._load(self.dataset, self.split)
-        if self.train_images is None:
-            return images
-        if not 1 <= self.train_images <= len(images):
-            raise ValueError(f"train_images {self.train_images}: {self.dataset} has 1 to {len(images)}")
-        rng = numpy_generator(self.seed, "train images")
-        return images.subset(torch.from_numpy(np.sort(rng.permutation(len(images))[: self.train_images])))
+        return self._some(self._load(self.dataset, self.split), self.train_images, "train images")
 
     def _load_evaluation(self) -> tuple[ImageSet, ImageSet]:
         train, test = (self._load(self.eval_dataset, split) for split in self.eval_splits)
@@ -137,7 +133,16 @@ class ImageData(LightningDataModule):
                 raise ValueError(
                     f"{self.eval_dataset}/{split} has no labels to evaluate with; name a labelled eval_dataset"
                 )
-        return train, test
+        return self._some(train, self.eval_train_images, "eval train images"), test
+
+    def _some(self, images: ImageSet, number: int | None, what: str) -> ImageSet:
+        """That many of the images, drawn at random; all for ``None``."""
+        if number is None:
+            return images
+        if not 1 <= number <= len(images):
+            raise ValueError(f"{what.replace(' ', '_')} {number}: {images.name} has 1 to {len(images)}")
+        rng = numpy_generator(self.seed, what)
+        return images.subset(torch.from_numpy(np.sort(rng.permutation(len(images))[:number])))
 
     def _read(self, name: str, split: str) -> ImageSet:
         return load_images(name, split, self.root, self.image_size, self.channels, self.in_memory, self.download)

@@ -14,6 +14,7 @@ from torch.optim import SGD, Optimizer
 
 from fedssl.aggregation import Aggregation, WeightedMean
 from fedssl.alignment import Alignment
+from fedssl.bank import ActivationBank
 from fedssl.calibration import Calibration
 from fedssl.checkpoints import check_same
 from fedssl.client_data import ClientData, Federation
@@ -34,11 +35,13 @@ from fedssl.ranks import Ranks
 from fedssl.round_report import RoundReport, round_metrics
 from fedssl.selection import Selector
 from fedssl.server import Server
+from fedssl.setting_checks import check_at_least, check_method, check_together
+from fedssl.shares import typical_choices
 from fedssl.start import StartRule
 from fedssl.trainer_check import check_trainer
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
-from ssl_methods import OptimizerFactory, SSLMethod, TwoViews
+from ssl_methods import OptimizerFactory, TwoViews
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +71,9 @@ class FederatedSSL(Pretraining):
         devices: The clients' devices; ``None``: every client can always take part, and there is no virtual clock.
         deadline: Ends every round after a time on the virtual clock; needs ``devices``.
         memory_budget: Peak memory of a client's local step: a size such as "300MiB"; "device": what its device has;
-            "available": what this machine has left; a list of sizes: what is left in each round (FedHybrid).
+            "available": what this machine has left; a list of sizes: what is left in each round (FedHybrid); "4 bits".
         micro_batch: Images that the encoder takes at a time in a step: less memory, a second forward; ``None``: all.
+        bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
         pace: Freezes blocks as soon as they have converged, before their stage's last round (SmartFreeze).
         start: What clients start a round from: FedU or FedEMA; ``None``: the global weights.
         alignment: Representation alignment with the received global model; ``None`` switches it off.
@@ -100,6 +104,7 @@ class FederatedSSL(Pretraining):
         deadline: Deadline | None = None,
         memory_budget: str | list[str] | None = None,
         micro_batch: int | None = None,
+        bank: ActivationBank | None = None,
         pace: BlockPerturbation | None = None,
         start: StartRule | None = None,
         alignment: Alignment | None = None,
@@ -111,28 +116,24 @@ class FederatedSSL(Pretraining):
         finetuning: FinetuneSettings | None = None,
         seed: int | None = None,
     ) -> None:
-        _check_at_least(1, local_epochs=local_epochs)
-        _check_at_least(2, batch_size=batch_size)
-        _check_at_least(0, proximal=proximal)
+        check_at_least(1, local_epochs=local_epochs)
+        check_at_least(2, batch_size=batch_size)
+        check_at_least(0, proximal=proximal)
         check_dropout(dropout)
-        if deadline and not devices:
-            raise ValueError("a deadline needs devices, whose speed says who is late: set model.devices")
-        if memory_budget and micro_batch:
-            raise ValueError(f"a memory_budget plans whole batches: leave out micro_batch {micro_batch}, or the budget")
+        check_together(deadline, devices, memory_budget, micro_batch, bank)
         self.memory, self.micro_batch = MemorySetting.parse(memory_budget, devices), micro_batch
         super().__init__(scheme.adapt(encoder), method, augment, optimizer, evaluation, finetuning, seed)
         scheme.check(self.model.encoder)
         scheme.stages(len(self.model.encoder.blocks), rounds)
         if start:
             start.check(self.model.heads)
-        if alignment and not isinstance(self.model.method, SSLMethod):
-            raise ValueError(f"alignment compares views: {type(self.model.method).__name__} has none, leave it out")
+        check_method(self.model.method, alignment, bank)
         self.automatic_optimization = False
         self.heads = nn.ModuleDict(self.model.method.heads())
         self.scheme, self.rounds = scheme, rounds
         self.local_epochs, self.batch_size = local_epochs, batch_size
         self.participation, self.dropout, self.selector = participation, dropout, selector
-        self.devices, self.deadline, self.pace, self.start = devices, deadline, pace, start
+        self.devices, self.deadline, self.pace, self.start, self.bank = devices, deadline, pace, start, bank
         self.alignment, self.proximal, self.calibration = alignment, proximal, calibration
         self.aggregation, self.server_optimizer = aggregation, server_optimizer
         self.server: Server | None = None
@@ -185,6 +186,9 @@ class FederatedSSL(Pretraining):
         self.server = self._make_server(data.federation, memory)
         if memory:
             memory.check(self.server.least_stages())
+        if self.bank:
+            shares = [each for stage in self.server.stages for each in typical_choices(self.scheme, stage, self.seed)]
+            self.predictor().check_bank(shares, max(data.federation.sizes))
         self.local = self.local_update(self._recall, memory.plans(self.seed) if memory else None)
 
     def local_update(self, recall: Callable[[str, str], Tensors], plans: ClientPlans | None = None) -> LocalUpdate:
@@ -199,6 +203,7 @@ class FederatedSSL(Pretraining):
             self.seed,
             recall,
             plans or self.memory.plans(self.predictor, self.batch_size, self.seed),
+            self.bank,
         )
 
     def eligibility(self) -> list[Eligibility]:
@@ -314,7 +319,7 @@ class FederatedSSL(Pretraining):
 
     def predictor(self) -> StepPredictor:
         """Predicts local steps of this run, in a model of its own."""
-        return StepPredictor(self.build(), copy.deepcopy(self.alignment), self.proximal)
+        return StepPredictor(self.build(), copy.deepcopy(self.alignment), self.proximal, self.bank)
 
     def forecast(self, memory: MemoryRule | None = None) -> Forecast:
         """Predicts what stages of this run ask of a client, whose steps a memory rule keeps within a budget."""
@@ -342,9 +347,3 @@ class FederatedSSL(Pretraining):
         assert self.server is not None
         assert self.local is not None
         return self.local.book.times.seconds() | self.server.times.seconds() | self.times.seconds()
-
-
-def _check_at_least(least: float, **settings: float) -> None:
-    for name, value in settings.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")

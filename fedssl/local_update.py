@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from fedssl.alignment import Alignment, Memory, ProximalTerm
+from fedssl.bank import ActivationBank
+from fedssl.bank.clients import ClientBanks, Source
 from fedssl.checkpoints import check_same
 from fedssl.datasets import SampleSet
 from fedssl.loop import CostBook, LoopReport, NonFiniteLossError, train_epochs
@@ -31,12 +34,14 @@ class ClientMemory:
         alignment: What the alignment remembers of them.
         weights: Their tensors after training, by ``part/name``; empty without a start rule.
         notes: Numbers that the start rule keeps.
+        bank: What its activation bank was made from, so that it is not counted again; empty if there is none.
     """
 
     layers: list[str]
     alignment: Memory | None
     weights: Tensors
     notes: dict[str, float]
+    bank: str = ""
 
 
 class LocalUpdate:
@@ -52,6 +57,7 @@ class LocalUpdate:
         seed: Seed of the run.
         recall: Gives a frozen part that the client holds, by part name and content id.
         plans: Keep local steps within a memory budget; ``None``: there is none.
+        bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
 
     Attributes:
         memories: What clients keep between rounds, by id.
@@ -68,6 +74,7 @@ class LocalUpdate:
         seed: int,
         recall: Callable[[str, str], Tensors],
         plans: ClientPlans | None = None,
+        bank: ActivationBank | None = None,
     ) -> None:
         self.model = model
         self.epochs = epochs
@@ -77,6 +84,7 @@ class LocalUpdate:
         self.start = start
         self.seed = seed
         self.plans = plans
+        self.banks = ClientBanks(bank, seed) if bank else None
         self.book = CostBook()
         self._recall = recall
         self._loaded: dict[str, str] = {}
@@ -135,9 +143,18 @@ class LocalUpdate:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
         remembers, method, stage = memory is not None and memory.alignment is not None, self.model.method, task.stage
         kind = f"stage {stage.index}, {stage.extent} of {len(stage.present)} trained"
-        kind += ", with memory" if remembers else ""
         plans = self.plans.begin(task, method, self.alignment, remembers) if self.plans else None
-        return train_epochs(method, images, self.epochs, self.batch_size, shuffle, self.book, kind, plans)
+        size, book = self.batch_size, self.book
+        banked = self.banks(task, method, images, size, book, kind) if self.banks else nullcontext(Source(images))
+        kind += ", with memory" if remembers else ""
+        with banked as source:
+            report = train_epochs(method, source.images, self.epochs, size, shuffle, book, kind + source.kind, plans)
+        before = self.memories.get(task.client_id)
+        filled = before is None or before.bank != self._bank(task)
+        return replace(report, macs=report.macs + (source.macs if filled else 0))
+
+    def _bank(self, task: Task) -> str:
+        return self.banks.rule.content(task) if self.banks else ""
 
     def _memory(self, task: Task) -> ClientMemory | None:
         """What the client remembers, if it is of the layers that it trains now."""
@@ -145,7 +162,8 @@ class LocalUpdate:
         return memory if memory and memory.layers == list(task.active) else None
 
     def _remember(self, task: Task) -> None:
-        if not self.alignment and not self.start:
+        bank = self._bank(task)
+        if not self.alignment and not self.start and not bank:
             return
         before, method = self._memory(task), self.model.method
         alignment = None
@@ -154,9 +172,9 @@ class LocalUpdate:
             alignment = self.alignment.remember(method)
         weights = flatten(self.model.read(task.active)) if self.start else {}
         kept = {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
-        if kept or alignment is not None:
+        if kept or alignment is not None or bank:
             notes = before.notes if before else {}
-            self.memories[task.client_id] = ClientMemory(list(task.active), alignment, kept, notes)
+            self.memories[task.client_id] = ClientMemory(list(task.active), alignment, kept, notes, bank)
 
     def _result(self, task: Task, num_images: int, report: LoopReport) -> Result:
         parts = self.model.read(self.model.trained_names(task.stage))
@@ -174,6 +192,7 @@ class LocalUpdate:
             "proximal": self.proximal,
             "alignment": type(self.alignment).__name__,
             "start": type(self.start).__name__,
+            "bank": self.banks.rule.settings() if self.banks else None,
         }
 
     def state_dict(self) -> dict[str, Any]:

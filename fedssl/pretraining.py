@@ -63,7 +63,8 @@ class Pretraining(EvaluatedModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """As in training, without augmentation."""
-        return self.model.method.augment.plain(images)
+        assert self.augment is not None
+        return self.augment.plain(images)
 
     def classify(self, images: Tensor) -> Tensor | None:
         """Class scores of the classifier that was trained with the encoder, if the method has one."""

@@ -60,11 +60,15 @@ class LanguageModelling(Method):
         """Texts of the first character only."""
         return torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
 
+    @torch.no_grad()
+    def hidden(self, inputs: Inputs) -> Inputs:
+        """What is read after the prefix, and what follows."""
+        read, following = inputs
+        return self.prefix(read), following
+
     def loss_of(self, inputs: Inputs) -> Tensor:
         """Mean cross-entropy of all predictions, in nats a character."""
-        read, following = inputs
-        with torch.no_grad():
-            hidden = self.prefix(read)
+        hidden, following = self.hidden(inputs)
         logits = self.lm_head(self.backbone(hidden))
         loss = F.cross_entropy(logits.flatten(0, 1), following.flatten())
         return self._with_terms((hidden,), StepOutput(loss, (logits,)))

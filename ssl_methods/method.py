@@ -5,17 +5,25 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ssl_methods.augment import TwoViews
-
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Inputs = tuple[Tensor, ...]
+
+
+class Augmentation(Protocol):
+    """Makes views of a batch of images, as :class:`ssl_methods.augment.TwoViews` does."""
+
+    def __call__(self, images: Tensor, generator: torch.Generator, /) -> tuple[Tensor, Tensor]:
+        """Two views (B, ...) of images (B, ...)."""
+
+    def first(self, images: Tensor, generator: torch.Generator, /) -> Tensor:
+        """The first view only."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class Method(LightningModule):
     views_in_paper: ClassVar[int]
 
     def __init__(
-        self, backbone: nn.Module, feature_dim: int, augment: TwoViews | None, optimizer: OptimizerFactory
+        self, backbone: nn.Module, feature_dim: int, augment: Augmentation | None, optimizer: OptimizerFactory
     ) -> None:
         super().__init__()
         if augment is None:
@@ -87,6 +95,10 @@ class Method(LightningModule):
             images: uint8 (B, C, H, W).
             labels: int64 (B,), -1 where there is none.
         """
+
+    @abstractmethod
+    def hidden(self, inputs: Inputs) -> Inputs:
+        """What the active part gets: :meth:`inputs` with every view after the prefix, which runs without gradient."""
 
     @abstractmethod
     def loss_of(self, inputs: Inputs) -> Tensor:

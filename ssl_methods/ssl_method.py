@@ -51,11 +51,15 @@ class SSLMethod(Method):
         """Two views without meaningful values."""
         return torch.empty(shape), torch.empty(shape)
 
+    @torch.no_grad()
+    def hidden(self, inputs: Inputs) -> Views:
+        """Both views after the prefix."""
+        first, second = inputs
+        return self.prefix(first), self.prefix(second)
+
     def loss_of(self, inputs: Inputs) -> Tensor:
         """Loss of two views; prefix outputs are computed once for all branches and further loss terms."""
-        first, second = inputs
-        with torch.no_grad():
-            hidden = (self.prefix(first), self.prefix(second))
+        hidden = self.hidden(inputs)
         return self._with_terms(hidden, self.step(hidden))
 
 

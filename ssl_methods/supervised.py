@@ -62,11 +62,15 @@ class Supervised(Method):
         """A view without meaningful values, and labels of the first class."""
         return torch.empty(shape), torch.zeros(shape[0], dtype=torch.long)
 
+    @torch.no_grad()
+    def hidden(self, inputs: Inputs) -> Inputs:
+        """The view after the prefix, and the labels."""
+        view, labels = inputs
+        return self.prefix(view), labels
+
     def loss_of(self, inputs: Inputs) -> Tensor:
         """Mean cross-entropy."""
-        view, labels = inputs
-        with torch.no_grad():
-            hidden = self.prefix(view)
+        hidden, labels = self.hidden(inputs)
         logits = self.classifier(self.backbone(hidden))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return self._with_terms((hidden,), StepOutput(loss, (logits,)))

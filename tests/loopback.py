@@ -13,11 +13,13 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 from shrunk import ROOT, TINY_FEDERATION, environment
 
 BIN = Path(sys.executable).parent
+LIARS = ROOT / "tests" / "fedssl" / "flower" / "liars"
 PATIENCE = 240
 CERTIFICATES = """
 openssl ecparam -name prime256v1 -genkey -noout -out ca.key
@@ -61,7 +63,7 @@ class Loopback:
         self.port = free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.certificates = make_certificates(folder / "tls") if tls else None
-        self._write_connection()
+        self.connect(self.port)
 
     def environment(self) -> dict[str, str]:
         quiet = {
@@ -84,13 +86,45 @@ class Loopback:
         self._start("link", "flower-superlink", *options, *security, *kind)
         self.until(self._healthy, "the SuperLink")
 
-    def start_node(self, name: str, config: str, key: str | None = None, ca: Path | None = None) -> None:
-        """Starts a SuperNode."""
+    def start_node(
+        self, name: str, config: str, key: str | None = None, ca: Path | None = None, lie: str = "", port: int = 0
+    ) -> None:
+        """Starts a SuperNode.
+
+        Args:
+            name: Of its process and log.
+            config: Its ``--node-config``.
+            key: A key made before.
+            ca: Another certificate authority to trust.
+            port: Of a proxy before the SuperLink.
+            lie: A function of ``liars/sitecustomize.py`` that changes what its ClientApp answers.
+        """
         secure = ["--root-certificates", str(ca or f"{self.certificates}/ca.crt")] if self.tls else ["--insecure"]
         login = ["--auth-supernode-private-key", str(self.folder / key)] if key else []
         cache = f'cache-dir="{self.folder / "cache"}"'
-        link = ["--superlink", f"127.0.0.1:{self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
-        self._start(name, "flower-supernode", *secure, *login, *link, "--node-config", f"{config} {cache}")
+        link = ["--superlink", f"127.0.0.1:{port or self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
+        command = ["flower-supernode", *secure, *login, *link, "--node-config", f"{config} {cache}"]
+        self._start(name, *command, **({"PYTHONPATH": str(LIARS), "LIE": lie} if lie else {}))
+
+    def start_proxy(self, server: str) -> int:
+        """Starts nginx with a ``server`` block, and returns its port."""
+        port, folder = free_port(), self.folder / "nginx"
+        folder.mkdir()
+        changes = {"listen 443": f"listen 127.0.0.1:{port}", "127.0.0.1:8000": f"127.0.0.1:{self.port}"}
+        for name in ("server.crt", "server.key"):
+            changes[f" {name}"] = f" {self.certificates}/{name}"
+        for old, new in changes.items():
+            assert old in server
+            server = server.replace(old, new)
+        paths = "".join(
+            f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        (folder / "nginx.conf").write_text(
+            f"pid {folder}/pid; error_log {folder}/error.log; daemon off; events {{}}\n"
+            f"http {{ access_log {folder}/access.log; {paths}\n{server} }}\n"
+        )
+        self._start("nginx", "nginx", "-p", str(folder), "-c", "nginx.conf")
+        return port
 
     def register(self, name: str) -> str:
         """A new key that the SuperLink accepts."""
@@ -171,13 +205,13 @@ class Loopback:
         for name in sorted(self.processes, key=lambda each: each == "link"):
             self.kill(name, signal.SIGTERM)
 
-    def _start(self, name: str, *command: str) -> None:
+    def _start(self, name: str, *command: str, **variables: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [str(BIN / command[0]), *command[1:]],
+                [str(which(command[0], path=self.environment()["PATH"])), *command[1:]],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=self.environment(),
+                env=self.environment() | variables,
                 cwd=self.folder,
                 start_new_session=True,
             )
@@ -191,9 +225,10 @@ class Loopback:
         except OSError:
             return False
 
-    def _write_connection(self) -> None:
+    def connect(self, port: int) -> None:
+        """Configures ``flwr`` for a SuperLink or its proxy at a port."""
         trust = f'root-certificates = "{self.certificates}/ca.crt"' if self.tls else "insecure = true"
-        text = f'[superlink]\ndefault = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{self.port}"\n{trust}\n'
+        text = f'[superlink]\ndefault = "loop"\n\n[superlink.loop]\naddress = "127.0.0.1:{port}"\n{trust}\n'
         (self.home / "config.toml").write_text(text)
 
 

@@ -2,6 +2,10 @@
 
 import os
 from pathlib import Path
+from typing import Any
+
+from fedssl.cli import FedSSLCLI
+from linear_eval import EvaluatedModule
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,3 +40,18 @@ TINY_TEXT = [
 def environment() -> dict[str, str]:
     """One thread for each process, so that results do not depend on the machine's cores."""
     return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+class Unstarted(FedSSLCLI):
+    """Builds trainer, model and data, and starts nothing.
+
+    Args:
+        accepted: Gets the model.
+    """
+
+    def __init__(self, *args: Any, accepted: list[EvaluatedModule], **kwargs: Any) -> None:
+        self._accepted = accepted
+        super().__init__(*args, **kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        self._accepted.append(self.model)

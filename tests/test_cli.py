@@ -172,6 +172,7 @@ def test_wandb_runs_offline_under_one_id(tmp_path: Path) -> None:
         (["--data.partition=Dirichlet", "--data.partition.beta=0"], "beta must be in (0, 1e6], got 0"),
         (["--data.clients=5000"], "5000 clients"),
         (["--data.train_images=0"], "train_images 0"),
+        (["--data.eval_train_images=1439"], "eval_train_images 1439: digits has 1 to 1438"),
         (["--model.encoder.image_size=15"], "image_size 15 is not a multiple of the patch size 4"),
         (["--data.image_size=20"], "digits images have 20 pixels a side, the encoder expects 16"),
         (["--data.channels=3"], "digits images have 3 channels, the encoder expects 1"),

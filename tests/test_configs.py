@@ -1,15 +1,23 @@
 """Every YAML in configs/ runs, shrunk."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT
+import yaml
+from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, Unstarted
 
+from fedssl import FederatedSSL
 from fedssl.cli import main
+from fedssl.comparison.grid import Grid
 
 COMPARISON = ROOT / "configs" / "comparison.yaml"
-CONFIGS = sorted(path for path in (ROOT / "configs").rglob("*.yaml") if path != COMPARISON)
+PAPER = ROOT / "configs" / "paper"
+COMPARISONS = sorted(PAPER.glob("compare_*.yaml"))
+LAYERS = {PAPER / "small_cifar10.yaml": "lw_fedssl_v4", PAPER / "small_bloodmnist.yaml": "lw_fedssl_bloodmnist"}
+"""Settings that lie over those of another file."""
+CONFIGS = sorted({*(ROOT / "configs").rglob("*.yaml")} - {COMPARISON, *COMPARISONS})
 DIGITS = [
     "--data.dataset=digits",
     "--data.channels=3",
@@ -66,6 +74,7 @@ def shrunk(path: Path) -> list[str]:
         "--trainer.check_val_every_n_epoch=1",
         "--data.eval_dataset=digits",
         "--data.train_images=40",
+        "--data.eval_train_images=null",
         "--data.clients=2",
     ]
 
@@ -73,7 +82,8 @@ def shrunk(path: Path) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path) -> None:
-    command = ["-c", str(path), *shrunk(path), f"--run_dir={tmp_path / 'run'}"]
+    below = ["-c", str(PAPER / f"{LAYERS[path]}.yaml")] if path in LAYERS else []
+    command = [*below, "-c", str(path), *shrunk(path), f"--run_dir={tmp_path / 'run'}"]
     if path.stem == "evaluate":
         fitted = tmp_path / "fitted"
         lw_fedssl = [
@@ -106,3 +116,13 @@ def test_the_comparison_runs(tmp_path: Path) -> None:
     table = (tmp_path / "table.md").read_text()
     assert "| progressive | BYOL |" in table
     assert "not finished" not in table
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_every_run_of_a_papers_comparison_is_accepted(path: Path, tmp_path: Path) -> None:
+    grid = Grid(**yaml.safe_load(path.read_text()))
+    for labels, arguments in grid.rows():
+        accepted: list[FederatedSSL] = []
+        main(["fit", *arguments, f"--run_dir={tmp_path}"], partial(Unstarted, accepted=accepted))
+        assert accepted[0].rounds % 6 == 0, labels

@@ -15,7 +15,7 @@ from shrunk import ROOT, TINY_FEDERATION, environment
 from fedssl.cli import main
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
-# What passes between processes: results, failures, memories of alignment and start rule, calibrated weights.
+# What passes between processes: results, failures, memories of alignment, start rule and bank, calibrated weights.
 EVERYTHING = [
     *TINY_FEDERATION,
     "--trainer.logger=false",
@@ -28,6 +28,7 @@ EVERYTHING = [
     "--model.server_optimizer.lr=1.0",
     "--model.server_optimizer.momentum=0.5",
     "--model.dropout=0.2",
+    "--model.bank=ActivationBank",
 ]
 FIT = ["fit", "-c", "lw_fedssl.yaml"]
 

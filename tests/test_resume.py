@@ -58,7 +58,10 @@ def final_state(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("config", "settings"), [("lw_fedssl.yaml", EVERYTHING), ("centralized.yaml", CENTRALIZED)])
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [("lw_fedssl.yaml", [*EVERYTHING, "--model.memory_budget=4 bits"]), ("centralized.yaml", CENTRALIZED)],
+)
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     config: str, settings: list[str], tmp_path: Path, train: Train
 ) -> None:

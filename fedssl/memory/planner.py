@@ -10,7 +10,15 @@ from fedssl.memory.unsaved import UnsavedStep
 from fedssl.planning.prediction import StepPredictor
 from fedssl.units import format_bytes
 from layerwise import Stage
-from layerwise.memory import CHUNK, InfeasibleBudgetError, MemoryPlan, StepTrace, plan_memory, transfer_plan
+from layerwise.memory import (
+    CHUNK,
+    InfeasibleBudgetError,
+    MemoryPlan,
+    StepTrace,
+    compress_evenly,
+    plan_memory,
+    transfer_plan,
+)
 from ssl_methods import SSLMethod
 
 CODEC_BYTES = 12
@@ -55,10 +63,12 @@ class StepPlanner:
     Args:
         predictor: Predicts steps without a plan; its model rehearses those with one.
         largest_batch: Most images in a step of any client.
+        bits: Keeps activations in this many bits, whatever the budget; ``None`` looks for the best actions.
     """
 
-    def __init__(self, predictor: StepPredictor, largest_batch: int) -> None:
+    def __init__(self, predictor: StepPredictor, largest_batch: int, bits: int | None = None) -> None:
         self.predictor = predictor
+        self._bits = bits
         self._largest = largest_batch
         self._rests: dict[tuple[Stage, int], int] = {}
         self._traces: dict[tuple[Steps, int], StepTrace] = {}
@@ -131,8 +141,11 @@ class StepPlanner:
             plan, rest = None, self._rest(steps[0], batch_size)
             if batch_size < self._largest:
                 plan = self._transferred(steps, trace, budget, rehearsal)
-            self._plans[key] = Planned(plan or _search(trace, budget - rest), trace, rest)
+            self._plans[key] = Planned(plan or self._search(trace, budget - rest), trace, rest)
         return self._plans[key]
+
+    def _search(self, trace: StepTrace, budget: int) -> MemoryPlan:
+        return compress_evenly(trace, self._bits) if self._bits else _search(trace, budget)
 
     def _transferred(self, steps: Steps, trace: StepTrace, budget: int, rehearsal: Rehearsal) -> MemoryPlan | None:
         """The plan of the largest batch, if there is one and it does."""
@@ -147,7 +160,7 @@ class StepPlanner:
         key = steps[0], trace.graph
         if key not in self._floors:
             try:
-                self._floors[key] = _search(trace, 1).predicted_peak
+                self._floors[key] = self._search(trace, 1).predicted_peak + _codec(trace)
             except InfeasibleBudgetError as error:
                 self._floors[key] = error.floor_bytes
         return self._floors[key] + self._rest(steps[0], batch_size)
@@ -168,13 +181,18 @@ class StepPlanner:
         return self._rests[key]
 
 
+def _codec(trace: StepTrace) -> int:
+    """Working memory of the codec."""
+    return CODEC_BYTES * min(CHUNK, max(trace.values[value].numel for value in trace.saved))
+
+
 def _search(trace: StepTrace, budget: int) -> MemoryPlan:
     """A plan for the activations; where it compresses, the codec's working memory is within the budget too.
 
     Raises:
         InfeasibleBudgetError: There is none; the floor includes the codec's working memory.
     """
-    codec = CODEC_BYTES * min(CHUNK, max(trace.values[value].numel for value in trace.saved))
+    codec = _codec(trace)
     try:
         plan = plan_memory(trace, max(1, budget))
         if not any(action.bits for action in plan.actions.values()):

@@ -15,9 +15,11 @@ from fedssl.planning.forecast import largest_batch, step_sizes
 from fedssl.planning.prediction import StepPredictor
 from fedssl.units import parse_bytes
 from layerwise import Stage
+from layerwise.memory import WIDTHS
 
 DEVICE, AVAILABLE = "device", "available"
-ALLOWED = f"a size, {DEVICE!r}, {AVAILABLE!r}, or a list of sizes"
+BITS = {f"{bits} bits": bits for bits in WIDTHS}
+ALLOWED = f"a size, {DEVICE!r}, {AVAILABLE!r}, a list of sizes, or {', '.join(map(repr, BITS))}"
 
 
 @dataclass(frozen=True)
@@ -27,17 +29,20 @@ class MemorySetting:
     Args:
         size: Bytes of every client; infinite: none; ``None``: what each client's device has.
         availability: Gives the bytes of every client in each round instead, if set.
+        bits: Keeps activations in this many bits instead, whatever the memory.
     """
 
     size: float | None = inf
     availability: Availability | None = None
+    bits: int | None = None
 
     @classmethod
     def parse(cls, budget: str | list[str] | None, devices: Any) -> MemorySetting:
         """Reads ``memory_budget``.
 
         Args:
-            budget: A size such as ``300MiB``; ``device``; ``available``; or the sizes that are available in the rounds.
+            budget: A size such as ``300MiB``; ``device``; ``available``; the sizes that are available in the rounds; or
+                ``4 bits`` for activations in so many bits.
             devices: The run's devices, if any.
 
         Raises:
@@ -45,6 +50,8 @@ class MemorySetting:
         """
         if budget is None:
             return cls()
+        if isinstance(budget, str) and budget in BITS:
+            return cls(0, bits=BITS[budget])
         if budget == DEVICE:
             if not devices:
                 raise ValueError(f"memory_budget {DEVICE!r} needs devices, whose memory it is: set model.devices")
@@ -75,7 +82,7 @@ class MemorySetting:
         """
         if self.size == inf and not self.availability:
             return None
-        planner = StepPlanner(predictor(), largest_batch(images, batch_size))
+        planner = StepPlanner(predictor(), largest_batch(images, batch_size), self.bits)
         return MemoryRule(self, planner, step_sizes(images, batch_size), profiles)
 
     def plans(self, predictor: Callable[[], StepPredictor], batch_size: int, seed: int) -> ClientPlans | None:
@@ -127,7 +134,7 @@ class MemoryRule:
     def need(self, stage: Stage, batch_size: int) -> int:
         """Memory that a device must have for a stage; plans are made only where some device has too little."""
         unplanned = self.planner.unplanned(stage, batch_size)
-        if self._size is not None and not self._availability:
+        if self._size and not self._availability:
             return int(min(unplanned, self._size))
         enough = unplanned <= min((profile.memory_bytes for profile in self._profiles), default=inf)
         return unplanned if enough else self.planner.least(stage, batch_size)

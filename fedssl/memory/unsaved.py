@@ -35,9 +35,6 @@ class UnsavedStep(FakeStep):
                 self._run(inputs)
         return live.peak
 
-    def _inputs(self, batch_size: int) -> tuple[Tensor, ...]:
-        return self._method.example_inputs((batch_size, *self._shape))
-
 
 class _Unsaved(LiveBytes):
     """Forgets every storage that autograd saves, from then on."""

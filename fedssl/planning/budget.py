@@ -66,7 +66,9 @@ def choices(planner: Planner) -> list[Choice]:
     for alignment, proximal in _options(planner):
         kept = copy.deepcopy(planner.module.alignment) if alignment else None
         configured = (alignment, proximal) == (bool(planner.module.alignment), bool(planner.module.proximal))
-        predictor = StepPredictor(planner.model, kept, planner.module.proximal if proximal else 0.0)
+        predictor = StepPredictor(
+            planner.model, kept, planner.module.proximal if proximal else 0.0, planner.module.bank
+        )
         predictor = planner.predictor if configured else predictor
         for (name, stages), batch_size in product(candidates(planner), batch_sizes(planner)):
             found.append(_choice(name, stages, predictor, batch_size, alignment, proximal))
@@ -104,7 +106,7 @@ def fit_budget(planner: Planner, budget: int) -> dict[str, Any]:
 
 def _planned_choices(planner: Planner, budget: int, batch_size: int) -> list[Choice]:
     """End-to-end training and the configured scheme inside the budget, where that takes and permits memory plans."""
-    if planner.module.micro_batch:
+    if planner.module.micro_batch or planner.module.bank:
         return []
     steps = StepPlanner(planner.predictor, batch_size)
     configured = bool(planner.module.alignment), bool(planner.module.proximal)

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.optim import Optimizer
 
 from fedssl.alignment import Alignment, ProximalTerm
-from layerwise import LiveBytes, StagedSpec, StepMeter, tensor_bytes
+from layerwise import LiveBytes, StagedSpec, StepCost, StepMeter, tensor_bytes
 from ssl_methods import Inputs, Method, SSLMethod
 
 
@@ -31,6 +31,7 @@ class StepPrediction:
         activations: Kept by autograd for backward.
         peak: Most bytes of tensors alive at once.
         macs: Multiply-accumulates.
+        filling_macs: Of passing a batch of view pairs through the frozen prefix to store it; 0 without a bank.
     """
 
     parameters: int
@@ -40,6 +41,7 @@ class StepPrediction:
     activations: int
     peak: int
     macs: int
+    filling_macs: int
 
     @property
     def transient(self) -> int:
@@ -73,9 +75,17 @@ class FakeStep:
         spec: Of the encoder; says how large inputs are.
         alignment: Attached to the method, if any; it is copied.
         proximal: mu of the FedProx term.
+        from_bank: Whether the step gets stored outputs of the frozen prefix.
     """
 
-    def __init__(self, method: Method, spec: StagedSpec, alignment: Alignment | None, proximal: float) -> None:
+    def __init__(
+        self,
+        method: Method,
+        spec: StagedSpec,
+        alignment: Alignment | None,
+        proximal: float,
+        from_bank: bool = False,
+    ) -> None:
         self._mode = FakeTensorMode()
         self._method, alignment = _fake(self._mode, method, alignment)
         self._shape = spec.input_shape
@@ -86,22 +96,42 @@ class FakeStep:
         self._optimizer = optimizer
         self._model = [*self._method.parameters(), *self._method.buffers()]
         self._live = _Levels([*self._model, *self._copies])
+        self._from_bank, self._prefix = from_bank, self._method.prefix
 
     def __call__(self, batch_size: int) -> StepTrace:
         """Runs a step.
 
         Before the first, another one is run: optimizer state exists from then on, so that every later step has the
-        same costs.
+        same costs. The peak is at least that of filling a bank, if there is one.
         """
+        filling = StepMeter([])
         with self._mode, self._live:
-            inputs = self._method.example_inputs((batch_size, *self._shape))
             if not self._optimizer.state:
-                self._run(inputs)
+                self._run(self._inputs(batch_size))
             self._live.levels = []
+            with filling:
+                inputs = self._inputs(batch_size)
             with StepMeter([*self._model, *self._copies]) as meter:
                 gradients = self._run(inputs)
-        cost, peak = meter.cost(), max(self._live.levels)
-        return StepTrace(self._prediction(gradients, cost.activation_bytes, peak, cost.macs), tuple(self._live.levels))
+        return StepTrace(self._prediction(gradients, meter.cost(), filling.cost().macs), tuple(self._live.levels))
+
+    def hidden_shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of what the active part gets of an image, one for each view."""
+        with self._mode:
+            hidden = self._hidden(1)
+        return [tuple(view.shape[1:]) for view in hidden if view.is_floating_point()]
+
+    def _inputs(self, batch_size: int) -> Inputs:
+        """Views; from a bank as the prefix gave them."""
+        if not self._from_bank:
+            return self._method.example_inputs((batch_size, *self._shape))
+        hidden = self._hidden(batch_size)
+        self._method.prefix = nn.Sequential()
+        return hidden
+
+    def _hidden(self, batch_size: int) -> Inputs:
+        self._method.prefix = self._prefix
+        return self._method.hidden(self._method.example_inputs((batch_size, *self._shape)))
 
     def _run(self, inputs: Inputs) -> int:
         """One step; returns the bytes of gradients."""
@@ -112,14 +142,15 @@ class FakeStep:
         self._method.after_step()
         return gradients
 
-    def _prediction(self, gradients: int, activations: int, peak: int, macs: int) -> StepPrediction:
-        method = self._method
-        modules = (method.prefix, method.backbone, *method.heads().values())
+    def _prediction(self, gradients: int, cost: StepCost, filling_macs: int) -> StepPrediction:
+        method, peak = self._method, max(self._live.levels)
+        modules = (self._prefix, method.backbone, *method.heads().values())
         parameters = tensor_bytes(t for m in modules for t in (*m.parameters(), *m.buffers()))
         values = [value for state in self._optimizer.state.values() for value in state.values()]
         state = tensor_bytes(value for value in values if isinstance(value, Tensor))
         copies = tensor_bytes(self._model) - parameters + tensor_bytes(self._copies)
-        return StepPrediction(parameters, gradients, state, copies, activations, peak, macs)
+        kept = cost.activation_bytes
+        return StepPrediction(parameters, gradients, state, copies, kept, peak, cost.macs, filling_macs)
 
 
 class _Levels(LiveBytes):

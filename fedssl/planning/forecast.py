@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from fedssl.bank import ActivationBank
 from fedssl.messages import num_bytes
 from fedssl.model import SplitModel
 from fedssl.planning.prediction import StepPrediction, StepPredictor
@@ -18,7 +19,7 @@ class Need:
 
     Args:
         peak_memory_bytes: Of a local step at its largest batch; with a memory budget what its device must have.
-        macs: Of local training.
+        macs: Of local training, without filling a bank.
         active_bytes: Of the trained layers and heads, which travel both ways.
     """
 
@@ -60,8 +61,20 @@ class Forecast:
             steps = batches_of_epoch(num_images, self._batch_size)
             macs = self._epochs * sum(count * self.step(stage, size).macs for size, count in steps.items())
             active = num_bytes(self._model.read(self._model.trained_names(stage)))
-            self._needs[key] = Need(self._memory(stage, max(steps, default=2)), macs, active)
+            peak = self._memory(stage, max(steps, default=2)) + self._predictor.bank_bytes(stage, num_images)
+            self._needs[key] = Need(peak, macs, active)
         return self._needs[key]
+
+    @property
+    def bank(self) -> ActivationBank | None:
+        """What clients store of the frozen prefix's outputs, if they do."""
+        return self._predictor.bank
+
+    def filling_macs(self, stage: Stage, num_images: int) -> int:
+        """Multiply-accumulates of filling a client's bank once."""
+        if self.bank is None:
+            return 0
+        return self.bank.pairs * num_images * self.step(stage, self._batch_size).filling_macs // self._batch_size
 
     def step(self, stage: Stage, batch_size: int) -> StepPrediction:
         """One local step."""

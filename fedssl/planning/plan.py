@@ -24,6 +24,7 @@ class StagePlan:
     Args:
         stage: Its layers and rounds.
         step: Cost of a local step at the configured batch size, of the clients that train most.
+        bank_bytes: Memory of the largest bank of a client.
         macs: Of local training.
         down_bytes: Received from the server.
         up_bytes: Sent to the server.
@@ -31,16 +32,22 @@ class StagePlan:
 
     stage: Stage
     step: StepPrediction
+    bank_bytes: int
     macs: float
     down_bytes: float
     up_bytes: float
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Most bytes alive at once."""
+        return self.step.peak + self.bank_bytes
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types."""
         layers = {"index": self.stage.index, "rounds": self.stage.rounds}
         blocks = {"present": list(self.stage.present), "trained": list(self.stage.trained)}
         costs = {"macs": self.macs, "down_bytes": self.down_bytes, "up_bytes": self.up_bytes}
-        return layers | blocks | costs | {"peak_memory_bytes": self.step.peak, "step": self.step.as_dict()}
+        return layers | blocks | costs | {"peak_memory_bytes": self.peak_memory_bytes, "step": self.step.as_dict()}
 
 
 class Planner:
@@ -115,16 +122,18 @@ class Planner:
     def _plan(self, stage: Stage, shares: list[Stage], clients: list[ClientTraffic]) -> StagePlan:
         largest = max(shares, key=lambda share: share.extent)
         step = self.predictor(largest, self.largest_batch(self.module.batch_size))
-        each = zip(clients, shares, self.images, strict=True)
-        macs = sum(client.rounds * self.forecast(share, size).macs for client, share, size in each if client.rounds)
+        each = [each for each in zip(clients, shares, self.images, strict=True) if each[0].rounds]
+        macs = sum(client.rounds * self.forecast(share, size).macs for client, share, size in each)
+        macs += sum(client.fills * self.forecast.filling_macs(share, size) for client, share, size in each)
+        bank = max(self.predictor.bank_bytes(share, size) for share, size in zip(shares, self.images, strict=True))
         down, up = sum(client.down_bytes for client in clients), sum(client.up_bytes for client in clients)
-        return StagePlan(stage, step, macs / len(clients), down / len(clients), up / len(clients))
+        return StagePlan(stage, step, bank, macs / len(clients), down / len(clients), up / len(clients))
 
 
 def total(plans: list[StagePlan]) -> dict[str, float]:
     """The largest memory and the sums of the rest, for the mean client."""
     return {
-        "peak_memory_bytes": max(plan.step.peak for plan in plans),
+        "peak_memory_bytes": max(plan.peak_memory_bytes for plan in plans),
         "macs": sum(plan.macs for plan in plans),
         "down_bytes": sum(plan.down_bytes for plan in plans),
         "up_bytes": sum(plan.up_bytes for plan in plans),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cache
 
 from fedssl.alignment import Alignment
+from fedssl.bank import ActivationBank
 from fedssl.model import SplitModel
 from fedssl.planning.fake_step import FakeStep, StepPrediction, StepTrace
 from fedssl.planning.step_inference import DEGREE, infer_step
@@ -26,12 +28,16 @@ class StepPredictor:
         model: Its method is attached to the stages asked for; its weights are not changed.
         alignment: Representation alignment, if any.
         proximal: mu of the FedProx term.
+        bank: Stores outputs of the frozen prefix, from which steps train; ``None``: they run it.
     """
 
-    def __init__(self, model: SplitModel, alignment: Alignment | None, proximal: float) -> None:
+    def __init__(
+        self, model: SplitModel, alignment: Alignment | None, proximal: float, bank: ActivationBank | None = None
+    ) -> None:
         self.model = model
         self.alignment = alignment
         self.proximal = proximal
+        self.bank = bank
         self._alike = _grows_evenly(model)
         self._step = cache(self._make_step)
         self._cost = cache(self._run_or_infer)
@@ -71,6 +77,29 @@ class StepPredictor:
         """Runs the step itself, nothing is inferred."""
         return self._make_step(stage)(batch_size).step
 
+    def bank_bytes(self, stage: Stage, num_images: int) -> int:
+        """Memory of the bank of a client with so many images; 0 if there is none, or it is in files."""
+        if self.bank is None or self.bank.path:
+            return 0
+        return self.bank.size(num_images, self._hidden_shapes(stage))
+
+    def check_bank(self, stages: Iterable[Stage], num_images: int) -> None:
+        """Whether a client with so many images has a bank within its budget at every stage.
+
+        Raises:
+            InfeasibleBudgetError: It has not.
+        """
+        assert self.bank is not None
+        for stage in stages:
+            self.bank.check(stage, num_images, self._hidden_shapes(stage))
+
+    def _hidden_shapes(self, stage: Stage) -> list[tuple[int, ...]]:
+        """Of one image; nothing is stored where nothing is frozen."""
+        if not stage.frozen_parts():
+            return []
+        shallow = Stage(0, (0,), (0,), False, 1) if self._alike else replace(stage, index=0, rounds=1)
+        return self._step(shallow).hidden_shapes()
+
     def _run_or_infer(self, stage: Stage, batch_size: int) -> StepPrediction:
         """Runs the stage at the first batch sizes asked for and infers the cost at all further ones.
 
@@ -95,7 +124,8 @@ class StepPredictor:
         return method
 
     def _make_step(self, stage: Stage) -> FakeStep:
-        return FakeStep(self.attach(stage), self.model.encoder.spec, self.alignment, self.proximal)
+        from_bank = self.bank is not None and bool(stage.frozen_parts())
+        return FakeStep(self.attach(stage), self.model.encoder.spec, self.alignment, self.proximal, from_bank)
 
 
 def _grows_evenly(model: SplitModel) -> bool:

@@ -34,11 +34,11 @@ def infer_step(traces: Mapping[int, StepTrace], batch_size: int) -> StepPredicti
     first, second, third = (int(weight * common) for weight in weights)
     rows = [[*astuple(trace.step), *trace.levels] for trace in traces.values()]
     scaled = [first * a + second * b + third * c for a, b, c in zip(*rows, strict=True)]
-    parameters, gradients, state, copies, activations, _, macs, *levels = scaled
-    exact = [parameters, gradients, state, copies, activations, macs, *levels]
+    parameters, gradients, state, copies, activations, _, macs, filling, *levels = scaled
+    exact = [parameters, gradients, state, copies, activations, macs, filling, *levels]
     if any(value % common for value in exact):
         return None
-    costs = [value // common for value in (parameters, gradients, state, copies, activations, max(levels), macs)]
+    costs = [value // common for value in (*exact[:5], max(levels), macs, filling)]
     return StepPrediction(*costs)
 
 

@@ -63,7 +63,7 @@ def fit(record: RunRecord) -> str:
     said = []
     if budget:
         limit = budget if isinstance(budget, str) else "what was available in each round"
-        said.append(f"Its local steps were planned to fit into the memory budget ({limit}).")
+        said.append(f"Its local steps were planned for less memory (memory_budget: {limit}).")
     if stages:
         worst = min(stages, key=lambda stage: stage["eligible"])
         said.append(

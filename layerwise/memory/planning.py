@@ -69,6 +69,24 @@ def plan_memory(
     )
 
 
+def compress_evenly(trace: StepTrace, bits: int) -> MemoryPlan:
+    """The plan that keeps activations in one width wherever that lowers the peak, and recomputes nothing.
+
+    Its budget is the peak that it reaches.
+
+    Args:
+        trace: Of the step at its real batch size.
+        bits: The width.
+
+    Raises:
+        ValueError: There is no such width.
+    """
+    _check(1, ("compress",), (bits,))
+    search = Search(trace, False, (bits,))
+    least = search.walk(search.start())[-1]
+    return MemoryPlan(trace.graph, least.peak, least.peak, least.seconds, dict(least.actions))
+
+
 def transfer_plan(plan: MemoryPlan, source: StepTrace, target: StepTrace) -> MemoryPlan | None:
     """The same actions for the same step at another batch size; no search is needed.
 

@@ -15,6 +15,7 @@ from torch.optim import SGD
 
 from fedssl.aggregation import Aggregation, WeightedMean
 from fedssl.alignment import Alignment
+from fedssl.bank import ActivationBank
 from fedssl.calibration import Calibration
 from fedssl.datasets import ArrayImages
 from fedssl.devices import Deadline, DeviceProfile, Fleet
@@ -155,13 +156,14 @@ def make_small_world(
     epochs: int = 1,
     seed: int = 0,
     augment: TwoViews | None = None,
+    bank: ActivationBank | None = None,
 ) -> World:
     """A federation of clients of the given sizes."""
     model, resident = (small_model(method, spec, seed, augment, optimizer) for _ in range(2))
     fleet = None
     if devices:
         planned = small_model(method, spec, seed, augment, optimizer)
-        forecast = Forecast(planned, StepPredictor(planned, copy.copy(alignment), proximal), epochs, 4)
+        forecast = Forecast(planned, StepPredictor(planned, copy.copy(alignment), proximal, bank), epochs, 4)
         fleet = Fleet(devices, list(sizes), forecast, deadline)
     server = Server(
         model,
@@ -184,6 +186,7 @@ def make_small_world(
         start,
         seed,
         lambda name, content: model.read([name])[name],
+        bank=bank,
     )
     clients = [random_images(size, 1 + i, spec.image_size) for i, size in enumerate(sizes)]
     return World(server, local, clients)

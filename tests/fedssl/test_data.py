@@ -14,6 +14,7 @@ from fedssl.partition import Dirichlet
 
 IMAGES = 1438
 """Training images of the digits."""
+IMAGES_OF_TEST = 359
 
 
 def loaded(stage: str = "fit", **settings: Any) -> FederatedData:
@@ -102,6 +103,15 @@ def test_train_images_takes_a_random_part() -> None:
     assert len(small.eval_train) == IMAGES
 
 
+def test_eval_train_images_takes_a_random_part_of_the_labelled_images() -> None:
+    few, again, other = (loaded(eval_train_images=50, seed=seed) for seed in (0, 0, 1))
+    assert rows(few.eval_train) == rows(again.eval_train) != rows(other.eval_train)
+    assert len(set(rows(few.eval_train))) == 50
+    assert sum(len(y) for _, y in few.test_dataloader()[0]) == 50
+    assert len(few.eval_test) == IMAGES_OF_TEST
+    assert len(few.pool) == IMAGES
+
+
 def test_an_item_of_the_loader_is_the_federation() -> None:
     data = loaded()
     items = list(data.train_dataloader())
@@ -149,9 +159,10 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.parametrize("number", [0, IMAGES + 1])
-def test_train_images_must_be_there(number: int) -> None:
-    with pytest.raises(ValueError, match=f"train_images {number}: digits has 1 to {IMAGES}"):
-        loaded(train_images=number)
+@pytest.mark.parametrize("setting", ["train_images", "eval_train_images"])
+def test_images_must_be_there(setting: str, number: int) -> None:
+    with pytest.raises(ValueError, match=f"^{setting} {number}: digits has 1 to {IMAGES}"):
+        loaded(**{setting: number})
 
 
 def test_more_clients_than_images() -> None:

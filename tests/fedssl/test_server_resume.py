@@ -10,6 +10,7 @@ import torch
 from torch.optim import SGD, Adam
 
 from fedssl.alignment import GlobalAlignment, MoonAlignment
+from fedssl.bank import ActivationBank
 from fedssl.calibration import Calibration
 from layerwise import LayerWise, Progressive
 
@@ -31,6 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "calibration": {"calibration": Calibration(batch_size=4)},
     "partial": {"cohort_size": 2, "dropout": 0.3},
     "growth": {"scheme": LayerWise(weight_transfer=True, renew_heads=True)},
+    "bank": {"bank": ActivationBank(pairs=2, refresh=5)},
     "progressive": {"scheme": Progressive(weight_transfer=True), "proximal": 0.1},
 }
 

@@ -2,14 +2,16 @@
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 import pytest
 import torch
 from loopback import Loopback, make_certificates
-from shrunk import TINY_FEDERATION
+from shrunk import ROOT, TINY_FEDERATION
 
 from fedssl.cli import main
 
@@ -100,7 +102,7 @@ def test_nodes_that_die_come_back_and_join_late(start: Start, tmp_path: Path) ->
     link.start_node("node0", "client-id=0")
     link.start_node("node1", "client-id=1")
     settings = ("--model.rounds=20", "--model.scheme.blocks_per_stage=2", "--model.local_epochs=4")
-    run = link.run(*settings, run_dir=str(folder), join_timeout=60.0, round_timeout=200.0)
+    run = link.run(*settings, run_dir=str(folder), join_timeout=60.0, round_timeout=90.0)
     link.until((folder / "checkpoints" / "00000.ckpt").exists, "a round")
     link.kill("node1")
     link.start_node("node2", "client-id=2")
@@ -111,6 +113,40 @@ def test_nodes_that_die_come_back_and_join_late(start: Start, tmp_path: Path) ->
     assert "the run starts with 2 of 3 clients: [0, 1]" in told
     assert "round 1 ends without client 1" in told or "update of client 1 is dropped" in told
     assert link.status(run).startswith("running")
+
+
+def test_liars_and_small_devices_are_dropped_counted_and_named(start: Start, tmp_path: Path) -> None:
+    link, folder = start(), tmp_path / "run"
+    link.start_node("honest", "client-id=0")
+    link.start_node("small", 'client-id=1 memory="1KiB"')
+    for client, lie in enumerate(("not_a_number", "wrong_shape", "malformed"), 2):
+        link.start_node(lie, f"client-id={client}", lie=lie)
+    run = link.run("--model.rounds=1", "--model.scheme.blocks_per_stage=2", "--data.clients=5", run_dir=str(folder))
+    assert link.finish(run) == "finished:completed", link.log(run)
+    counts = [column(folder, f"client/{kind}") for kind in ("participants", "declined", "failed")]
+    assert counts == [[1], [1], [4]]
+    told = link.log(run)
+    for client, reason in enumerate(("declines stage 0", "is not finite", "has shape (1,)", "malformed"), 1):
+        assert any(f"client {client}" in line and reason in line for line in told.splitlines()), told
+
+
+@pytest.mark.skipif(which("nginx") is None, reason="nginx is not installed")
+def test_the_documented_proxy_lets_nodes_train_and_nobody_submit(start: Start, tmp_path: Path) -> None:
+    link, folder = start(tls=True), tmp_path / "run"
+    port = link.start_proxy(re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/deployment.md").read_text(), re.DOTALL)[0])
+    link.start_node("node", "client-id=0", link.register("key"), port=port)
+    settings = ("--model.rounds=1", "--model.scheme.blocks_per_stage=2", "--data.clients=1", "--trainer.logger=true")
+    run = link.run(*settings, run_dir=str(folder))
+    assert link.finish(run) == "finished:completed", link.log(run)
+    assert column(folder, "client/participants") == [1]
+    assert list(folder.glob("wandb/offline-run-*"))
+    asked = (link.folder / "nginx" / "access.log").read_text()
+    assert '"POST /v1/fleet/' in asked
+    link.connect(port)
+    assert not link.flwr("list", "loop")["success"]
+    assert re.findall(
+        r'"POST /v1/(control/\S+|fleet/\S+) HTTP/1.1" 403', (link.folder / "nginx/access.log").read_text()
+    ) == ["control/list-runs"]
 
 
 def test_simulation_trains_the_same_model(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

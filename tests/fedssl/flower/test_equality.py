@@ -26,6 +26,7 @@ LAST_LAYERS = (
     "--model.encoder.weights=pretrained.pt",
     "--model.devices=DeviceClasses",
     "--model.devices.classes=[{count: 1}, {memory: 600KiB, count: 2}]",
+    "--model.bank=ActivationBank",
 )
 RUNS = {
     "layer-wise": ("lw_fedssl.yaml", LAYERWISE),

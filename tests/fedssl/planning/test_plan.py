@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning import Trainer
 from torch.optim import AdamW
 
-from fedssl import Calibration, Dirichlet, FederatedData, FederatedSSL, GlobalAlignment
+from fedssl import ActivationBank, Calibration, Dirichlet, FederatedData, FederatedSSL, GlobalAlignment
 from fedssl.cli import main
 from fedssl.planning.plan import Planner, paper_convention, plan_as_dict, total
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, Scheme
@@ -42,6 +42,9 @@ def module(
         (LayerWise(layer_budget=2), {"method": MoCoV3, "participation": 3}, 0.0),
         (Progressive(layer_budget=3), {"participation": 0.5}, 0.0),
         (LayerWise(), {"spec": RESNET, "method": BYOL}, 0.0),
+        (LayerWise(2), {"bank": ActivationBank(2, refresh=3), "participation": 3}, 0.0),
+        (LayerWise(layer_budget=2), {"bank": ActivationBank(2, bits=8), "micro_batch": 5}, 0.0),
+        (LayerWise(), {"bank": ActivationBank(1), "calibration": Calibration(when="stage")}, 0.2),
     ],
 )
 def test_traffic_operations_and_activations_are_those_of_the_run(

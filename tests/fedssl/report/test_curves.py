@@ -84,7 +84,7 @@ def test_accuracy_of_a_class_without_images_is_unknown() -> None:
     ("settings", "eligibility", "said"),
     [
         ({}, None, "No memory limit was set."),
-        ({"memory_budget": "30MiB"}, None, "Its local steps were planned to fit into the memory budget (30MiB)."),
+        ({"memory_budget": "30MiB"}, None, "Its local steps were planned for less memory (memory_budget: 30MiB)."),
         (
             {"memory_budget": None},
             [{"need_bytes": 2**20, "eligible": 5, "clients": 6}, {"need_bytes": 2**21, "eligible": 3, "clients": 6}],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise.memory import Action, MemoryPlan, plan_memory, trace_step
+from layerwise.memory import Action, MemoryPlan, compress_evenly, plan_memory, trace_step
 from layerwise.memory.codec_speed import CodecSpeed, Speed
 from layerwise.memory.moves import segments_of
 from layerwise.memory.planning import SPACING
@@ -235,3 +235,13 @@ def test_plans_survive_json(blocks):
 def test_what_is_no_plan_is_refused(text, message):
     with pytest.raises(ValueError, match=message):
         MemoryPlan.from_json(text)
+
+
+def test_one_width_for_all_reaches_what_no_smaller_budget_does(blocks):
+    plan = compress_evenly(blocks, 4)
+    assert {(action.kind, action.bits) for action in plan.actions.values()} == {("compress", 4)}
+    assert plan.predicted_peak == plan.budget_bytes < 0.3 * blocks.saved_bytes
+    with pytest.raises(ValueError, match=f"at least {plan.predicted_peak} bytes"):
+        plan_memory(blocks, plan.predicted_peak - 1, ("compress",), (4,))
+    with pytest.raises(ValueError, match="bits must be among"):
+        compress_evenly(blocks, 3)

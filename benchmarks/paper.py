@@ -1,0 +1,129 @@
+"""The papers' comparisons shrunk to one core (``configs/paper/compare_*.yaml``), each result beside the printed one."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.record import write_record
+from benchmarks.runs import finish
+from fedssl.comparison.grid import Grid, plan_grid
+from fedssl.comparison.measures import COSTS, Measure
+from fedssl.comparison.rows import Row, baseline, ratio
+from fedssl.comparison.run import run_of
+from fedssl.comparison.table import percent
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "paper"
+ACCURACIES = [
+    Measure("kNN %", "knn_top1"),
+    Measure("linear %", "linear_top1"),
+    Measure("fine-tuned %", "finetuned_top1"),
+]
+PER_CLASS = [
+    Measure("kNN per class %", "knn_mean_per_class"),
+    Measure("linear per class %", "linear_mean_per_class"),
+    Measure("fine-tuned per class %", "finetuned_mean_per_class"),
+]
+PRINTED = "printed fine-tuned %"
+CIFAR10 = {
+    "end-to-end": {"MoCoV3": "83.95", "SimCLR": "84.38", "BYOL": "83.50 (FedU)"},
+    "layer-wise (v4)": {"MoCoV3": "83.43", "SimCLR": "84.27", "BYOL": "84.20"},
+    "progressive": {"MoCoV3": "86.53", "SimCLR": "86.38", "BYOL": "87.51"},
+}
+PARTICIPATION = {
+    "end-to-end": {"25 of 100": "71.85", "100, half drop out": "73.08"},
+    "layer-wise": {"25 of 100": "84.33", "100, half drop out": "83.93"},
+    "progressive": {"25 of 100": "85.18", "100, half drop out": "84.78"},
+}
+BLOODMNIST = {
+    "end-to-end": {"0.5": "92.14", "5": "90.82", "50": "91.09"},
+    "layer-wise": {"0.5": "92.93", "5": "93.20", "50": "92.77"},
+    "progressive": {"0.5": "93.59", "5": "93.62", "50": "94.49"},
+}
+"""Fine-tuned accuracies of LW-FedSSL, arXiv 2401.11647v4, by the labels of a row."""
+
+COMPARISONS: dict[str, tuple[str, dict[str, dict[str, str]], list[Measure]]] = {
+    "cifar10": ("Schemes and methods on CIFAR-10", CIFAR10, ACCURACIES),
+    "participation": ("Partial participation on CIFAR-10", PARTICIPATION, ACCURACIES),
+    "bloodmnist": ("Heterogeneity on BloodMNIST", BLOODMNIST, PER_CLASS),
+    "ablations": ("Variants of layer-wise training on CIFAR-10", {}, ACCURACIES),
+}
+
+
+def add_commands(commands: Any) -> None:
+    """Adds ``paper``."""
+    parser = commands.add_parser("paper", help=(__doc__ or "").strip())
+    parser.add_argument("--root", default="data", help="folder of the data sets")
+    parser.add_argument("--work", default="runs", help="parent of the comparisons' folders")
+    parser.add_argument("--comparisons", nargs="+", choices=list(COMPARISONS), default=list(COMPARISONS))
+    parser.add_argument("--finished", action="store_true", help="start nothing: tables of the runs that have ended")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, one thread each")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace, results: Path) -> None:
+    """Runs what is missing, if that is wanted, and writes a table for each comparison."""
+    for name in arguments.comparisons:
+        title, printed, accuracies = COMPARISONS[name]
+        rows = read_rows(name, arguments)
+        table = [line(row, rows, printed, accuracies) for row in rows if row.results]
+        if not table:
+            continue
+        absent = ", ".join(row.name for row in rows if not row.results)
+        notes = f"{about(name)}\n\nNot run here: {absent}.\n" if absent else about(name)
+        runs = {row.name: row.results for row in rows if row.results}
+        write_record(results, f"paper_{name}", title, [random_init(rows, table[0], accuracies), *table], runs, notes)
+
+
+def read_rows(name: str, arguments: argparse.Namespace) -> list[Row]:
+    """The rows of a comparison."""
+    grid = Grid(**comparison(name))
+    settings = f"{grid.settings} --data.root={shlex.quote(arguments.root)}"
+    grid = Grid(grid.axes, grid.seeds, settings)
+    planned = plan_grid(grid, Path(arguments.work) / f"compare_{name}")
+    if not arguments.finished:
+        finish([run for row in planned for run in row], arguments.jobs)
+    labels = [labels for labels, _ in grid.rows()]
+    return [Row(each, [run_of(run, {}) for run in row]) for each, row in zip(labels, planned, strict=True)]
+
+
+def comparison(name: str) -> dict[str, Any]:
+    """What the file of a comparison says."""
+    found: dict[str, Any] = yaml.safe_load((CONFIGS / f"compare_{name}.yaml").read_text())
+    return found
+
+
+def about(name: str) -> str:
+    """Where the settings are."""
+    grid = comparison(name)
+    seeds = ", ".join(map(str, grid["seeds"]))
+    return (
+        f"`configs/paper/compare_{name}.yaml`, with `{grid['settings']}`, seed {seeds}. Last round's values; in "
+        "brackets the share of end-to-end training. The printed figures are those of the paper, at full scale."
+    )
+
+
+def line(row: Row, rows: list[Row], printed: dict[str, dict[str, str]], accuracies: list[Measure]) -> dict[str, str]:
+    """One line of the table."""
+    cells = row.labels | {measure.title: measure.text(row.results) for measure in accuracies}
+    if printed:
+        first, second = row.labels.values()
+        cells |= {PRINTED: printed.get(first, {}).get(second, "")}
+    return cells | {measure.title: _cost(measure, row, rows) for measure in COSTS}
+
+
+def random_init(rows: list[Row], like: dict[str, str], accuracies: list[Measure]) -> dict[str, str]:
+    """The line of the encoder before training, which is the same for all rows."""
+    results = next(row.results for row in rows if row.results)
+    known = {measure.title: measure.text(results, "random_init_") for measure in accuracies}
+    return dict.fromkeys(like, "") | {next(iter(like)): "random init"} | known
+
+
+def _cost(measure: Measure, row: Row, rows: list[Row]) -> str:
+    against = baseline(row, rows)
+    share = None if against is row else ratio(measure, row, against)
+    return measure.text(row.results) + ("" if share is None else f" ({percent(share)})")

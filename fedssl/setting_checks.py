@@ -1,0 +1,44 @@
+"""Settings of a federated run that are out of range, or do not go together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ssl_methods import Method, SSLMethod
+
+
+def check_at_least(least: float, **settings: float) -> None:
+    """Settings that must not be below a number.
+
+    Raises:
+        ValueError: One is.
+    """
+    for name, value in settings.items():
+        if value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_together(deadline: Any, devices: Any, memory_budget: Any, micro_batch: Any, bank: Any) -> None:
+    """Settings that need or exclude each other.
+
+    Raises:
+        ValueError: They do.
+    """
+    if deadline and not devices:
+        raise ValueError("a deadline needs devices, whose speed says who is late: set model.devices")
+    if memory_budget and micro_batch:
+        raise ValueError(f"a memory_budget plans whole batches: leave out micro_batch {micro_batch}, or the budget")
+    if memory_budget and bank:
+        raise ValueError("a memory_budget plans steps that run the frozen prefix: leave out the bank, or the budget")
+
+
+def check_method(method: Method, alignment: Any, bank: Any) -> None:
+    """Settings that need views of images.
+
+    Raises:
+        ValueError: The objective has none.
+    """
+    if alignment and not isinstance(method, SSLMethod):
+        raise ValueError(f"alignment compares views: {type(method).__name__} has none, leave it out")
+    if bank and method.modality != "images":
+        raise ValueError(f"a bank stores views of images: {type(method).__name__} has none, leave it out")

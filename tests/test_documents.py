@@ -1,0 +1,104 @@
+"""What the documents promise: their code runs, and their commands are accepted."""
+
+import re
+import shlex
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shrunk import ROOT, TINY_FEDERATION, Unstarted
+
+from fedssl.cli import main
+from fedssl.datasets import registry
+from linear_eval import EvaluatedModule
+
+BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+HOW_TO = ROOT / "docs" / "how-to"
+PLACEHOLDERS = ("DIR", "FILE", "NAME", "runs/", "play.txt", "ckpt_path", "torchrun")
+"""Commands with one of these need something that only the reader has."""
+
+
+def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
+    """Title (or nothing) and text of the code blocks in these languages."""
+    return [(title, text) for language, title, text in BLOCK.findall(page.read_text()) if language in languages]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Arguments of each ``python train.py fit`` or ``plan`` that a reader can type as it stands."""
+    text = "\n".join(text for _, text in blocks(page, "sh", "bash")).replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if re.match(r"\s*python train.py (fit|plan) ", line)]
+    return [shlex.split(line, comments=True)[2:] for line in lines if not any(word in line for word in PLACEHOLDERS)]
+
+
+def write_files(page: Path, folder: Path) -> list[str]:
+    """Writes the blocks that have a file's name as title; returns the names of the Python modules."""
+    titled = [(title, text) for title, text in blocks(page, "python", "yaml") if title]
+    for title, text in titled:
+        (folder / title).write_text(text)
+    return [Path(title).stem for title, _ in titled if title.endswith(".py")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.stem)
+def test_commands_are_accepted(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for command in commands(page):
+        accepted: list[EvaluatedModule] = []
+        main(command, partial(Unstarted, accepted=accepted))
+        assert accepted, command
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["method", "scheme", "rules", "data"])
+def test_the_code_of_a_how_to_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = HOW_TO / f"{name}.md"
+    modules = write_files(page, tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = [c for c in commands(page) if c[0] == "fit" and any(f"={module}." in " ".join(c) for module in modules)]
+    assert own
+    for number, command in enumerate(own):
+        folder = tmp_path / str(number)
+        main([*command, *TINY_FEDERATION, "--trainer.logger=false", f"--run_dir={folder}"])
+        assert (folder / "results.json").exists()
+
+
+def test_the_reader_of_the_how_to_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = dict(blocks(HOW_TO / "data.md", "python"))["patches.py"]
+    defined: dict[str, registry.Loader] = {}
+    exec(code, defined)
+    monkeypatch.setitem(registry.DATASETS, "patches", defined["PATCHES"])
+    with pytest.raises(FileNotFoundError, match=r"https://example.org/patches"):
+        registry.load_images("patches", "train", tmp_path)
+    (tmp_path / "patches").mkdir()
+    np.savez(tmp_path / "patches" / "train.npz", images=np.zeros((3, 1, 9, 9), np.uint8), labels=np.array([0, 1, 1]))
+    images = registry.load_images("patches", "train", tmp_path, image_size=8)
+    assert (len(images), images.image_size, images.labels.tolist()) == (3, 8, [0, 1, 1])
+
+
+@pytest.mark.slow
+def test_the_tutorial_ends_with_a_classifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "tutorial.md"
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", "--run_dir=runs/tutorial"])
+    capsys.readouterr()
+    exec("\n".join(text for _, text in blocks(page, "python")), {})
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "(1797, 16)"
+    assert said[1].startswith("a 0, and its nearest neighbours: [")
+    assert said[2].endswith("right with 100 labels")
+
+
+@pytest.mark.parametrize(
+    "record", sorted((ROOT / "benchmarks" / "results").glob("paper_*.md")), ids=lambda record: record.stem
+)
+def test_results_show_the_records(record: Path) -> None:
+    shown = (ROOT / "docs" / "results.md").read_text()
+    table = [line for line in record.read_text().splitlines() if line.startswith("|")]
+    assert len(table) > 3
+    assert [line for line in table if line not in shown] == []
