@@ -10,6 +10,7 @@ RESULTS = Path(__file__).parent / "results"
 MODULES = (
     "augmentation",
     "bank",
+    "caff",
     "clients",
     "flower",
     "memory",

@@ -96,7 +96,7 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
     console.print(_language_table(results, title) if "perplexity" in results else _quality_table(results, title))
     if "down_bytes_per_client" in results:
         console.print(_cost_table(results))
-    if "simulated_seconds" in results:
+    if results.get("simulated_seconds"):
         minutes = results["simulated_seconds"] / 60
         console.print(f"the run would take {minutes:,.1f} minutes on these devices", highlight=False)
     console.print(f"{results['wall_seconds']:.0f} s; everything is in {folder}", highlight=False, soft_wrap=True)

@@ -90,14 +90,15 @@ def _cost(record: RunRecord) -> list[Block]:
         for title, drawn, label, caption in panels
     ]
     both = down[0], [received + sent for received, sent in zip(down[1], up[1], strict=True)]
-    return [*pictures, *_accuracy_over_cost(record, both), summary.cost_table(record), summary.stage_table(record)]
+    return [*pictures, *accuracy_over_cost(record, both), summary.cost_table(record), summary.stage_table(record)]
 
 
-def _accuracy_over_cost(record: RunRecord, traffic: Curve) -> list[Block]:
-    """KNN over the virtual clock where there is one, else over traffic."""
+def accuracy_over_cost(record: RunRecord, traffic: Curve) -> list[Block]:
+    """KNN over the virtual clock where there is one and devices have a speed, else over traffic."""
     paid, label, title = traffic, "MiB received and sent by a client", "Accuracy over traffic"
-    if record.curve("time/simulated_seconds")[0]:
-        paid, title = record.curve("time/simulated_seconds"), "Accuracy over time"
+    clock = record.curve("time/simulated_seconds")
+    if any(clock[1]):
+        paid, title = clock, "Accuracy over time"
         label = "seconds on the virtual clock"
     line = Line(curves.against(paid, record.curve("eval/knn_top1")))
     if not line.curve[0]:

@@ -67,7 +67,7 @@ def fit(record: RunRecord) -> str:
     if stages:
         worst = min(stages, key=lambda stage: stage["eligible"])
         said.append(
-            f"Every stage fitted {worst['eligible']} of {worst['clients']} devices or more; the largest needed "
+            f"Every stage fitted {worst['eligible']} of {worst['clients']} devices or more; the largest needs at least "
             f"{format_bytes(max(stage['need_bytes'] for stage in stages))}."
         )
     return " ".join(said) or "No memory limit was set."

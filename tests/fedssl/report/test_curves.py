@@ -1,5 +1,6 @@
 """Numbers behind the figures over the rounds."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import yaml
 from fedssl.report import curves
 from fedssl.report.curves import Line
 from fedssl.report.heat_map import heat_map
+from fedssl.report.page import Picture
 from fedssl.report.record import RunRecord
 from fedssl.report.representation import class_accuracies
+from fedssl.report.sections import accuracy_over_cost
 from fedssl.report.summary import fit, gmacs, stage_sums
 
 ROWS = """epoch,round,stage,client/participants,client/failed,client/dropped,client/loss,cost/down_bytes,cost/up_bytes,\
@@ -55,6 +58,15 @@ def test_a_curve_over_another_one() -> None:
     assert curves.against(paid, knn) == ([5.5, 10.5], [50.0, 60.0])
 
 
+@pytest.mark.parametrize(("seconds", "title"), [("0.0", "Accuracy over traffic"), ("9.5", "Accuracy over time")])
+def test_time_is_shown_where_devices_have_a_speed(seconds: str, title: str, tmp_path: Path) -> None:
+    run = record(tmp_path)
+    timed = replace(run, rows=[row | {"time/simulated_seconds": seconds} for row in run.rows])
+    (picture,) = accuracy_over_cost(timed, curves.so_far(run.curve("cost/up_bytes")))
+    assert isinstance(picture, Picture)
+    assert picture.title == title
+
+
 def test_sums_of_stages(tmp_path: Path) -> None:
     first, second = stage_sums(record(tmp_path))
     assert first == {
@@ -76,7 +88,7 @@ def test_accuracy_of_a_class_without_images_is_unknown() -> None:
         (
             {"memory_budget": None},
             [{"need_bytes": 2**20, "eligible": 5, "clients": 6}, {"need_bytes": 2**21, "eligible": 3, "clients": 6}],
-            "Every stage fitted 3 of 6 devices or more; the largest needed 2 MiB.",
+            "Every stage fitted 3 of 6 devices or more; the largest needs at least 2 MiB.",
         ),
     ],
 )
