@@ -39,8 +39,19 @@ CENTRALIZED = [
 def start(folder: Path, config: str, settings: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "train.py"), "fit", "-c", config, *settings, f"--run_dir={folder}"]
     return subprocess.Popen(
-        command, text=True, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        preexec_fn=hear_interrupts,
     )
+
+
+def hear_interrupts() -> None:
+    """Shells have their background jobs ignore SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
