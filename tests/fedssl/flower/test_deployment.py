@@ -102,7 +102,7 @@ def test_nodes_that_die_come_back_and_join_late(start: Start, tmp_path: Path) ->
     link.start_node("node0", "client-id=0")
     link.start_node("node1", "client-id=1")
     settings = ("--model.rounds=20", "--model.scheme.blocks_per_stage=2", "--model.local_epochs=4")
-    run = link.run(*settings, run_dir=str(folder), join_timeout=60.0, round_timeout=90.0)
+    run = link.run(*settings, run_dir=str(folder), join_timeout=25.0, round_timeout=60.0)
     link.until((folder / "checkpoints" / "00000.ckpt").exists, "a round")
     link.kill("node1")
     link.start_node("node2", "client-id=2")
