@@ -1,6 +1,7 @@
 """How the tests start whole runs: shrunk to seconds."""
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ TINY_TEXT = [
 def environment() -> dict[str, str]:
     """One thread for each process, so that results do not depend on the machine's cores."""
     return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def hear_interrupts() -> None:
+    """Before a process starts: shells have their background jobs ignore SIGINT, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 class Unstarted(FedSSLCLI):

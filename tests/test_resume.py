@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from same import assert_same
-from shrunk import ROOT, TINY, TINY_FEDERATION, environment
+from shrunk import ROOT, TINY, TINY_FEDERATION, environment, hear_interrupts
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 EVERYTHING = [
@@ -47,11 +47,6 @@ def start(folder: Path, config: str, settings: list[str]) -> subprocess.Popen[st
         stderr=subprocess.STDOUT,
         preexec_fn=hear_interrupts,
     )
-
-
-def hear_interrupts() -> None:
-    """Shells have their background jobs ignore SIGINT, and children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
@@ -100,7 +95,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 
 @pytest.mark.slow
 def test_ctrl_c_ends_cleanly_with_a_usable_checkpoint(tmp_path: Path, train: Train) -> None:
-    folder, settings = tmp_path / "run", [*EVERYTHING, "--model.rounds=60"]
+    folder, settings = tmp_path / "run", [*EVERYTHING, "--model.rounds=20"]
     process = start(folder, "lw_fedssl.yaml", settings)
     wait_for(folder / "checkpoints" / "00001.ckpt", process)
     process.send_signal(signal.SIGINT)

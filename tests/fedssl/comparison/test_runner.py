@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from shrunk import hear_interrupts
 
 from fedssl.comparison import runner
 from fedssl.comparison.grid import PlannedRun
@@ -103,7 +104,7 @@ def test_ctrl_c_ends_the_runs_at_work(tmp_path: Path, monkeypatch: pytest.Monkey
     started = runner.subprocess.Popen
 
     def remember(*arguments: object, **options: object) -> object:
-        processes.append(started(*arguments, **options))
+        processes.append(started(*arguments, preexec_fn=hear_interrupts, **options))
         return processes[-1]
 
     monkeypatch.setattr(runner.subprocess, "Popen", remember)
