@@ -106,7 +106,7 @@ class Ranks(Engine):
             )
 
     def _broadcast(self, message: Any, source: int) -> Any:
-        """What ``source`` has; its tensors travel one by one and as they are."""
+        """What ``source`` has; its tensors travel as they are."""
         packed, tensors = pack(message) if self._rank == source else (b"", [])
         header = [packed]
         with lost_ranks():
@@ -117,13 +117,17 @@ class Ranks(Engine):
         return message
 
     def _broadcast_tensors(self, tensors: Iterable[Tensor], source: int) -> None:
-        """Brings their bytes to all ranks, by way of the device that can communicate."""
-        for tensor in tensors:
-            staged = tensor.to(self._device).contiguous()
-            with lost_ranks():
-                dist.broadcast(staged.reshape(-1).view(torch.uint8), source)
-            if staged is not tensor:
-                tensor.copy_(staged)
+        """Brings their bytes to all ranks in one piece, by way of the device that can communicate."""
+        known = [tensor for tensor in tensors if tensor.numel()]
+        if not known:
+            return
+        whole = torch.cat([tensor.to(self._device).reshape(-1).view(torch.uint8) for tensor in known])
+        with lost_ranks():
+            dist.broadcast(whole, source)
+        if self._rank == source:
+            return
+        for tensor, piece in zip(known, whole.split([tensor.nbytes for tensor in known]), strict=True):
+            tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
 
 
 def pack(message: Any) -> tuple[bytes, list[Tensor]]:
