@@ -110,7 +110,7 @@ class Images(Task):
         return EncoderSpec("vit_tiny_patch16_224", 28, 1, "sincos", options, weights=str(weights) if weights else None)
 
     def method(self) -> MethodFactory:
-        """A linear classifier. Not behind standardised features: averaged statistics are not the averaged model's."""
+        """A linear classifier."""
         return partial(Supervised, num_classes=10)
 
     def data(self, partition: Partitioner, seed: int) -> FederatedData:

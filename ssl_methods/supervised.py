@@ -22,9 +22,6 @@ class Supervised(Method):
         optimizer: Makes the optimizer.
         num_classes: Classes to tell apart.
         label_smoothing: Of the targets, at least 0 and below 1.
-        standardize: Whether a batch norm without weights stands before the classifier, as in MAE's linear probe (He et
-            al. 2022, arXiv 2111.06377, appendix A.1). Pretrained features can be nearly constant, all images within a
-            hundredth of their mean; kNN and probes see through that, a linear layer at a usual learning rate does not.
     """
 
     views_in_paper = 1
@@ -37,7 +34,6 @@ class Supervised(Method):
         optimizer: OptimizerFactory,
         num_classes: int = 10,
         label_smoothing: float = 0.0,
-        standardize: bool = False,
     ) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
@@ -45,9 +41,7 @@ class Supervised(Method):
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
         super().__init__(backbone, feature_dim, augment, optimizer)
         self.num_classes = num_classes
-        linear = nn.Linear(feature_dim, num_classes)
-        norm = nn.BatchNorm1d(feature_dim, affine=False)
-        self.classifier: nn.Module = nn.Sequential(norm, linear) if standardize else linear
+        self.classifier = nn.Linear(feature_dim, num_classes)
         self.label_smoothing = label_smoothing
 
     def heads(self) -> dict[str, nn.Module]:

@@ -113,37 +113,6 @@ def test_classes_are_scored_by_the_classifier_alone(supervised, objective, encod
     assert objective(SimCLR, encoder()).classify(features) is None
 
 
-def test_standardized_features_by_hand(supervised):
-    method = supervised(standardize=True)
-    features = 3 + 0.1 * torch.randn(6, method.feature_dim, generator=torch.Generator().manual_seed(0))
-    linear = method.classifier[1]
-    centred = features - features.mean(0)
-    expected = F.linear(centred / (centred.square().mean(0) + 1e-5).sqrt(), linear.weight, linear.bias)
-    assert torch.allclose(method.classify(features), expected, atol=1e-5)
-    method.eval()
-    assert torch.allclose(method.classify(features[:1]), method.classify(features)[:1], atol=1e-5)
-
-
-@pytest.mark.parametrize(("standardize", "learns"), [(False, False), (True, True)])
-def test_features_that_are_nearly_constant_are_learnt_if_standardized(standardize, learns):
-    """As pretrained ones can be: all within some hundredths of their mean, though the classes lie apart."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(200) % 10
-    features = 1 + 0.02 * torch.randn(10, 32, generator=generator)[labels]
-    features += 0.002 * torch.randn(200, 32, generator=generator)
-    adamw = functools.partial(torch.optim.AdamW, lr=1e-3)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        method = Supervised(nn.Identity(), 32, TwoViews(), adamw, standardize=standardize)
-    optimizer = method.configure_optimizers()
-    for _ in range(100):
-        method.loss_of((features, labels)).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    accuracy = (method.classify(features).argmax(1) == labels).float().mean()
-    assert (accuracy > 0.95) == learns, accuracy
-
-
 def test_example_inputs_have_the_shapes_of_real_ones(supervised, images):
     method = supervised()
     real = method.inputs(images(5), torch.arange(5))
