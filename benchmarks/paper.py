@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,18 @@ from fedssl.comparison.run import run_of
 from fedssl.comparison.table import percent
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "paper"
-ACCURACIES = [
+ACCURACIES = (
     Measure("kNN %", "knn_top1"),
     Measure("linear %", "linear_top1"),
     Measure("fine-tuned %", "finetuned_top1"),
-]
-PER_CLASS = [
+)
+PER_CLASS = (
     Measure("kNN per class %", "knn_mean_per_class"),
     Measure("linear per class %", "linear_mean_per_class"),
     Measure("fine-tuned per class %", "finetuned_mean_per_class"),
-]
+)
 PRINTED = "printed fine-tuned %"
-CIFAR10 = {
+SCHEMES = {
     "end-to-end": {"MoCoV3": "83.95", "SimCLR": "84.38", "BYOL": "83.50 (FedU)"},
     "layer-wise (v4)": {"MoCoV3": "83.43", "SimCLR": "84.27", "BYOL": "84.20"},
     "progressive": {"MoCoV3": "86.53", "SimCLR": "86.38", "BYOL": "87.51"},
@@ -46,11 +48,27 @@ BLOODMNIST = {
 }
 """Fine-tuned accuracies of LW-FedSSL, arXiv 2401.11647v4, by the labels of a row."""
 
-COMPARISONS: dict[str, tuple[str, dict[str, dict[str, str]], list[Measure]]] = {
-    "cifar10": ("Schemes and methods on CIFAR-10", CIFAR10, ACCURACIES),
-    "participation": ("Partial participation on CIFAR-10", PARTICIPATION, ACCURACIES),
-    "bloodmnist": ("Heterogeneity on BloodMNIST", BLOODMNIST, PER_CLASS),
-    "ablations": ("Variants of layer-wise training on CIFAR-10", {}, ACCURACIES),
+
+@dataclass(frozen=True)
+class Comparison:
+    """One table.
+
+    Args:
+        title: Its heading.
+        printed: Fine-tuned accuracies in the paper by the labels of a row.
+        accuracies: What is shown.
+    """
+
+    title: str
+    printed: dict[str, dict[str, str]] = field(default_factory=dict)
+    accuracies: Sequence[Measure] = ACCURACIES
+
+
+COMPARISONS = {
+    "cifar10": Comparison("Schemes and methods on CIFAR-10", SCHEMES),
+    "participation": Comparison("Partial participation on CIFAR-10", PARTICIPATION),
+    "bloodmnist": Comparison("Heterogeneity on BloodMNIST", BLOODMNIST, PER_CLASS),
+    "ablations": Comparison("Variants of layer-wise training on CIFAR-10"),
 }
 
 
@@ -68,22 +86,20 @@ def add_commands(commands: Any) -> None:
 def run(arguments: argparse.Namespace, results: Path) -> None:
     """Runs what is missing, if that is wanted, and writes a table for each comparison."""
     for name in arguments.comparisons:
-        title, printed, accuracies = COMPARISONS[name]
+        comparison = COMPARISONS[name]
         rows = read_rows(name, arguments)
-        table = [line(row, rows, printed, accuracies) for row in rows if row.results]
-        if not table:
+        ended = [row for row in rows if row.results]
+        if not ended:
             continue
-        absent = ", ".join(row.name for row in rows if not row.results)
-        notes = f"{about(name)}\n\nNot run here: {absent}.\n" if absent else about(name)
-        runs = {row.name: row.results for row in rows if row.results}
-        write_record(results, f"paper_{name}", title, [random_init(rows, table[0], accuracies), *table], runs, notes)
+        table = [line(row, rows, comparison) for row in ended]
+        table.insert(0, random_init(ended[0], table[0], comparison.accuracies))
+        runs = {row.name: row.results for row in ended}
+        write_record(results, f"paper_{name}", comparison.title, table, runs, about(name, rows))
 
 
 def read_rows(name: str, arguments: argparse.Namespace) -> list[Row]:
-    """The rows of a comparison."""
-    grid = Grid(**comparison(name))
-    settings = f"{grid.settings} --data.root={shlex.quote(arguments.root)}"
-    grid = Grid(grid.axes, grid.seeds, settings)
+    """The rows of a comparison; those that have not been run are without results."""
+    grid = read_grid(name, arguments.root)
     planned = plan_grid(grid, Path(arguments.work) / f"compare_{name}")
     if not arguments.finished:
         finish([run for row in planned for run in row], arguments.jobs)
@@ -91,35 +107,37 @@ def read_rows(name: str, arguments: argparse.Namespace) -> list[Row]:
     return [Row(each, [run_of(run, {}) for run in row]) for each, row in zip(labels, planned, strict=True)]
 
 
-def comparison(name: str) -> dict[str, Any]:
-    """What the file of a comparison says."""
+def read_grid(name: str, root: str) -> Grid:
+    """The runs, with the data sets in this folder."""
     found: dict[str, Any] = yaml.safe_load((CONFIGS / f"compare_{name}.yaml").read_text())
-    return found
+    return Grid(found["axes"], found["seeds"], f"{found['settings']} --data.root={shlex.quote(root)}")
 
 
-def about(name: str) -> str:
-    """Where the settings are."""
-    grid = comparison(name)
-    seeds = ", ".join(map(str, grid["seeds"]))
-    return (
-        f"`configs/paper/compare_{name}.yaml`, with `{grid['settings']}`, seed {seeds}. Last round's values; in "
-        "brackets the share of end-to-end training. The printed figures are those of the paper, at full scale."
+def about(name: str, rows: list[Row]) -> str:
+    """What was run, and what was not."""
+    grid = read_grid(name, "DIR")
+    commits = dict.fromkeys(row.facts["commit"] for row in rows if row.results)
+    notes = (
+        f"`configs/paper/compare_{name}.yaml` with `{grid.settings}`, seed {', '.join(map(str, grid.seeds))}, commit "
+        f"of the runs {', '.join(commits)}. Last round's values; in brackets the share of end-to-end training. Printed "
+        "figures are those of the paper, at full scale.\n"
     )
+    absent = "; ".join(row.name for row in rows if not row.results)
+    return notes + (f"\nNot run: {absent}.\n" if absent else "")
 
 
-def line(row: Row, rows: list[Row], printed: dict[str, dict[str, str]], accuracies: list[Measure]) -> dict[str, str]:
+def line(row: Row, rows: list[Row], comparison: Comparison) -> dict[str, str]:
     """One line of the table."""
-    cells = row.labels | {measure.title: measure.text(row.results) for measure in accuracies}
-    if printed:
+    cells = row.labels | {measure.title: measure.text(row.results) for measure in comparison.accuracies}
+    if comparison.printed:
         first, second = row.labels.values()
-        cells |= {PRINTED: printed.get(first, {}).get(second, "")}
+        cells |= {PRINTED: comparison.printed.get(first, {}).get(second, "")}
     return cells | {measure.title: _cost(measure, row, rows) for measure in COSTS}
 
 
-def random_init(rows: list[Row], like: dict[str, str], accuracies: list[Measure]) -> dict[str, str]:
+def random_init(row: Row, like: dict[str, str], accuracies: Sequence[Measure]) -> dict[str, str]:
     """The line of the encoder before training, which is the same for all rows."""
-    results = next(row.results for row in rows if row.results)
-    known = {measure.title: measure.text(results, "random_init_") for measure in accuracies}
+    known = {measure.title: measure.text(row.results, "random_init_") for measure in accuracies}
     return dict.fromkeys(like, "") | {next(iter(like)): "random init"} | known
 
 
