@@ -83,18 +83,19 @@ def test_a_killed_server_resumes_with_exact_weights(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link, folder = start(), tmp_path / "run"
+    settings = (*CALIBRATED, "--model.rounds=3", "--model.scheme.rounds_per_stage=[2,1]")
     for client in range(2):
         link.start_node(f"node{client}", f"client-id={client}")
-    link.run(*CALIBRATED, "--model.rounds=4", run_dir=str(folder))
-    link.until((folder / "checkpoints" / "00001.ckpt").exists, "two rounds")
+    link.run(*settings, run_dir=str(folder))
+    link.until((folder / "checkpoints" / "00000.ckpt").exists, "a round")
     link.kill("link")
     assert not (folder / "results.json").exists()
     link.start_link()
-    run = link.run(*CALIBRATED, "--model.rounds=4", run_dir=str(folder), resume="last")
+    run = link.run(*settings, run_dir=str(folder), resume="last")
     assert link.finish(run) == "finished:completed", link.log(run)
-    assert column(folder, "client/participants") == [2, 2, 2, 2]
+    assert column(folder, "client/participants") == [2, 2, 2]
     monkeypatch.setattr("sys.argv", ["train.py"])
-    assert_equals_one_process(folder, tmp_path / "own", (*CALIBRATED, "--model.rounds=4"))
+    assert_equals_one_process(folder, tmp_path / "own", settings)
 
 
 def test_nodes_that_die_come_back_and_join_late(start: Start, tmp_path: Path) -> None:
