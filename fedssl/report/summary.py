@@ -66,10 +66,10 @@ def fit(record: RunRecord) -> str:
         said.append(f"Its local steps were planned for less memory (memory_budget: {limit}).")
     if stages:
         worst = min(stages, key=lambda stage: stage["eligible"])
-        said.append(
-            f"Every stage fitted {worst['eligible']} of {worst['clients']} devices or more; the largest needs at least "
-            f"{format_bytes(max(stage['need_bytes'] for stage in stages))}."
-        )
+        all_fit = worst["eligible"] == worst["clients"]
+        fitted = "all" if all_fit else f"at least {worst['eligible']} of"
+        need = format_bytes(max(stage["need_bytes"] for stage in stages))
+        said.append(f"Every stage fitted {fitted} {worst['clients']} devices; the largest needs at least {need}.")
     return " ".join(said) or "No memory limit was set."
 
 

@@ -88,7 +88,12 @@ def test_accuracy_of_a_class_without_images_is_unknown() -> None:
         (
             {"memory_budget": None},
             [{"need_bytes": 2**20, "eligible": 5, "clients": 6}, {"need_bytes": 2**21, "eligible": 3, "clients": 6}],
-            "Every stage fitted 3 of 6 devices or more; the largest needs at least 2 MiB.",
+            "Every stage fitted at least 3 of 6 devices; the largest needs at least 2 MiB.",
+        ),
+        (
+            {"memory_budget": None},
+            [{"need_bytes": 2**20, "eligible": 6, "clients": 6}],
+            "Every stage fitted all 6 devices; the largest needs at least 1 MiB.",
         ),
     ],
 )
