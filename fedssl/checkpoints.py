@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def checkpoints_of(folder: Path) -> list[Path]:
     """Checkpoints of a folder, oldest first."""
-    return sorted(folder.glob(PATTERN), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    found = []
+    for path in folder.glob(PATTERN):
+        with suppress(FileNotFoundError):  # a run at work deletes old ones
+            found.append((path.stat().st_mtime_ns, path.name, path))
+    return [path for *_, path in sorted(found)]
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

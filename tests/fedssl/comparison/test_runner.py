@@ -123,6 +123,13 @@ def test_rounds_are_counted_from_the_checkpoints(tmp_path: Path) -> None:
     assert rounds_done(tmp_path) == 5
 
 
+def test_a_checkpoint_that_vanishes_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "00002.ckpt").write_bytes(b"")
+    (tmp_path / "checkpoints" / "00001.ckpt").symlink_to("deleted")
+    assert rounds_done(tmp_path) == 3
+
+
 def test_the_reason_is_the_last_error_or_the_last_line(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     log.write_text("1/4 loss 3\nTraceback\nKeyError: 'x'\n")
