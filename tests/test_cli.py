@@ -76,6 +76,7 @@ def test_the_encoder_folder_loads_with_timm(run: Path) -> None:
     assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 16)
 
 
+@pytest.mark.slow
 def test_the_saved_configuration_runs_again(run: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     main(["fit", "-c", str(run / "config.yaml"), f"--run_dir={again}"])
@@ -114,6 +115,7 @@ def test_an_evaluated_encoder_must_fit_the_images(
     assert "training_step" in refused(capsys, "fit", *command)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["SimCLR", "BYOL", "MoCoV3"])
 @pytest.mark.parametrize("config", ["lw_fedssl", "prog_fedssl", "fedssl", "centralized"])
 def test_every_method_by_one_flag(config: str, method: str, tmp_path: Path) -> None:
@@ -124,6 +126,7 @@ def test_every_method_by_one_flag(config: str, method: str, tmp_path: Path) -> N
     assert json.loads((folder / "results.json").read_text())["method"] == method
 
 
+@pytest.mark.slow
 def test_all_mechanisms_together(tmp_path: Path) -> None:
     folder = fit(
         tmp_path,
@@ -150,6 +153,7 @@ def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_wandb_runs_offline_under_one_id(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     main(["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, f"--run_dir={folder}"])
@@ -222,6 +226,7 @@ def test_bare_names_are_found_in_configs() -> None:
     assert run_name(["fit", "-c", "configs/prog_fedssl.yaml", "--model.rounds=6"]) == "prog_fedssl"
 
 
+@pytest.mark.slow
 def test_without_run_dir_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for _ in range(2):

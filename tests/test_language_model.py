@@ -11,6 +11,7 @@ from fedssl.cli import main
 CONFIG = ["-c", "pretrain_tiny_lm.yaml", *TINY_TEXT]
 
 
+@pytest.mark.slow
 def test_a_plan_needs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", *CONFIG, "--model.scheme=LayerWise", "--json"])
     plan = json.loads(capsys.readouterr().out)

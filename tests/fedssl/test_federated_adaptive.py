@@ -170,6 +170,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_resumes_bit_for_bit_in_the_middle_of_a_stage(
     variant: str, make_module: Callable[..., FederatedSSL], methods: dict[str, Any], tmp_path: Path

@@ -75,6 +75,7 @@ def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
         plan_grid(grid, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_configuration_is_left_alone(tmp_path: Path) -> None:
     arguments = ["-c", "lw_fedssl.yaml"]
     wanted = tmp_path / "a-seed0"
@@ -94,6 +95,7 @@ def test_names_become_folders() -> None:
     assert slug("layer-wise, depth dropout (3 of 6)") == "layer_wise__depth_dropout__3_of_6_"
 
 
+@pytest.mark.slow
 def test_the_comparison_that_comes_with_the_project_can_be_run(tmp_path: Path) -> None:
     rows = plan_grid(Grid(**yaml.safe_load((ROOT / "configs" / "comparison.yaml").read_text())), tmp_path)
     assert [len(row) for row in rows] == [3] * 6

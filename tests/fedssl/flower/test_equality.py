@@ -57,6 +57,7 @@ def save_pretrained(file: Path) -> None:
     torch.save(timm_state(build_encoder(spec, seed=5)), file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_both_engines_give_the_same_weights_and_traffic(
     name: str, grid: Any, flower: Callable[..., Path], tmp_path: Path

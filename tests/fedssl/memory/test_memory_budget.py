@@ -74,6 +74,7 @@ def test_a_budget_above_the_need_changes_nothing(make_run: Run, digits: Federate
     assert same(weights(free), weights(bounded))
 
 
+@pytest.mark.slow
 def test_recomputing_saves_activations_and_changes_no_weight(
     make_run: Run, digits: FederatedData, sizes: tuple[int, int]
 ) -> None:
@@ -85,6 +86,7 @@ def test_recomputing_saves_activations_and_changes_no_weight(
     assert reports[1].macs >= reports[0].macs
 
 
+@pytest.mark.slow
 def test_compressing_changes_weights_little_and_a_resumed_run_goes_on_bit_for_bit(
     make_run: Run, digits: FederatedData
 ) -> None:
@@ -106,6 +108,7 @@ def test_compressing_changes_weights_little_and_a_resumed_run_goes_on_bit_for_bi
         torch.testing.assert_close(weights(whole)[key], tensor, atol=2e-2, rtol=0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -129,6 +132,7 @@ def test_it_composes(settings: dict[str, Any], make_run: Run) -> None:
     assert max(r.activation_bytes for r in reports) < max(r.activation_bytes for r in play(run, data))
 
 
+@pytest.mark.slow
 def test_a_fleet_with_too_little_memory_takes_part(
     make_run: Run, digits: FederatedData, sizes: tuple[int, int]
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_real_step_keeps_to_the_budget(method: str, make_planner: Make) -> Non
         assert 0.5 * budget < measured_peak(planner, budget) <= budget < measured_peak(planner, 10**9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"alignment": GlobalAlignment()}, {"alignment": MoonAlignment(), "proximal": 0.1}]
 )
@@ -94,6 +95,7 @@ def test_what_is_promised_as_least_is_kept_and_less_is_refused(make_planner: Mak
         planner.plan(WHOLE, 16, least // 4)
 
 
+@pytest.mark.slow
 def test_a_plan_is_made_once_and_smaller_batches_take_its_actions(
     make_planner: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +115,7 @@ def test_a_plan_is_made_once_and_smaller_batches_take_its_actions(
     assert planner.plan(WHOLE, 12, budget) is small
 
 
+@pytest.mark.slow
 def test_plans_do_not_depend_on_which_was_made_first(make_planner: Make) -> None:
     first, second = make_planner(), make_planner()
     budget = between(first, 0.3)

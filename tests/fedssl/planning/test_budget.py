@@ -3,6 +3,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import pytest
 from rich.console import Console
 from torch.optim import SGD
 
@@ -50,6 +51,7 @@ def test_schemes_with_equal_stages_are_tried() -> None:
     assert sorted(names_and_blocks(planner(LayerWise([3, 1])))) == sorted([*found, ("layer-wise", [3, 4])])
 
 
+@pytest.mark.slow
 def test_every_combination_is_tried_and_costs_what_the_plan_says() -> None:
     shallow = VIT.options | {"depth": 2}
     plan = planner(LayerWise(), replace(VIT, options=shallow), images=16, alignment=GlobalAlignment())

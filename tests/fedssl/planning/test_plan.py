@@ -74,6 +74,7 @@ def test_traffic_operations_and_activations_are_those_of_the_run(
     assert max(stage["step"]["activations"] for stage in plan["stages"]) == measured
 
 
+@pytest.mark.slow
 def test_the_model_is_left_as_it_was() -> None:
     planned = module(LayerWise())
     before = {name: tensor.clone() for name, tensor in planned.state_dict().items()}
@@ -83,6 +84,7 @@ def test_the_model_is_left_as_it_was() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.slow
 def test_layer_wise_needs_less_than_progressive_and_that_no_more_than_end_to_end() -> None:
     layer_wise, progressive, whole = (
         total(Planner(module(s), [40]).plan(s)) for s in (LayerWise(), Progressive(), EndToEnd())
@@ -118,6 +120,7 @@ def test_the_papers_convention_has_the_shares_of_fll(
     assert max(layer["computation"] for layer in layers) == pytest.approx(computation, abs=0.0005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "blocks"),
     [
@@ -132,6 +135,7 @@ def test_other_encoders_follow(spec: EncoderSpec, blocks: int) -> None:
     assert all(ratio > 1 for ratio in plan["ratio"].values())
 
 
+@pytest.mark.slow
 def test_clients_that_cannot_train_send_nothing() -> None:
     both, one = (total(Planner(module(EndToEnd()), images).plan(EndToEnd())) for images in ([20, 20], [20, 1]))
     assert one["down_bytes"] == both["down_bytes"]
@@ -148,6 +152,7 @@ FLEET = """devices:
 """
 
 
+@pytest.mark.slow
 def test_json_is_all_that_plan_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "fleet.yaml").write_text(FLEET)
     more = ["--device-profile", str(tmp_path / "fleet.yaml"), "--budget=64MiB", "--plot", str(tmp_path / "plan.png")]
@@ -194,6 +199,7 @@ def test_what_cannot_be_planned(arguments: list[str], message: str) -> None:
         main(["plan", *arguments])
 
 
+@pytest.mark.slow
 def test_the_table_names_every_stage(capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", "-c", "lw_fedssl.yaml", "--images_per_client=100", *SHALLOW, "--budget=1KiB"])
     said = capsys.readouterr().out

@@ -33,6 +33,7 @@ def small(method: Callable[..., Any]) -> SplitModel:
     return build_model(VIT, partial(method, **heads), DigitsViews(), partial(AdamW, lr=1e-3), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spec", "scheme", "batch_size"),
     [
@@ -104,6 +105,7 @@ def test_a_real_step_in_micro_batches_has_the_predicted_cost(stage: Stage) -> No
     assert predicted.peak == live.peak
 
 
+@pytest.mark.slow
 def test_steps_in_micro_batches_follow_from_steps_with_as_many() -> None:
     """With one micro-batch a step has other operations than with two."""
     predictor = StepPredictor(small(SimCLR).in_micro_batches(8), None, 0.0)
@@ -130,6 +132,7 @@ def test_parts_of_the_memory_by_hand() -> None:
     assert step.copies == sizes["block.1"] + sizes["tail"] + sizes["head.projector"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "scheme"),
     [
@@ -149,12 +152,14 @@ def test_deep_stages_follow_from_shallow_ones(method: Callable[..., Any], scheme
             assert inferred[key] == run[key], key
 
 
+@pytest.mark.slow
 def test_the_peak_of_deep_stages_is_exact_at_the_papers_size() -> None:
     predictor = StepPredictor(built(VIT_TINY), None, 0.0)
     for stage in (LayerWise().stages(3, 3)[-1], EndToEnd().stages(3, 3)[0]):
         assert predictor(stage, 64) == predictor.run(stage, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [SimCLR, BYOL, MoCoV3, Supervised])
 def test_three_batch_sizes_tell_all_others(method: Callable[..., Any]) -> None:
     alignment = None if method is Supervised else GlobalAlignment()

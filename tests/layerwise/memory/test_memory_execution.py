@@ -76,6 +76,7 @@ def plan_all(trace, action):
     return MemoryPlan(trace.graph, trace.saved_bytes, 0, 0.0, dict.fromkeys(large, action))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vit", "token", "resnet"])
 @pytest.mark.parametrize("actions", ACTIONS, ids="+".join)
 def test_peak_keeps_to_the_budget_and_to_the_prediction(kind, actions, request, images):
