@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from benchmarks.process_tree import run_measured
 
@@ -22,7 +22,7 @@ def tick(file: Path) -> None:
 
 
 class RoundTimes(Callback):
-    """Notes them for a Lightning Trainer whose epochs are rounds.
+    """Notes them for a Lightning Trainer whose epochs are rounds; of several processes the first one does.
 
     Args:
         file: Where.
@@ -31,13 +31,15 @@ class RoundTimes(Callback):
     def __init__(self, file: str) -> None:
         self.file = Path(file)
 
-    def on_train_start(self, *_: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook."""
-        tick(self.file)
+        if trainer.is_global_zero:
+            tick(self.file)
 
-    def on_train_epoch_end(self, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Lightning's hook; the checkpoint of a round counts for the next one."""
-        tick(self.file)
+        if trainer.is_global_zero:
+            tick(self.file)
 
 
 @dataclass(frozen=True)
