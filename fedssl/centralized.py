@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
 from fedssl.client_data import ClientData
 from fedssl.pretraining import Pretraining
+from fedssl.saved_state import check_same, describe_optimizer, restoring
 from fedssl.seeding import derive_seed, torch_generator
 
 
@@ -45,6 +47,26 @@ class CentralizedSSL(Pretraining):
                 f"CentralizedSSL needs ImageData, got {type(data).__name__}: use FederatedSSL with one client"
             )
         self.prepare(data)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the settings that a resumed run must share."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["run"] = self._settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compares them.
+
+        Raises:
+            ValueError: The checkpoint is of another run.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            with restoring():
+                check_same(checkpoint["run"], self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        optimizer = describe_optimizer(self.configure_optimizers())
+        return {"method": type(self.method).__name__, "optimizer": optimizer, "seed": self.seed}
 
     def on_train_epoch_start(self) -> None:
         """Every epoch has its own random numbers, so that a resumed run continues as it would have."""

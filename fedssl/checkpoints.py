@@ -1,34 +1,58 @@
-"""Checkpoints that are whole or absent, and load without running code from the file."""
+"""Checkpoints that are whole or absent, say what made them, and load without running code from the file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
-from fedssl.files import write_atomically
+from fedssl.saved_state import UnusableStateError, read_state, write_state
 
 PATTERN = "*.ckpt"
+FORMAT = 1
+"""Counts up when a checkpoint gets another form, so that an older one is named as such."""
+
+ORIGIN = "fedssl"
+"""Key of what made a checkpoint."""
+
+NEEDED = ("epoch", "global_step", "loops", "state_dict", "optimizer_states")
+"""Keys of Lightning without which it would fail half-way."""
+
+KEPT = 2
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes through a temporary file in the same folder; loads tensors and plain types only."""
+    """Writes through a temporary file in the same folder; loads tensors and plain types only.
+
+    Args:
+        notes: Written beside the origin of every checkpoint, such as the configuration.
+    """
+
+    def __init__(self, notes: dict[str, Any] | None = None) -> None:
+        super().__init__()
+        self._notes = notes or {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Saves a checkpoint.
 
         Raises:
+            ValueError: Something in it could not be loaded again.
             OSError: The disk refused; older checkpoints are untouched and the message names the newest.
         """
         target = Path(path)
+        noted = checkpoint | {ORIGIN: checkpoint.get(ORIGIN, {}) | self._notes}
         try:
-            write_atomically(target, lambda temporary: torch.save(checkpoint, temporary))
+            write_state(noted, target)
         except (OSError, RuntimeError) as error:
-            last = newest_checkpoint(target.parent)
+            last = _newest_usable(target.parent)
             hint = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
             raise OSError(f"cannot write the checkpoint {target}: {error}; {hint}") from error
 
@@ -37,13 +61,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             FileNotFoundError: There is none.
-            ValueError: It is damaged; the message offers another one of its folder.
+            ValueError: It cannot be used; the message offers another one of its folder.
         """
         return read_checkpoint(Path(path))
 
 
 class RoundCheckpoint(ModelCheckpoint):
     """Writes one checkpoint a round (an epoch of the trainer) and keeps the two newest.
+
+    Lightning would keep a list of them in the checkpoint itself, from which those are missing that were written just
+    before a kill. The folder is looked at instead.
 
     Args:
         folder: Where they are written.
@@ -53,14 +80,47 @@ class RoundCheckpoint(ModelCheckpoint):
         super().__init__(
             dirpath=folder,
             filename="{epoch:05d}",
-            monitor="epoch",
-            mode="max",
-            save_top_k=2,
+            save_top_k=-1,
             every_n_epochs=1,
             save_on_train_epoch_end=True,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the checkpoint, then removes older ones."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if trainer.is_global_zero and self.dirpath:
+            keep_newest(Path(self.dirpath), trainer.current_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def keep_newest(folder: Path, epoch: int) -> None:
+    """Removes all checkpoints but that of an epoch and the one before; none if that of the epoch is not there.
+
+    Later epochs are of a course that the run has left, when it was resumed from before them.
+    """
+    numbered = {int(path.stem): path for path in folder.glob(PATTERN) if path.stem.isdigit()}
+    if epoch not in numbered:
+        return
+    kept = sorted(number for number in numbered if number <= epoch)[-KEPT:]
+    for number in numbered.keys() - kept:
+        numbered[number].unlink(missing_ok=True)
+
+
+def origin(**more: Any) -> dict[str, Any]:
+    """What a checkpoint says about the code that wrote it."""
+    try:
+        release = version("fedssl")
+    except PackageNotFoundError:  # a checkout that was not installed
+        release = "unknown"
+    return {"format": FORMAT, "version": release, **more}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -68,16 +128,41 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It is damaged; the message offers another one of its folder.
+        ValueError: It is damaged, or not one that this version writes; the message offers another one of its folder if
+            that one can be used.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint {path}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        others = [other for other in checkpoints_of(path.parent) if other != path]
-        hint = f"; the one before is {others[-1]}" if others else ""
-        raise ValueError(f"the checkpoint {path} is truncated or damaged{hint}") from error
+        return _read(path)
+    except UnusableStateError as error:
+        other = _newest_usable(path.parent, path)
+        hint = f"; go on from {other} instead" if other else ""
+        raise ValueError(f"the checkpoint {path} {error}{hint}") from error
+
+
+def check_origin(checkpoint: Any) -> None:
+    """Makes sure that this version of the code wrote a checkpoint.
+
+    Raises:
+        UnusableStateError: It did not.
+    """
+    if not isinstance(checkpoint, Mapping) or "pytorch-lightning_version" not in checkpoint:
+        raise UnusableStateError("is no checkpoint of a run")
+    made = checkpoint.get(ORIGIN)
+    if not isinstance(made, Mapping) or "format" not in made:
+        raise UnusableStateError(
+            "has no format number: an older version of fedssl, or another program, wrote it; go on with that one"
+        )
+    if made["format"] != FORMAT:
+        raise UnusableStateError(
+            f"has format {made['format']}, of fedssl {made.get('version')}, and this version reads format {FORMAT}: "
+            "go on with the version that wrote it"
+        )
+    missing = [key for key in NEEDED if key not in checkpoint]
+    if missing or not isinstance(checkpoint["state_dict"], Mapping):
+        lacking = ", ".join(missing) or "weights"
+        raise UnusableStateError(f"has no {lacking}: it was altered, or another version of fedssl wrote it")
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
@@ -95,15 +180,22 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def check_same(then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Compares the settings a checkpoint was made with to those of the run that loads it.
+def _read(path: Path) -> dict[str, Any]:
+    checkpoint = read_state(path)
+    check_origin(checkpoint)
+    for name, tensor in checkpoint["state_dict"].items():
+        if not isinstance(tensor, Tensor):
+            raise UnusableStateError(f"has weights that are no tensors ({name}): it was altered")
+        if not torch.isfinite(tensor).all():
+            raise UnusableStateError(f"has weights that are not finite ({name}): the run had diverged before it")
+    return checkpoint
 
-    Raises:
-        ValueError: One differs.
-    """
-    for key, value in now.items():
-        if then.get(key) != value:
-            raise ValueError(
-                f"the checkpoint was made with {key} {then.get(key)}, this run has {value}; "
-                "resume with the configuration of the run folder"
-            )
+
+def _newest_usable(folder: Path, but: Path | None = None) -> Path | None:
+    """The newest checkpoint that can be read, so that no message recommends one that fails as well."""
+    for path in reversed(checkpoints_of(folder)):
+        if path != but:
+            with suppress(UnusableStateError, OSError):
+                _read(path)
+                return path
+    return None

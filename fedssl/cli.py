@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -22,6 +22,7 @@ from pytorch_lightning.trainer import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from fedssl.changed_settings import changed_settings, check_changes, notes_of_run
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.cli_errors import BriefParser, root_cause
 from fedssl.client_data import ClientData
@@ -77,6 +78,12 @@ class FedSSLCLI(LightningCLI):
             default=None,
             help="Folder of the run; by default the next free runs/<name of the configuration>/<number>.",
         )
+        parser.add_argument(
+            "--changed_settings",
+            type=Literal["refuse", "accept"],
+            default="refuse",
+            help="Whether a run may go on from a checkpoint that was made with other settings.",
+        )
         parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
 
     def before_instantiate_classes(self) -> None:
@@ -85,10 +92,23 @@ class FedSSLCLI(LightningCLI):
         ckpt_path = config.get("ckpt_path")
         self.folder = choose_run_folder(config.run_dir, ckpt_path, Path("runs") / run_name(sys.argv[1:]))
         checkpoint = find_checkpoint(ckpt_path, self.folder)
+        made = read_checkpoint(checkpoint) if checkpoint else None
         if checkpoint:
-            read_checkpoint(checkpoint)
             config.ckpt_path = str(checkpoint)
         self._set_rounds()
+        self._notes: dict[str, Any] = {}
+        if self.subcommand == "fit":
+            self._compare_settings(made)
+
+    def _compare_settings(self, made: dict[str, Any] | None) -> None:
+        """Refuses settings other than those of the checkpoint, unless the change is accepted, which counts once."""
+        accept, self._config.changed_settings = self._config.changed_settings == "accept", "refuse"
+        self._dump_config()
+        self._notes = notes_of_run(self.config_dump, made)
+        changed = changed_settings(self._notes["settings"], made) if made else {}
+        check_changes(changed, accept)
+        for name, (then, now) in changed.items() if process_rank() == 0 else ():
+            print(f"resumed with another {name}: {then} before, {now} now", file=sys.stderr)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds run folder, loggers, checkpoints and progress display to the configured trainer."""
@@ -105,7 +125,7 @@ class FedSSLCLI(LightningCLI):
             default_root_dir=str(self.folder),
             logger=self._loggers(configured["logger"]),
             callbacks=callbacks,
-            plugins=[*plugins, AtomicCheckpointIO()],
+            plugins=[*plugins, AtomicCheckpointIO(self._notes)],
             **process_settings(configured["strategy"], configured["devices"]),
             **kwargs,
         )
@@ -155,6 +175,7 @@ class FedSSLCLI(LightningCLI):
             self.model.export(self.folder / "encoder")
             over_time = accuracy_over_simulated_time(self.folder / METRICS)
             results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
+            results |= {"resumed_with_changes": self._notes["changes"]} if self._notes["changes"] else {}
             if isinstance(self.model, FederatedSSL) and self.model.pace:
                 plot_pace(self.folder / METRICS, self.folder / "pace.png")
         write_results(results, self.folder / file)
@@ -178,7 +199,8 @@ class FedSSLCLI(LightningCLI):
     @rank_zero_only
     def _open_folder(self, trainer: Trainer, module: LightningModule) -> None:
         """Everything was checked: writes the configuration, which makes the folder a run."""
-        text = yaml.safe_dump(self.config_dump, sort_keys=False)
+        changes = [f"# resumed with another {name}: {values}\n" for name, values in self._notes["changes"].items()]
+        text = "".join(changes) + yaml.safe_dump(self.config_dump, sort_keys=False)
         write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
         wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         for logger in wandb_loggers:

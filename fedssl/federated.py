@@ -16,7 +16,6 @@ from fedssl.aggregation import Aggregation, WeightedMean
 from fedssl.alignment import Alignment
 from fedssl.bank import ActivationBank
 from fedssl.calibration import Calibration
-from fedssl.checkpoints import check_same
 from fedssl.client_data import ClientData, Federation
 from fedssl.data import ImageData
 from fedssl.devices import Deadline, DeviceSource, Eligibility, Fleet
@@ -33,6 +32,7 @@ from fedssl.pretraining import Pretraining
 from fedssl.process_memory import memory_metrics, start_device_peak
 from fedssl.ranks import Ranks
 from fedssl.round_report import RoundReport, round_metrics
+from fedssl.saved_state import check_same, restoring
 from fedssl.selection import Selector
 from fedssl.server import Server
 from fedssl.setting_checks import check_at_least, check_method, check_together
@@ -272,6 +272,7 @@ class FederatedSSL(Pretraining):
         """Adds what Lightning does not know: the server's books and what clients remember."""
         assert self.server is not None
         assert self.local is not None
+        super().on_save_checkpoint(checkpoint)
         checkpoint["server"] = self.server.state_dict()
         checkpoint["local"] = self.local.state_dict()
         checkpoint["depth"] = self.model.encoder.depth
@@ -279,13 +280,19 @@ class FederatedSSL(Pretraining):
         checkpoint["data"] = self._data_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores it."""
-        self.model.encoder.depth = checkpoint["depth"]
-        if self.server is not None and self.local is not None:
-            self.server.load_state_dict(checkpoint["server"])
-            self.local.load_state_dict(checkpoint["local"])
-            self.times.restore(checkpoint["seconds"])
-            check_same(checkpoint["data"], self._data_settings())
+        """Restores it.
+
+        Raises:
+            ValueError: The checkpoint is of another run.
+        """
+        super().on_load_checkpoint(checkpoint)
+        with restoring():
+            self.model.encoder.depth = checkpoint["depth"]
+            if self.server is not None and self.local is not None:
+                self.server.load_state_dict(checkpoint["server"])
+                self.local.load_state_dict(checkpoint["local"])
+                self.times.restore(checkpoint["seconds"])
+                check_same(checkpoint["data"], self._data_settings())
 
     def _data_settings(self) -> dict[str, Any]:
         return {"images of the clients": self.trainer.datamodule.federation.sizes}  # type: ignore[attr-defined]

@@ -12,12 +12,12 @@ import torch
 from fedssl.alignment import Alignment, Memory, ProximalTerm
 from fedssl.bank import ActivationBank
 from fedssl.bank.clients import ClientBanks, Source
-from fedssl.checkpoints import check_same
 from fedssl.datasets import SampleSet
 from fedssl.loop import CostBook, LoopReport, NonFiniteLossError, train_epochs
 from fedssl.memory.clients import ClientPlans
 from fedssl.messages import Failure, Result, Task, Tensors, flatten, unflatten
 from fedssl.model import SplitModel
+from fedssl.saved_state import check_same
 from fedssl.seeding import derive_seed, torch_generator
 from fedssl.start import StartRule
 from layerwise import Stage, StepCost

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
+from fedssl.checkpoints import ORIGIN, check_origin, origin
 from fedssl.client_data import ClientData
 from fedssl.data import ImageData
 from fedssl.export import export_encoder, export_text_encoder
 from fedssl.model import MethodFactory, SplitModel, build_model
+from fedssl.saved_state import UnusableStateError, check_network, check_same
 from fedssl.seeding import derive_seed, run_seed
 from fedssl.stopwatch import Stopwatch
 from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, build_encoder
@@ -90,6 +93,23 @@ class Pretraining(EvaluatedModule):
     def on_test_end(self) -> None:
         """Lightning's hook."""
         self.on_validation_end()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook; notes what wrote the checkpoint."""
+        checkpoint[ORIGIN] = origin(training=type(self).__name__)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Lightning's hook; before any weight is overwritten.
+
+        Raises:
+            ValueError: The checkpoint is not of a run like this one.
+        """
+        try:
+            check_origin(checkpoint)
+        except UnusableStateError as error:
+            raise ValueError(f"the checkpoint {error}") from error
+        check_same(checkpoint[ORIGIN], {"training": type(self).__name__})
+        check_network(checkpoint["state_dict"], self.state_dict())
 
     def random_init(self) -> nn.Module:
         """An encoder at random initialisation, at the depth this one has now."""

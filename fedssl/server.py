@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from fedssl.aggregation import Aggregation
 from fedssl.calibration import Calibration
-from fedssl.checkpoints import check_same
 from fedssl.datasets import SampleSet
 from fedssl.devices import fleet_stages
 from fedssl.intake import Intake, sample_update
@@ -19,6 +18,7 @@ from fedssl.messages import Failure, Result, Task, Tensors, content_id, flatten,
 from fedssl.model import SplitModel
 from fedssl.participation import Cohort, Participation
 from fedssl.round_report import RoundReport
+from fedssl.saved_state import check_same, describe_optimizer
 from fedssl.seeding import derive_seed, torch_generator
 from fedssl.selection import Outcome
 from fedssl.shares import check_untied, client_stage, typical_choices
@@ -331,5 +331,6 @@ class Server:
             "virtual clock": self.participation.fleet is not None,
             "deadline": repr(self.participation.fleet.deadline if self.participation.fleet else None),
             "pace": type(self.pace).__name__,
+            "server optimizer": describe_optimizer(self.optimizer),
             "seed": self.seed,
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -13,12 +12,11 @@ import yaml
 
 from fedssl.cli import FedSSLCLI, main
 from fedssl.run_folder import CONFIG
+from fedssl.setting_differences import differences_of_flat, flatten
 
 Configuration = dict[str, Any]
-WHERE = ("run_dir", "ckpt_path", "weights_only")
+WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings")
 """Settings that say where a run writes and from where it goes on; ``trainer.logger`` is one too."""
-
-ABSENT = object()
 
 
 class _ConfigurationOnly(FedSSLCLI):
@@ -98,43 +96,6 @@ def comparable(configuration: Configuration) -> Configuration:
     return kept
 
 
-def flatten(configuration: Configuration) -> dict[str, Any]:
-    """Dotted names and values as on the command line: a class is its name, its arguments stand below it."""
-    flat: dict[str, Any] = {}
-    _flatten("", configuration, flat)
-    return flat
-
-
 def differences(configurations: list[Configuration]) -> dict[str, list[str]]:
-    """Settings in which configurations differ, with a text for each configuration.
-
-    Arguments of a class are compared among those that have the class; for the others the text is empty.
-    """
-    flats = [flatten(comparable(configuration)) for configuration in configurations]
-    found: dict[str, list[str]] = {}
-    for key in sorted({key for flat in flats for key in flat}):
-        values = [flat.get(key, ABSENT) for flat in flats]
-        known = [value for value in values if value is not ABSENT]
-        below = any(key.startswith(f"{other}.") for other in found)
-        if any(value != known[0] for value in known) or (len(known) < len(values) and not below):
-            found[key] = ["" if value is ABSENT else _text(value) for value in values]
-    return found
-
-
-def _flatten(prefix: str, value: Any, flat: dict[str, Any]) -> None:
-    if not isinstance(value, dict) or not value:
-        flat[prefix] = value
-        return
-    if "class_path" in value:
-        flat[prefix] = value["class_path"].rpartition(".")[2]
-        value = value.get("init_args", {})
-    elif prefix:
-        flat[prefix] = "on"
-    for key, below in value.items():
-        _flatten(f"{prefix}.{key}" if prefix else key, below, flat)
-
-
-def _text(value: Any) -> str:
-    if value is None:
-        return "none"
-    return value if isinstance(value, str) else json.dumps(value)
+    """Settings in which configurations differ, with a text for each configuration; see :func:`differences_of_flat`."""
+    return differences_of_flat([flatten(comparable(configuration)) for configuration in configurations])

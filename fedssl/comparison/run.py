@@ -9,11 +9,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedssl.comparison.configuration import Configuration, flatten, read_configuration
+from fedssl.comparison.configuration import Configuration, read_configuration
 from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.runner import rounds_done
 from fedssl.report.record import RESULTS
 from fedssl.run_folder import CONFIG
+from fedssl.setting_differences import flatten
 
 
 @dataclass(frozen=True)

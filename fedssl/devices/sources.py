@@ -136,7 +136,7 @@ class RandomDevices(DeviceSource):
 def _between(limits: Range, position: float, log: bool) -> float:
     """The value at a position in [0, 1) of the range."""
     low, high = limits
-    return low * (high / low) ** position if log else low + (high - low) * position
+    return float(low * (high / low) ** position if log else low + (high - low) * position)
 
 
 def _range(name: str, limits: list[Any] | None, parse: Callable[[Any], float]) -> Range | None:

@@ -8,7 +8,8 @@ import yaml
 from shrunk import TINY_FEDERATION
 
 from fedssl.cli import main
-from fedssl.comparison.configuration import comparable, differences, flatten, holds, read_configuration, resolve
+from fedssl.comparison.configuration import comparable, differences, holds, read_configuration, resolve
+from fedssl.setting_differences import flatten
 
 ENCODER = {"encoder": {"name": "vit", "options": {"depth": 2}}}
 
