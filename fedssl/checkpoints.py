@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from fedssl.saved_state import UnusableStateError, read_state, write_state
+from fedssl.saved_state import UnusableStateError, describe, read_state, write_state
 
 PATTERN = "*.ckpt"
 FORMAT = 1
@@ -22,9 +23,6 @@ FORMAT = 1
 
 ORIGIN = "fedssl"
 """Key of what made a checkpoint."""
-
-NEEDED = ("epoch", "global_step", "loops", "state_dict", "optimizer_states")
-"""Keys of Lightning without which it would fail half-way."""
 
 KEPT = 2
 
@@ -48,9 +46,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             OSError: The disk refused; older checkpoints are untouched and the message names the newest.
         """
         target = Path(path)
-        noted = checkpoint | {ORIGIN: checkpoint.get(ORIGIN, {}) | self._notes}
+        made = checkpoint.get(ORIGIN, {}) | self._notes | {"form": form_of(checkpoint)}
         try:
-            write_state(noted, target)
+            write_state(checkpoint | {ORIGIN: made}, target)
         except (OSError, RuntimeError) as error:
             last = _newest_usable(target.parent)
             hint = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
@@ -147,7 +145,7 @@ def check_origin(checkpoint: Any) -> None:
     Raises:
         UnusableStateError: It did not.
     """
-    if not isinstance(checkpoint, Mapping) or "pytorch-lightning_version" not in checkpoint:
+    if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get("state_dict"), Mapping):
         raise UnusableStateError("is no checkpoint of a run")
     made = checkpoint.get(ORIGIN)
     if not isinstance(made, Mapping) or "format" not in made:
@@ -159,10 +157,13 @@ def check_origin(checkpoint: Any) -> None:
             f"has format {made['format']}, of fedssl {made.get('version')}, and this version reads format {FORMAT}: "
             "go on with the version that wrote it"
         )
-    missing = [key for key in NEEDED if key not in checkpoint]
-    if missing or not isinstance(checkpoint["state_dict"], Mapping):
-        lacking = ", ".join(missing) or "weights"
-        raise UnusableStateError(f"has no {lacking}: it was altered, or another version of fedssl wrote it")
+
+
+def form_of(checkpoint: Mapping[str, Any]) -> str:
+    """A hash of all keys and types but those of the origin."""
+    known = hashlib.blake2b(digest_size=16)
+    describe({key: value for key, value in checkpoint.items() if key != ORIGIN}, known)
+    return known.hexdigest()
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
@@ -183,6 +184,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _read(path: Path) -> dict[str, Any]:
     checkpoint = read_state(path)
     check_origin(checkpoint)
+    if checkpoint[ORIGIN].get("form", form_of(checkpoint)) != form_of(checkpoint):
+        raise UnusableStateError("was altered: its keys or types are not those that it was written with")
     for name, tensor in checkpoint["state_dict"].items():
         if not isinstance(tensor, Tensor):
             raise UnusableStateError(f"has weights that are no tensors ({name}): it was altered")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -55,6 +56,19 @@ def check_plain(state: Any, where: str = "state") -> None:
             f"{where} is a {kind.__module__}.{kind.__qualname__}, and a saved state holds tensors and plain values "
             "only, or it could not be loaded again: convert it where it is made"
         )
+
+
+def describe(state: Any, known: hashlib.blake2b) -> None:
+    """Adds keys, lengths and types of a state to a hash; values do not matter."""
+    known.update(f"{type(state).__name__} ".encode())
+    if isinstance(state, TABLES):
+        for key, value in state.items():
+            known.update(f"{key!r}: ".encode())
+            describe(value, known)
+    elif isinstance(state, GROUPS):
+        known.update(f"{len(state)} ".encode())
+        for value in state:
+            describe(value, known)
 
 
 def read_state(path: Path) -> Any:

@@ -61,3 +61,10 @@ class Unstarted(FedSSLCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         self._accepted.append(self.model)
+
+
+class OnlyFitted(FedSSLCLI):
+    """Trains, and leaves out the final evaluation and the report."""
+
+    def after_fit(self) -> None:
+        """Nothing."""

@@ -1,14 +1,19 @@
-"""Every YAML in configs/ runs, shrunk."""
+"""Every YAML in configs/ runs, shrunk, and goes on after a kill."""
 
+import csv
 import json
+import re
+import shutil
 from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
-from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, Unstarted
+from same import assert_same
+from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, OnlyFitted, Unstarted
 
 from fedssl import FederatedSSL
+from fedssl.checkpoints import read_checkpoint
 from fedssl.cli import main
 from fedssl.comparison.grid import Grid
 
@@ -33,6 +38,9 @@ SUPERVISED = [
     "--data.clients=4",
     "--trainer.check_val_every_n_epoch=1",
 ]
+UNLIKE = re.compile(r"time/(?!simulated)|cost/process_peak_bytes")
+"""Metrics in which equal runs differ."""
+
 OWN = {
     "caff": [
         "--model.encoder.options={patch_size: 4, depth: 2, embed_dim: 16, num_heads: 2, global_pool: avg}",
@@ -79,11 +87,37 @@ def shrunk(path: Path) -> list[str]:
     ]
 
 
+def resume_half_way(command: list[str], run: Path) -> None:
+    """Goes on in a copy of a run's folder, which looks as if the process had been killed, and compares the ends."""
+    killed = run.with_name("killed")
+    shutil.copytree(run, killed)
+    checkpoints = sorted((killed / "checkpoints").glob("*.ckpt"))
+    for later in checkpoints[len(checkpoints) // 2 :]:
+        later.unlink()
+    main(["fit", *command, "--trainer.logger=false", f"--run_dir={killed}", "--ckpt_path=last"], OnlyFitted)
+    whole, resumed = (read_checkpoint(folder / "checkpoints" / checkpoints[-1].name) for folder in (run, killed))
+    assert whole.keys() == resumed.keys()
+    assert_same(*({key: state[key] for key in state.keys() - {"loops"}} for state in (whole, resumed)))
+    rows, again = measured(run / "metrics.csv"), measured(killed / "metrics.csv")
+    assert len(rows) - 1 <= len(again) <= len(rows), "all but that of the final evaluation"
+    assert all(some.items() <= row.items() for row, some in zip(rows, again, strict=False))
+
+
+def measured(metrics: Path) -> list[dict[str, str]]:
+    """What the rows of a run say, without what a clock or the operating system measured."""
+    with metrics.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: row[key] for key in row if row[key] and not UNLIKE.match(key)} for row in rows]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_it_runs(path: Path, tmp_path: Path) -> None:
+def test_it_runs_and_goes_on_bit_for_bit_after_a_kill(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedssl.checkpoints.KEPT", 99)
     below = ["-c", str(PAPER / f"{LAYERS[path]}.yaml")] if path in LAYERS else []
-    command = [*below, "-c", str(path), *shrunk(path), f"--run_dir={tmp_path / 'run'}"]
+    command, run = [*below, "-c", str(path), *shrunk(path)], tmp_path / "run"
     if path.stem == "evaluate":
         fitted = tmp_path / "fitted"
         lw_fedssl = [
@@ -94,13 +128,14 @@ def test_it_runs(path: Path, tmp_path: Path) -> None:
             f"--run_dir={fitted}",
         ]
         main(["fit", *lw_fedssl])
-        main(["test", *command, f"--model.folder={fitted / 'encoder'}"])
-        assert (tmp_path / "run" / "test.json").exists()
+        main(["test", *command, f"--run_dir={run}", f"--model.folder={fitted / 'encoder'}"])
+        assert (run / "test.json").exists()
         return
-    main(["fit", *command, "--trainer.logger=false"])
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    main(["fit", *command, "--trainer.logger=false", f"--run_dir={run}"])
+    results = json.loads((run / "results.json").read_text())
     assert results["perplexity" if OWN.get(path.stem) is TINY_TEXT else "linear_top1"] > 0
     assert ("finetuned_top1" in results) == (path.parent.name == "paper")
+    resume_half_way(command, run)
 
 
 @pytest.mark.slow
