@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from fedssl.files import write_atomically
 from fedssl.messages import Tensors, content_id
+from fedssl.saved_state import UnusableStateError, read_state, write_state
 
+logger = logging.getLogger(__name__)
 RUNS_KEPT = 3
 MEMORIES_KEPT = 3
 NAME = re.compile(r"\w+(\.\w+)*")
@@ -78,13 +80,19 @@ class ClientCache:
                 other.unlink(missing_ok=True)
 
     def memory(self, round_: int) -> dict[str, Any] | None:
-        """What was last remembered before a round."""
-        before = [path for path in self._memories() if _round_of(path) < round_]
-        return torch.load(before[-1], map_location="cpu", weights_only=True) if before else None
+        """What was last remembered before a round; a damaged memory counts as if it had never been written."""
+        for path in reversed(self._memories()):
+            if _round_of(path) < round_:
+                try:
+                    return read_state(path)
+                except (UnusableStateError, OSError) as error:
+                    logger.warning("round %d: the memory %s is forgotten: it %s", round_, path, error)
+                    path.unlink(missing_ok=True)
+        return None
 
     def remember(self, round_: int, state: dict[str, Any]) -> None:
         """Stores what is to be remembered after a round."""
-        write_atomically(self.folder / f"{round_:06d}.memory", lambda temporary: torch.save(state, temporary))
+        write_state(state, self.folder / f"{round_:06d}.memory")
         for path in self._memories()[:-MEMORIES_KEPT]:
             path.unlink(missing_ok=True)
 

@@ -54,6 +54,22 @@ def test_memories_go_back_some_rounds(tmp_path: Path) -> None:
     assert [(cache.memory(at) or {}).get("round") for at in (9, 6, 5, 4, 3)] == [5, 5, 4, 3, None]
 
 
+def test_a_damaged_memory_is_forgotten_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Else every later round of the client would fail; what it remembered before is better than nothing."""
+    cache = make(tmp_path)
+    for round_ in (1, 2):
+        cache.remember(round_, {"round": round_, "w": torch.ones(64)})
+    damaged = cache.folder / "000002.memory"
+    content = bytearray(damaged.read_bytes())
+    content[content.find(torch.ones(64).numpy().tobytes()) + 9] ^= 4
+    damaged.write_bytes(content)
+    assert (cache.memory(3) or {}).get("round") == 1
+    assert f"the memory {damaged} is forgotten: it is damaged" in caplog.text
+    (cache.folder / "000001.memory").write_bytes(b"PK")
+    assert cache.memory(3) is None
+    assert not list(cache.folder.glob("*.memory"))
+
+
 def test_old_runs_are_forgotten(tmp_path: Path) -> None:
     for run in ("a1", "a2", "a3", "a4", "a5"):
         make(tmp_path, run)
