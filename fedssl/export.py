@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from dataclasses import asdict
@@ -60,6 +61,7 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
         fresh = Path(temporary) / folder.name
         save_for_hf(model, str(fresh), model_config=config, model_args=arguments, safe_serialization=True)
+        _seal(fresh)
         replace_folder(fresh, folder)
 
 
@@ -87,7 +89,16 @@ def export_text_encoder(encoder: StagedEncoder, folder: Path) -> None:
         fresh.mkdir()
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         save_file(state, fresh / "model.safetensors")
+        _seal(fresh)
         replace_folder(fresh, folder)
+
+
+def _seal(folder: Path) -> None:
+    """Notes the weights' SHA-256 in ``config.json``: a ``.safetensors`` file has no checksum of its own."""
+    config = json.loads((folder / "config.json").read_text())
+    with (folder / "model.safetensors").open("rb") as weights:
+        config["sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:

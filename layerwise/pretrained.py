@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import re
 from pathlib import Path
@@ -51,13 +52,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no file of tensors.
+        ValueError: It is no file of tensors, or not the one that the ``config.json`` beside it was written with.
     """
     file = path / IN_FOLDER if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"there are no pretrained weights at {file}")
     if file.suffix not in (".safetensors", *PICKLED):
         raise ValueError(f"weights {file} must end in .safetensors, {', '.join(PICKLED)}, or be a folder")
+    _check_sha256(file)
     try:
         content = load_file(file) if file.suffix == ".safetensors" else _unpickle(file)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
@@ -66,6 +68,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"weights {file} hold no tensors by name")
     return state
+
+
+def _check_sha256(file: Path) -> None:
+    """Runs note it when they export their encoder, as a ``.safetensors`` file has no checksum of its own."""
+    config = file.with_name("config.json")
+    noted = re.search(r'"sha256": "(\w+)"', config.read_text()) if file.name == IN_FOLDER and config.is_file() else None
+    with file.open("rb") as weights:
+        if noted and hashlib.file_digest(weights, "sha256").hexdigest() != noted[1]:
+            raise ValueError(f"weights {file} are damaged or were exchanged: {config} has another sha256")
 
 
 def _unpickle(file: Path) -> dict[str, Any]:

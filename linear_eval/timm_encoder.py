@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from linear_eval.evaluate import EvaluationSettings
 from linear_eval.finetune import FinetuneSettings
 from linear_eval.module import EvaluatedModule
+
+WEIGHTS = "model.safetensors"
 
 
 class TimmEncoder(EvaluatedModule):
@@ -74,12 +77,16 @@ def load_encoder(folder: Path) -> Any:
     """The timm model of a folder, without classifier.
 
     Raises:
-        ValueError: ``config.json`` names a stem other than ``timm`` and ``small``.
+        ValueError: ``config.json`` names a stem other than ``timm`` and ``small``, or has another checksum.
     """
     config = json.loads((folder / "config.json").read_text())
     stem = config.get("stem", "timm")
     if stem not in ("timm", "small"):
         raise ValueError(f"{folder / 'config.json'} has the stem {stem!r}; allowed: 'timm', 'small'")
+    if "sha256" in config and (folder / WEIGHTS).is_file():  # noted by the run that exported the encoder
+        with (folder / WEIGHTS).open("rb") as weights:
+            if hashlib.file_digest(weights, "sha256").hexdigest() != config["sha256"]:
+                raise ValueError(f"{folder / WEIGHTS} is damaged or was exchanged: config.json has another sha256")
     if stem == "timm":
         return timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
     arguments = config["model_args"] | {"num_classes": 0}
@@ -87,5 +94,5 @@ def load_encoder(folder: Path) -> Any:
     in_channels, channels = config["pretrained_cfg"]["input_size"][0], model.feature_info[0]["num_chs"]
     model.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
     model.maxpool = nn.Identity()
-    load_checkpoint(model, str(folder / "model.safetensors"))
+    load_checkpoint(model, str(folder / WEIGHTS))
     return model

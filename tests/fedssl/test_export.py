@@ -1,6 +1,7 @@
 """Encoders as timm loads them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,19 @@ def test_the_folder_is_as_readable_as_any_other(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     export_encoder(trained(VITS["average"]), tmp_path / "encoder", [0.5], [0.5])
     assert (tmp_path / "encoder").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+@pytest.mark.parametrize("offset", [-1, -1000])
+def test_exported_weights_with_a_changed_bit_are_refused(offset: int, tmp_path: Path) -> None:
+    """A ``.safetensors`` file has no checksum; the folder's ``config.json`` does."""
+    spec, folder = VITS["average"], tmp_path / "encoder"
+    export_encoder(trained(spec), folder, [0.5], [0.5])
+    weights = folder / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[offset] ^= 64
+    weights.write_bytes(changed)
+    with pytest.raises(ValueError, match=r"is damaged or was exchanged: config\.json has another sha256"):
+        TimmEncoder(str(folder))
+    for given in (folder, weights):
+        with pytest.raises(ValueError, match=r"are damaged or were exchanged: .*config\.json has another sha256"):
+            build_encoder(replace(spec, weights=str(given)), seed=0)
