@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +17,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
 from fedssl.saved_state import UnusableStateError, describe, read_state, write_state
+from fedssl.units import format_bytes
 
 PATTERN = "*.ckpt"
 FORMAT = 1
@@ -52,7 +54,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             last = _newest_usable(target.parent)
             hint = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
-            raise OSError(f"cannot write the checkpoint {target}: {error}; {hint}") from error
+            free = format_bytes(shutil.disk_usage(target.parent).free)  # PyTorch does not say when it finds too little
+            message = f"cannot write the checkpoint {target}: {error}; {free} are free there; {hint}"
+            raise OSError(message) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
         """Loads a checkpoint.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -16,18 +17,35 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         write: Writes the temporary file it is given.
 
     Raises:
-        OSError: The disk refused; a file that was there before is untouched and nothing is left behind.
+        OSError: The disk refused, and the message names the file; one that was there before is untouched and nothing
+            is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
+        with naming(path):
+            write(temporary)
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """While entered, a disk that refuses is told with the file, which the message of a full one lacks.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def replace_folder(fresh: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ import wandb
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from fedssl.files import write_atomically
+from fedssl.files import naming, write_atomically
 
 WANDB_ID = "wandb_id"
 METRIC_GROUPS = ("client", "server", "cost", "eval", "time", "pace", "train")
@@ -101,7 +101,7 @@ class MetricsCSV(Logger):
 
     def _write_last(self, last: int) -> None:
         assert self._rows is not None
-        with self.path.open("r+", newline="") as file:
+        with naming(self.path), self.path.open("r+", newline="") as file:
             file.seek(*((self._offset, 0) if last == self._last else (0, 2)))
             file.truncate()
             self._offset = file.tell()

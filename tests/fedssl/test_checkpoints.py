@@ -60,7 +60,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
         raise error
 
     monkeypatch.setattr(torch, "save", full)
-    message = rf"cannot write the checkpoint .*00004\.ckpt: .*; the last good checkpoint is {good}"
+    message = rf"cannot write the checkpoint .*00004\.ckpt: .* are free there; the last good checkpoint is {good}"
     with pytest.raises(OSError, match=message):
         AtomicCheckpointIO().save_checkpoint(CONTENT, tmp_path / "00004.ckpt")
     assert [path.name for path in tmp_path.iterdir()] == ["00003.ckpt"]

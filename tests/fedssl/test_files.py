@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fedssl.files import replace_folder, write_atomically
+from fedssl.files import naming, replace_folder, write_atomically
 
 
 def names(folder: Path) -> list[str]:
@@ -47,6 +47,15 @@ def test_a_write_that_fails_before_its_file_exists(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         write_atomically(tmp_path / "file.txt", lambda path: 1 / 0)
     assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    named = rf"No space left on device: '{tmp_path / 'file.txt'}'"
+    with pytest.raises(OSError, match=named):
+        write_atomically(tmp_path / "file.txt", lambda path: Path("/dev/full").write_text("new"))
+    with pytest.raises(FileNotFoundError, match="absent"), naming(tmp_path):
+        (tmp_path / "absent").read_text()
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
