@@ -53,10 +53,14 @@ def notes_of_run(configuration: dict[str, Any], checkpoint: dict[str, Any] | Non
 
 
 def changed_settings(now: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Value then and now of every setting that differs; none if the command line did not write the checkpoint."""
+    """Value then and now of every setting that differs; none if the command line did not write the checkpoint.
+
+    Of another class the name is enough: its arguments are left out.
+    """
     then = checkpoint[ORIGIN].get("settings", now)
     found = differences_of_flat([then, now])
-    return {name: (a or "absent", b or "absent") for name, (a, b) in found.items()}
+    kept = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    return {name: (found[name][0] or "absent", found[name][1] or "absent") for name in kept}
 
 
 def check_changes(changed: dict[str, tuple[str, str]], accept: bool) -> None:

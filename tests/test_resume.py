@@ -35,6 +35,17 @@ CENTRALIZED = [
     "--trainer.logger=false",
 ]
 
+DEVICES = [
+    "--model.encoder.options={channels: [8, 8, 16, 16]}",
+    "--model.rounds=8",
+    "--model.local_epochs=1",
+    "--model.batch_size=8",
+    "--model.participation=2",
+    "--data.train_images=60",
+    "--data.clients=4",
+    "--trainer.logger=false",
+]
+
 
 def start(folder: Path, config: str, settings: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "train.py"), "fit", "-c", config, *settings, f"--run_dir={folder}"]
@@ -66,7 +77,11 @@ def final_state(folder: Path) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "settings"),
-    [("lw_fedssl.yaml", [*EVERYTHING, "--model.memory_budget=4 bits"]), ("centralized.yaml", CENTRALIZED)],
+    [
+        ("lw_fedssl.yaml", [*EVERYTHING, "--model.memory_budget=4 bits"]),
+        ("centralized.yaml", CENTRALIZED),
+        ("smartfreeze.yaml", DEVICES),
+    ],
 )
 def test_a_killed_run_ends_as_if_nothing_had_happened(
     config: str, settings: list[str], tmp_path: Path, train: Train
@@ -91,6 +106,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
         assert_same(first[key], second[key], key)
     rows = [(folder / "metrics.csv").read_text().splitlines() for folder in (whole, killed)]
     assert len(rows[0]) == len(rows[1])
+    assert len(list((killed / "checkpoints").iterdir())) == 2, "those that the kills left behind are gone"
 
 
 @pytest.mark.slow
@@ -108,7 +124,7 @@ def test_ctrl_c_ends_cleanly_with_a_usable_checkpoint(tmp_path: Path, train: Tra
 
 
 @pytest.mark.slow
-def test_a_truncated_checkpoint_is_refused_and_the_one_before_offered(tmp_path: Path, train: Train) -> None:
+def test_a_truncated_checkpoint_is_refused_and_another_offered(tmp_path: Path, train: Train) -> None:
     folder = tmp_path / "run"
     train("fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", f"--run_dir={folder}")
     before, last = sorted((folder / "checkpoints").glob("*.ckpt"))
@@ -123,7 +139,8 @@ def test_a_truncated_checkpoint_is_refused_and_the_one_before_offered(tmp_path: 
     ]
     refused = train(*resume, "--ckpt_path=last", ok=False)
     assert refused.returncode != 0
-    assert f"{last} is truncated or damaged; the one before is {before}" in refused.stderr
+    assert f"error: the checkpoint {last} is damaged: it is cut off" in refused.stderr
+    assert f"; go on from {before} instead" in refused.stderr
     train(*resume, f"--ckpt_path={before}")
 
 
@@ -137,7 +154,13 @@ def test_when_every_client_diverges_the_run_stops_and_keeps_its_last_good_checkp
     process.kill()
     process.wait()
     good = {path: path.read_bytes() for path in (folder / "checkpoints").glob("*.ckpt")}
-    diverge = [*EVERYTHING, "--model.optimizer.lr=1e30", "--ckpt_path=last", f"--run_dir={folder}"]
+    diverge = [
+        *EVERYTHING,
+        "--model.optimizer.lr=1e30",
+        "--ckpt_path=last",
+        "--changed_settings=accept",
+        f"--run_dir={folder}",
+    ]
     stopped = train("fit", "-c", "lw_fedssl.yaml", *diverge, ok=False)
     assert stopped.returncode != 0
     assert "no usable update" in stopped.stderr
