@@ -20,6 +20,8 @@ MODULES = (
     "overhead",
     "paper",
     "peers",
+    "reliability.checkpoints",
+    "reliability.kills",
     "schemes",
     "startup",
     "step_memory",

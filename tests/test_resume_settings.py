@@ -42,7 +42,7 @@ CHANGES = {
     "--model.augment=NaturalViews": "model.augment DigitsViews then, NaturalViews now",
     "--model.dropout=0.2": "model.dropout 0.0 then, 0.2 now",
     "--model.method.temperature=0.9": "model.method.temperature 0.2 then, 0.9 now",
-    "--model.optimizer.lr=0.5": "model.optimizer.lr 0.001 then, 0.5 now",
+    "--model.optimizer.lr=0.5": "model.optimizer.lr 0.004 then, 0.5 now",
     "--model.participation=0.5": "model.participation 1.0 then, 0.5 now",
     "--trainer.precision=bf16-mixed": "trainer.precision none then, bf16-mixed now",
 }
