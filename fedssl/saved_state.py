@@ -137,7 +137,8 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def describe_optimizer(optimizer: Optimizer) -> str:
     """Class and settings of an optimizer whose state is saved: they are restored with it, so they cannot change."""
-    settings = ", ".join(f"{name} {value}" for name, value in sorted(optimizer.defaults.items()))
+    given = {name: value for name, value in optimizer.defaults.items() if value is not None and value is not False}
+    settings = ", ".join(f"{name} {value}" for name, value in sorted(given.items()))
     return f"{type(optimizer).__name__}({settings})"
 
 
