@@ -21,6 +21,7 @@ MODULES = (
     "paper",
     "peers",
     "reliability.checkpoints",
+    "reliability.disks",
     "reliability.kills",
     "schemes",
     "startup",
