@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from fedssl.client_data import ClientData
 from fedssl.pretraining import Pretraining
 from fedssl.seeding import derive_seed, torch_generator
+from fedssl.trainer_check import check_trains
 
 
 class CentralizedSSL(Pretraining):
@@ -44,6 +45,7 @@ class CentralizedSSL(Pretraining):
             raise ValueError(
                 f"CentralizedSSL needs ImageData, got {type(data).__name__}: use FederatedSSL with one client"
             )
+        check_trains(self.trainer)
         self.prepare(data)
 
     def on_train_epoch_start(self) -> None:

@@ -33,7 +33,7 @@ from fedssl.planning.trainer import PlanningTrainer
 from fedssl.pretraining import Pretraining
 from fedssl.progress import RoundProgress, working
 from fedssl.ranks import RankLostError
-from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, write_results
+from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, print_shortfall, write_results
 from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
 from fedssl.server import AllClientsFailedError
 from fedssl.tracking import WANDB_ID, MetricsCSV, define_axes, wandb_logger
@@ -123,6 +123,9 @@ class FedSSLCLI(LightningCLI):
         """Evaluates, exports the encoder and prints the results."""
         if self._config.trainer.fast_dev_run:
             return
+        if isinstance(self.model, Pretraining) and not self.trainer.global_step:
+            reason = self.model.progress.reason if self.model.progress else ""
+            raise ValueError("nothing was trained" + (f": {reason}" if reason else ""))
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._finish("results.json", time.perf_counter() - self._started)
 
@@ -152,7 +155,7 @@ class FedSSLCLI(LightningCLI):
         assert isinstance(self.model, EvaluatedModule)
         results = collect_results(self.model, seconds)
         if isinstance(self.model, Pretraining) and file == "results.json":
-            self.model.export(self.folder / "encoder")
+            self._export(self.model)
             over_time = accuracy_over_simulated_time(self.folder / METRICS)
             results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
             if isinstance(self.model, FederatedSSL) and self.model.pace:
@@ -161,6 +164,16 @@ class FedSSLCLI(LightningCLI):
         print_results(results, self.folder)
         if isinstance(self.model, Pretraining) and file == "results.json":
             self._report(self.model)
+        print_shortfall(results)
+
+    def _export(self, module: Pretraining) -> None:
+        """Writes the encoder; one of a run that ended early may be too shallow for timm, which costs no results."""
+        try:
+            module.export(self.folder / "encoder")
+        except ValueError as error:
+            if not module.progress or module.progress.finished:
+                raise
+            print(f"no encoder: {error}", file=sys.stderr)
 
     def _report(self, module: Pretraining) -> None:
         """Draws the report; the results are safe, so whatever goes wrong here does not end the run with an error."""

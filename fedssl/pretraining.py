@@ -11,6 +11,7 @@ from fedssl.client_data import ClientData
 from fedssl.data import ImageData
 from fedssl.export import export_encoder, export_text_encoder
 from fedssl.model import MethodFactory, SplitModel, build_model
+from fedssl.run_progress import RunProgress, batches_left_out, reason_of_end, whole_epochs
 from fedssl.seeding import derive_seed, run_seed
 from fedssl.stopwatch import Stopwatch
 from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, build_encoder
@@ -30,6 +31,9 @@ class Pretraining(EvaluatedModule):
         evaluation: Neighbours and probe; a language model has none, its perplexity is evaluated.
         finetuning: Fine-tunes a copy in the final evaluation; ``None`` does not.
         seed: Seed of every random choice; ``None`` takes the run's.
+
+    Attributes:
+        progress: How far ``fit`` came; ``None`` before it.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Pretraining(EvaluatedModule):
         self.model = model
         self.augment = augment
         self.times = Stopwatch()
+        self.progress: RunProgress | None = None
 
     def build(self) -> SplitModel:
         """A freshly initialised model; equal at every call."""
@@ -73,6 +78,16 @@ class Pretraining(EvaluatedModule):
     def nats(self, texts: Tensor) -> Tensor | None:
         """Of every character that a language model predicts."""
         return self.model.method.nats(self.model.encoder, texts)
+
+    def on_fit_end(self) -> None:
+        """Lightning's hook; notes how far training came, while the Trainer still knows."""
+        self.progress = self._progress()
+
+    def _progress(self) -> RunProgress:
+        trainer = self.trainer
+        done, planned = whole_epochs(trainer), trainer.max_epochs or 0
+        finished = done >= planned and not batches_left_out(trainer)
+        return RunProgress("epochs", done, planned, finished, reason="" if finished else reason_of_end(trainer))
 
     def on_validation_start(self) -> None:
         """Lightning's hook."""
@@ -116,7 +131,8 @@ class Pretraining(EvaluatedModule):
     def export(self, folder: Path) -> None:
         """Writes the encoder: images for timm, text for :class:`layerwise.CausalTransformerSpec`."""
         encoder = self.model.encoder
+        training = self.progress.as_dict() if self.progress else None
         if self.augment:
-            export_encoder(encoder, folder, list(self.augment.mean), list(self.augment.std))
+            export_encoder(encoder, folder, list(self.augment.mean), list(self.augment.std), training)
         else:
-            export_text_encoder(encoder, folder)
+            export_text_encoder(encoder, folder, training)

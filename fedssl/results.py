@@ -18,6 +18,7 @@ from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
 from fedssl.pretraining import Pretraining
 from fedssl.process_memory import peak_process_bytes
+from fedssl.run_progress import UNFINISHED, shortfall
 from linear_eval import EvaluatedModule
 
 PACKAGES = ("fedssl", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "scikit-learn", "numpy")
@@ -32,6 +33,7 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
             "encoder": module.model.encoder.spec.name,
             "depth": module.model.encoder.depth,
         }
+        results |= module.progress.as_dict() if module.progress else {}
     if isinstance(module, FederatedSSL) and module.server:
         server = module.server
         results |= {
@@ -100,6 +102,12 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
         minutes = results["simulated_seconds"] / 60
         console.print(f"the run would take {minutes:,.1f} minutes on these devices", highlight=False)
     console.print(f"{results['wall_seconds']:.0f} s; everything is in {folder}", highlight=False, soft_wrap=True)
+
+
+def print_shortfall(results: dict[str, Any], console: Console | None = None) -> None:
+    """The last line of an unfinished run; nothing for a finished one."""
+    if lacks := shortfall(results):
+        (console or Console()).print(f"{UNFINISHED}: {lacks}", style="bold red", highlight=False, soft_wrap=True)
 
 
 def _quality_table(results: dict[str, Any], title: str) -> Table:

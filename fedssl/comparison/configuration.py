@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from fedssl.cli import FedSSLCLI, main
+from fedssl.report.record import RESULTS
 from fedssl.run_folder import CONFIG
 
 Configuration = dict[str, Any]
@@ -78,6 +79,24 @@ def read_configuration(folder: Path) -> Configuration:
     found = yaml.safe_load((folder / CONFIG).read_text())
     if not isinstance(found, dict) or not {"seed_everything", "model", "data"} <= found.keys():
         raise ValueError(f"{folder / CONFIG} is not the configuration of a run")
+    return found
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """``results.json`` of a folder; empty if there is none.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} does not hold the results of a run")
     return found
 
 

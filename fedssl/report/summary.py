@@ -6,6 +6,7 @@ from typing import Any
 
 from fedssl.report.page import Fact, Table
 from fedssl.report.record import RunRecord
+from fedssl.run_progress import UNFINISHED, shortfall
 from fedssl.units import format_bytes
 
 MIB = 2**20
@@ -21,8 +22,9 @@ QUALITY = (
 
 
 def sentence(record: RunRecord) -> str:
-    """How good the representation is, what it cost each device, and whether it fitted."""
-    good = quality(record.results)
+    """How good the representation is, what it cost each device, whether it fitted; before that, what is missing."""
+    lacks = shortfall(record.results)
+    good = (f"{UNFINISHED}: {lacks}. " if lacks else "") + quality(record.results)
     return " ".join([good, cost(record.results), fit(record)]) if record.federated else f"{good} There were no devices."
 
 
