@@ -56,6 +56,8 @@ class Pretraining(EvaluatedModule):
         self.augment = augment
         self.times = Stopwatch()
         self.progress: RunProgress | None = None
+        # In a tuple, so that it is in no checkpoint; read now, since the file may be gone when training ends.
+        self._start = (("start", build_encoder(encoder, derive_seed(seed, "encoder"))),) if encoder.weights else ()
 
     def build(self) -> SplitModel:
         """A freshly initialised model; equal at every call."""
@@ -106,11 +108,15 @@ class Pretraining(EvaluatedModule):
         """Lightning's hook."""
         self.on_validation_end()
 
-    def random_init(self) -> nn.Module:
-        """An encoder at random initialisation, at the depth this one has now."""
-        encoder = build_encoder(replace(self._recipe[0], weights=None), derive_seed(self.seed, "encoder"))
-        encoder.depth = self.model.encoder.depth
-        return encoder
+    def untrained(self) -> dict[str, nn.Module]:
+        """The encoder at random initialisation, at the depth this one has now; and with the weights that were loaded.
+
+        The loaded one is whole, since it might have been used as it was.
+        """
+        spec, seed = self._recipe[0], derive_seed(self.seed, "encoder")
+        random_init = build_encoder(replace(spec, weights=None), seed)
+        random_init.depth = self.model.encoder.depth
+        return dict(self._start) | {"random_init": random_init}
 
     def layers(self, encoder: nn.Module) -> dict[str, nn.Module]:
         """The stem and every present block."""

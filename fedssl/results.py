@@ -22,7 +22,17 @@ from fedssl.run_progress import UNFINISHED, shortfall
 from linear_eval import EvaluatedModule
 
 PACKAGES = ("fedssl", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "scikit-learn", "numpy")
+PROTOCOL = (
+    "Accuracies in percent on the test images, measured once, after training (test/... in metrics.csv; eval/... is "
+    "measured during training, on labelled training images held out as queries). kNN and probe learn from the labelled "
+    "training images. start_...: the loaded weights that training started from; random_init_...: random "
+    "initialisation, which is the start where there is no start_..."
+)
 MIB = 2**20
+
+
+ENCODERS = {"trained": "", "start weights": "start_", "random init": "random_init_"}
+"""Prefix of each evaluated encoder's figures in ``results.json``."""
 
 
 def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, Any]:
@@ -55,8 +65,8 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
 
 
 def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
-    """The reports of the final evaluation, random initialisation under ``random_init_...``."""
-    results: dict[str, Any] = {}
+    """The reports of the final evaluation; the networks that were not trained under ``start_`` and ``random_init_``."""
+    results: dict[str, Any] = {"protocol": PROTOCOL} if module.reports else {}
     for name, report in module.reports.items():
         prefix = "" if name == "encoder" else f"{name}_"
         results |= {prefix + key: value for key, value in report.as_dict().items()}
@@ -115,7 +125,7 @@ def _quality_table(results: dict[str, Any], title: str) -> Table:
     table.add_column("representation")
     for column in ("kNN top-1 %", "linear top-1 %", "linear per class %", "RankMe"):
         table.add_column(column, justify="right")
-    for label, prefix in (("trained", ""), ("random init", "random_init_")):
+    for label, prefix in ENCODERS.items():
         if f"{prefix}knn_top1" in results:
             keys = ("knn_top1", "linear_top1", "linear_mean_per_class", "rankme")
             table.add_row(label, *(f"{results[prefix + key]:.2f}" for key in keys))

@@ -83,7 +83,8 @@ def batches_left_out(trainer: Trainer) -> bool:
 
 def whole_epochs(trainer: Trainer) -> int:
     """Epochs that are over; Lightning also counts the one in which it stopped."""
-    cut = trainer.fit_loop.epoch_loop.batch_progress.current.processed < trainer.num_training_batches
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    cut = batches.processed < trainer.num_training_batches
     return max(0, trainer.current_epoch - cut)
 
 

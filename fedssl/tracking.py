@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from fedssl.files import write_atomically
 
 WANDB_ID = "wandb_id"
-METRIC_GROUPS = ("client", "server", "cost", "eval", "time", "pace", "train")
+METRIC_GROUPS = ("client", "server", "cost", "eval", "test", "time", "pace", "train")
 """What the names of metrics begin with: who measured."""
 
 

@@ -20,7 +20,7 @@ class EncoderDetails:
         map_shares: Share of the variance along each of the two, (2,).
         neighbour_images: Of each query, the training images with the most similar features, uint8 (Q, K, C, H, W).
         neighbour_labels: Their classes, (Q, K).
-        similarity: CKA of the trained encoder's layers (rows) with this encoder's, (L, L); empty without layers.
+        similarity: CKA of the trained encoder's layers (rows) with this encoder's, (L, M); empty without layers.
     """
 
     confusion: np.ndarray
@@ -41,7 +41,8 @@ class EvaluationDetails:
         query_images: Test images whose neighbours are shown, uint8 (Q, C, H, W).
         query_labels: Their classes, (Q,).
         layers: Names of the layers, (L,); empty if none are known.
-        encoders: ``encoder`` is the trained one, ``random_init`` the one before training, where there is one.
+        encoders: ``encoder`` is the trained one, ``random_init`` one at random initialisation, and ``start`` the one
+            that training started from, where that is another one.
         layer_outputs: Of the trained encoder, one float16 matrix (N, D_i) a layer, for similarities with other runs.
     """
 

@@ -79,6 +79,22 @@ class RunRecord:
         """Scheme and method."""
         return f"{self.results['scheme']} {self.results['method']}"
 
+    @property
+    def loaded_weights(self) -> bool:
+        """Whether training started from weights in a file, and not from random initialisation."""
+        encoder = self.config["model"]["init_args"].get("encoder") or {}
+        return bool(encoder.get("init_args", encoder).get("weights"))
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """What each evaluated encoder is called; before training is what the run started from.
+
+        Runs of older versions did not evaluate the weights that they had loaded.
+        """
+        if not self.loaded_weights:
+            return {"random_init": "before training", "encoder": "after training"}
+        return {"random_init": "at random initialisation", "start": "before training", "encoder": "after training"}
+
     def curve(self, key: str) -> Curve:
         """Rounds (or epochs) from 1, and the metric, where it was measured."""
         rows = [row for row in self.rows if row.get(key)]

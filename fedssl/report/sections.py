@@ -16,7 +16,6 @@ MIB = 2**20
 MOST_CLASSES = 100
 """More have no room in a figure."""
 LOSSES = {"client/loss": "clients", "server/calibration_loss": "server's calibration", "train/loss": "training"}
-ENCODERS = {"random_init": "before training", "encoder": "after training"}
 COST = "What devices paid, counted while they trained: tensors that travelled, operations that ran."
 MAP = "Up to 1,000 test images on the first two principal components of the features; labels only colour them."
 NEIGHBOURS = "Framed by whether the class is that of the test image; another class is named."
@@ -140,15 +139,19 @@ def _classes(record: RunRecord) -> list[Block]:
 
 def _layers(record: RunRecord) -> list[Block]:
     known = record.evaluation is not None and len(record.evaluation.layers) > 0
-    return _encoders(record, representation.similarity, "Trained layers against layers", LAYERS) if known else []
+
+    def draw(details: EvaluationDetails, name: str) -> Figure:
+        return representation.similarity(details, name, f"layer {record.encoders[name]}")
+
+    return _encoders(record, draw, "Trained layers against layers", LAYERS) if known else []
 
 
 def _encoders(
     record: RunRecord, draw: Callable[[EvaluationDetails, str], Figure], what: str, caption: str
 ) -> list[Block]:
-    """The same figure of the encoder before and after training, side by side."""
+    """The same figure of the encoder before and after training, side by side; of chance too, where that differs."""
     details = record.evaluation
     if details is None:
         return []
-    known = [(name, title) for name, title in ENCODERS.items() if name in details.encoders]
+    known = [(name, title) for name, title in record.encoders.items() if name in details.encoders]
     return [Picture(f"{what} {title}", draw(details, name), caption) for name, title in known]
