@@ -25,7 +25,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.cli_errors import BriefParser, root_cause
 from fedssl.client_data import ClientData
+from fedssl.data import ImageData
 from fedssl.ddp import process_rank, process_settings
+from fedssl.disclosure import may_show_images
 from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
 from fedssl.pace_plot import plot_pace
@@ -76,6 +78,13 @@ class FedSSLCLI(LightningCLI):
             type=str | None,
             default=None,
             help="Folder of the run; by default the next free runs/<name of the configuration>/<number>.",
+        )
+        parser.add_argument(
+            "--show_images",
+            type=bool | None,
+            default=None,
+            help="Whether images of the data stand in report.html, details.npz and Weights & Biases; by default those "
+            "of public data sets only.",
         )
         parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
 
@@ -181,8 +190,10 @@ class FedSSLCLI(LightningCLI):
 
         try:
             with working("drawing the report"):
-                page = deliver_report(module, self.datamodule, self.folder, self.trainer.loggers)
-            print(f"report: {page}")
+                shown = self._config.show_images
+                page = deliver_report(module, self.datamodule, self.folder, self.trainer.loggers, shown)
+            hidden = shown is None and isinstance(self.datamodule, ImageData) and not may_show_images(self.datamodule)
+            print(f"report: {page}" + " (without your images; --show_images true shows them)" * hidden)
         except Exception as error:
             if os.environ.get("FEDSSL_DEBUG"):
                 raise

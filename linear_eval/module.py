@@ -89,15 +89,23 @@ class EvaluatedModule(LightningModule):
         """Modules of an encoder whose outputs are worth comparing, in their order; a subclass may know some."""
         return {}
 
-    def details(self) -> EvaluationDetails:
-        """What pictures of the evaluation need; for use after ``test``."""
+    def details(self, pictures: bool = False) -> EvaluationDetails:
+        """What figures of the evaluation need; for use after ``test``.
+
+        Args:
+            pictures: Whether images of the data are in it.
+        """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         evaluated = {}
         for name, report in self.reports.items():
             encoder = self._collected.encoders[name].to(self.device)
             evaluated[name] = Evaluated(encoder, self.layers(encoder), *self._collected.features(name), report)
         return collect_details(
-            evaluated, data.eval_train, data.eval_test, lambda images: self.normalize(images.to(self.device))
+            evaluated,
+            data.eval_train,
+            data.eval_test,
+            lambda images: self.normalize(images.to(self.device)),
+            pictures,
         )
 
     def on_validation_epoch_start(self) -> None:

@@ -16,8 +16,8 @@ from fedssl.report.record import RESULTS
 from fedssl.run_folder import CONFIG
 
 Configuration = dict[str, Any]
-WHERE = ("run_dir", "ckpt_path", "weights_only")
-"""Settings that say where a run writes and from where it goes on; ``trainer.logger`` is one too."""
+WHERE = ("run_dir", "ckpt_path", "weights_only", "show_images")
+"""Settings that say where a run writes, what it shows and from where it goes on; ``trainer.logger`` is one too."""
 
 ABSENT = object()
 

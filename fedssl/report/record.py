@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from fedssl.disclosure import without_paths
 from fedssl.report.details_file import DETAILS, ClientDetails, read_details
 from fedssl.run_folder import CONFIG
 from linear_eval import EvaluationDetails
@@ -63,6 +64,11 @@ class RunRecord:
     def config(self) -> dict[str, Any]:
         """``config.yaml`` as data."""
         return yaml.safe_load(self.configuration)
+
+    @property
+    def shown_configuration(self) -> str:
+        """``config.yaml`` for other eyes: without places on this machine."""
+        return yaml.safe_dump(without_paths(self.config), sort_keys=False)
 
     @property
     def federated(self) -> bool:

@@ -30,9 +30,9 @@ def run_sections(record: RunRecord) -> list[Section]:
         Section("Clients", _clients(record)),
         Section("Classes", _classes(record), "The linear probe on the test images."),
         Section("Representation", _encoders(record, representation.flat_map, "Map", MAP)),
-        Section("Neighbours", _encoders(record, representation.neighbours, "Nearest images", NEIGHBOURS)),
+        Section("Neighbours", _neighbours(record)),
         Section("Layers", _layers(record)),
-        Section("Origin", [summary.origin_table(record), Listing("config.yaml", record.configuration)]),
+        Section("Origin", [summary.origin_table(record), Listing("config.yaml", record.shown_configuration)]),
     ]
 
 
@@ -135,6 +135,11 @@ def _classes(record: RunRecord) -> list[Block]:
         Picture("Accuracy of each class", representation.per_class_accuracy(details), accuracy),
         Picture("Confusion", representation.confusion(details), confusion),
     ]
+
+
+def _neighbours(record: RunRecord) -> list[Block]:
+    known = record.evaluation is not None and record.evaluation.has_pictures
+    return _encoders(record, representation.neighbours, "Nearest images", NEIGHBOURS) if known else []
 
 
 def _layers(record: RunRecord) -> list[Block]:
