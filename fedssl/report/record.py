@@ -18,6 +18,8 @@ from linear_eval import EvaluationDetails
 
 METRICS = "metrics.csv"
 RESULTS = "results.json"
+OFF_SCALE = 1e300
+"""Larger values are left out of figures like NaN and infinity, for the margins of an axis would be infinite."""
 Curve = tuple[list[float], list[float]]
 
 
@@ -102,8 +104,8 @@ class RunRecord:
         return {"random_init": "at random initialisation", "start": "before training", "encoder": "after training"}
 
     def curve(self, key: str) -> Curve:
-        """Rounds (or epochs) from 1, and the metric, where it was measured."""
-        rows = [row for row in self.rows if row.get(key)]
+        """Rounds (or epochs) from 1, and the metric, where it was measured and is a number of reasonable size."""
+        rows = [row for row in self.rows if row.get(key) and abs(float(row[key])) < OFF_SCALE]
         return [float(row["epoch"]) + 1 for row in rows], [float(row[key]) for row in rows]
 
     def stages(self) -> list[int]:

@@ -87,6 +87,7 @@ def _cost(record: RunRecord) -> list[Block]:
     pictures: list[Block] = [
         Picture(title, curves.lines(drawn, record.unit, label, stages), caption)
         for title, drawn, label, caption in panels
+        if drawn[0].curve[0]
     ]
     both = down[0], [received + sent for received, sent in zip(down[1], up[1], strict=True)]
     return [*pictures, *accuracy_over_cost(record, both), summary.cost_table(record), summary.stage_table(record)]
@@ -112,7 +113,11 @@ def _clients(record: RunRecord) -> list[Block]:
         return []
     pictures: list[Block] = []
     if 0 < clients.images.shape[1] <= MOST_CLASSES:
-        held = f"Training images of each class that each client holds; the darkest cell has {clients.images.max():,}."
+        shown = client_figures.shown_clients(len(clients.images))
+        most = clients.images[shown].max()
+        held = f"Training images of each class that each client holds; the darkest cell has {most:,}."
+        if len(shown) < len(clients.images):
+            held += f" Shown: {len(shown)} of the {len(clients.images):,} clients, evenly spaced."
         pictures.append(Picture("Who holds what", client_figures.distribution(clients), held))
     given = "Clients of each round: those whose result counted, and why others gave nothing."
     counted = "Rounds in which each client's result counted."
@@ -120,8 +125,8 @@ def _clients(record: RunRecord) -> list[Block]:
     return [
         *pictures,
         Picture("Participation", curves.participation(record), given),
-        Picture("Rounds of each client", client_figures.bars(clients.rounds, "rounds"), counted),
-        Picture("Computation of each client", client_figures.bars(clients.macs / 1e9, "GMACs"), computed),
+        Picture("Rounds of each client", client_figures.each_client(clients.rounds, "rounds"), counted),
+        Picture("Computation of each client", client_figures.each_client(clients.macs / 1e9, "GMACs"), computed),
     ]
 
 

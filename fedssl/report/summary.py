@@ -166,7 +166,7 @@ def stage_sums(record: RunRecord) -> list[dict[str, float]]:
     for end in record.stages():
         down, up, macs, peak, loss = (_between(record, key, start, end) for key in STAGE_METRICS)
         sums = {"first_round": start, "last_round": end, "down_mib": sum(down) / MIB, "up_mib": sum(up) / MIB}
-        sums |= {"gmacs": sum(macs) / 1e9, "peak_mib": max(peak) / MIB}
+        sums |= {"gmacs": sum(macs) / 1e9, "peak_mib": max(peak, default=0) / MIB}
         found.append(sums | ({"loss": loss[-1]} if loss else {}))
         start = end + 1
     return found
