@@ -20,6 +20,7 @@ MODULES = (
     "overhead",
     "paper",
     "peers",
+    "reliability.load",
     "schemes",
     "startup",
     "step_memory",

@@ -41,7 +41,7 @@ def each_client(values: np.ndarray, label: str) -> Figure:
     """
     figure, axes = new_axes(height=2.6)
     if len(values) > MOST_CLIENTS:
-        axes.hist(values, bins=_bins(values), color=SERIES[0], rwidth=0.9)
+        axes.hist(values, bins=_bins(values).tolist(), color=SERIES[0], rwidth=0.9)
         axes.set_xlabel(label)
         axes.set_ylabel("clients")
         return figure
