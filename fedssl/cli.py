@@ -106,7 +106,8 @@ class FedSSLCLI(LightningCLI):
         wanted = configured["enable_checkpointing"] is not False
         if wanted and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(RoundCheckpoint(self.folder / CHECKPOINTS))
-        if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        shown = configured["enable_progress_bar"] is not False
+        if shown and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(RoundProgress(self._config.more))
         if self.subcommand == "fit" and not configured["fast_dev_run"]:
             callbacks.append(LambdaCallback(on_fit_start=self._open_folder, on_validation_epoch_end=_log_round))
