@@ -23,6 +23,7 @@ MODULES = (
     "reliability.checkpoints",
     "reliability.disks",
     "reliability.kills",
+    "reliability.load",
     "schemes",
     "startup",
     "step_memory",

@@ -13,6 +13,7 @@ from fedssl.client_data import ClientData
 from fedssl.pretraining import Pretraining
 from fedssl.saved_state import check_same, describe_optimizer, restoring
 from fedssl.seeding import derive_seed, torch_generator
+from fedssl.trainer_check import check_trains
 
 
 class CentralizedSSL(Pretraining):
@@ -46,6 +47,7 @@ class CentralizedSSL(Pretraining):
             raise ValueError(
                 f"CentralizedSSL needs ImageData, got {type(data).__name__}: use FederatedSSL with one client"
             )
+        check_trains(self.trainer)
         self.prepare(data)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

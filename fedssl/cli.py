@@ -26,7 +26,9 @@ from fedssl.changed_settings import changed_settings, check_changes, notes_of_ru
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.cli_errors import BriefParser, root_cause
 from fedssl.client_data import ClientData
+from fedssl.data import ImageData
 from fedssl.ddp import process_rank, process_settings
+from fedssl.disclosure import may_show_images
 from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
 from fedssl.pace_plot import plot_pace
@@ -34,7 +36,7 @@ from fedssl.planning.trainer import PlanningTrainer
 from fedssl.pretraining import Pretraining
 from fedssl.progress import RoundProgress, working
 from fedssl.ranks import RankLostError
-from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, write_results
+from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, print_shortfall, write_results
 from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
 from fedssl.server import AllClientsFailedError
 from fedssl.tracking import WANDB_ID, MetricsCSV, define_axes, wandb_logger
@@ -84,6 +86,13 @@ class FedSSLCLI(LightningCLI):
             default="refuse",
             help="Whether a run may go on from a checkpoint that was made with other settings.",
         )
+        parser.add_argument(
+            "--show_images",
+            type=bool | None,
+            default=None,
+            help="Whether images of the data stand in report.html, details.npz and Weights & Biases; by default those "
+            "of public data sets only.",
+        )
         parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
 
     def before_instantiate_classes(self) -> None:
@@ -117,7 +126,8 @@ class FedSSLCLI(LightningCLI):
         wanted = configured["enable_checkpointing"] is not False
         if wanted and not any(isinstance(callback, Checkpoint) for callback in callbacks):
             callbacks.append(RoundCheckpoint(self.folder / CHECKPOINTS))
-        if not any(isinstance(callback, ProgressBar) for callback in callbacks):
+        shown = configured["enable_progress_bar"] is not False
+        if shown and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(RoundProgress(self._config.more))
         if self.subcommand == "fit" and not configured["fast_dev_run"]:
             callbacks.append(LambdaCallback(on_fit_start=self._open_folder, on_validation_epoch_end=_log_round))
@@ -143,6 +153,9 @@ class FedSSLCLI(LightningCLI):
         """Evaluates, exports the encoder and prints the results."""
         if self._config.trainer.fast_dev_run:
             return
+        if isinstance(self.model, Pretraining) and not self.trainer.global_step:
+            reason = self.model.progress.reason if self.model.progress else ""
+            raise ValueError("nothing was trained" + (f": {reason}" if reason else ""))
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._finish("results.json", time.perf_counter() - self._started)
 
@@ -172,7 +185,7 @@ class FedSSLCLI(LightningCLI):
         assert isinstance(self.model, EvaluatedModule)
         results = collect_results(self.model, seconds)
         if isinstance(self.model, Pretraining) and file == "results.json":
-            self.model.export(self.folder / "encoder")
+            self._export(self.model)
             over_time = accuracy_over_simulated_time(self.folder / METRICS)
             results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
             results |= {"resumed_with_changes": self._notes["changes"]} if self._notes["changes"] else {}
@@ -182,6 +195,16 @@ class FedSSLCLI(LightningCLI):
         print_results(results, self.folder)
         if isinstance(self.model, Pretraining) and file == "results.json":
             self._report(self.model)
+        print_shortfall(results)
+
+    def _export(self, module: Pretraining) -> None:
+        """Writes the encoder; one of a run that ended early may be too shallow for timm, which costs no results."""
+        try:
+            module.export(self.folder / "encoder")
+        except ValueError as error:
+            if not module.progress or module.progress.finished:
+                raise
+            print(f"no encoder: {error}", file=sys.stderr)
 
     def _report(self, module: Pretraining) -> None:
         """Draws the report; the results are safe, so whatever goes wrong here does not end the run with an error."""
@@ -189,8 +212,10 @@ class FedSSLCLI(LightningCLI):
 
         try:
             with working("drawing the report"):
-                page = deliver_report(module, self.datamodule, self.folder, self.trainer.loggers)
-            print(f"report: {page}")
+                shown = self._config.show_images
+                page = deliver_report(module, self.datamodule, self.folder, self.trainer.loggers, shown)
+            hidden = shown is None and isinstance(self.datamodule, ImageData) and not may_show_images(self.datamodule)
+            print(f"report: {page}" + " (without your images; --show_images true shows them)" * hidden)
         except Exception as error:
             if os.environ.get("FEDSSL_DEBUG"):
                 raise

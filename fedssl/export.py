@@ -18,8 +18,13 @@ from fedssl.datasets.text_set import CHARACTERS
 from fedssl.files import replace_folder
 from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, timm_arguments, use_small_stem
 
+CLAIMS = ("license", "origin_url", "paper_ids", "paper_name", "notes")
+"""What timm says of its own weights of an architecture, and nobody has said of these."""
 
-def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std: list[float]) -> None:
+
+def export_encoder(
+    encoder: StagedEncoder, folder: Path, mean: list[float], std: list[float], training: dict[str, Any] | None = None
+) -> None:
     """Writes ``config.json`` and ``model.safetensors``, all or nothing.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)`` gives back a model with the same
@@ -34,6 +39,7 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
         folder: Replaced if it exists.
         mean: Normalisation of the images by channel.
         std: Normalisation of the images by channel.
+        training: How far training came, noted in ``config.json``.
 
     Raises:
         ValueError: A ResNet with fewer than its four stages, which timm cannot build.
@@ -45,6 +51,7 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
     if spec.stem == "small":
         use_small_stem(model, spec.in_channels)
     model.load_state_dict(timm_state(encoder))
+    model.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in CLAIMS}
     preprocessing = {
         "input_size": [spec.in_channels, spec.image_size, spec.image_size],
         "mean": mean,
@@ -52,6 +59,7 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
         "crop_pct": 1.0,
     }
     config: dict[str, Any] = {} if spec.stem == "timm" else {"stem": spec.stem}
+    config |= {"training": _training(encoder, training)} if training else {}
     config |= {
         "num_classes": 0,
         "num_features": encoder.widths[encoder.depth - 1],
@@ -65,7 +73,7 @@ def export_encoder(encoder: StagedEncoder, folder: Path, mean: list[float], std:
         replace_folder(fresh, folder)
 
 
-def export_text_encoder(encoder: StagedEncoder, folder: Path) -> None:
+def export_text_encoder(encoder: StagedEncoder, folder: Path, training: dict[str, Any] | None = None) -> None:
     """Writes ``config.json`` and ``model.safetensors``, all or nothing.
 
     timm has no such model. :class:`layerwise.CausalTransformerSpec` with these settings and the folder as ``weights``
@@ -75,11 +83,13 @@ def export_text_encoder(encoder: StagedEncoder, folder: Path) -> None:
         encoder: Its first ``encoder.depth`` blocks are written, with the final norm; the head is not. Low-rank adapters
             are merged into the weights that they adapt.
         folder: Replaced if it exists.
+        training: How far training came, noted in ``config.json``.
     """
     spec = encoder.spec
     assert isinstance(spec, CausalTransformerSpec)
     settings = {name: value for name, value in asdict(spec).items() if name not in ("weights", "ranks")}
     config = {"architecture": spec.name, **settings, "depth": encoder.depth, "characters": CHARACTERS}
+    config |= {"training": _training(encoder, training)} if training else {}
     parts = {"stem": encoder.stem.state_dict(), "tail": encoder.tail.state_dict()}
     parts |= {f"blocks.{i}": _block_state(encoder, i) for i in range(encoder.depth)}
     state = {f"{part}.{name}": tensor.cpu() for part, tensors in parts.items() for name, tensor in tensors.items()}
@@ -99,6 +109,10 @@ def _seal(folder: Path) -> None:
     with (folder / "model.safetensors").open("rb") as weights:
         config["sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _training(encoder: StagedEncoder, training: dict[str, Any]) -> dict[str, Any]:
+    return training | {"blocks_present": encoder.depth}
 
 
 def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ from fedssl.pretraining import Pretraining
 from fedssl.process_memory import memory_metrics, start_device_peak
 from fedssl.ranks import Ranks
 from fedssl.round_report import RoundReport, round_metrics
+from fedssl.run_progress import RunProgress, reason_of_end
 from fedssl.saved_state import check_same, restoring
 from fedssl.selection import Selector
 from fedssl.server import Server
@@ -241,7 +242,26 @@ class FederatedSSL(Pretraining):
 
     def on_fit_end(self) -> None:
         """Lightning's hook; another fit starts with a new server."""
+        super().on_fit_end()
         self._prepared = None
+
+    def _progress(self) -> RunProgress:
+        assert self.server is not None
+        server, reason = self.server, "" if self.server.done else reason_of_end(self.trainer)
+        incomplete, untrained = server.open_stages()
+        begun = [stage for stage in server.stages if server.stage_rounds[stage.index]]
+        trained = {block for stage in begun for block in stage.trained}
+        return RunProgress(
+            "rounds",
+            server.round,
+            self.rounds,
+            server.done,
+            len(server.stages),
+            incomplete,
+            untrained,
+            (len(trained), len(self.model.encoder.blocks)),
+            reason,
+        )
 
     def training_step(self, batch: Federation, batch_idx: int) -> None:
         """One communication round."""

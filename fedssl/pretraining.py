@@ -13,6 +13,7 @@ from fedssl.client_data import ClientData
 from fedssl.data import ImageData
 from fedssl.export import export_encoder, export_text_encoder
 from fedssl.model import MethodFactory, SplitModel, build_model
+from fedssl.run_progress import RunProgress, batches_left_out, reason_of_end, whole_epochs
 from fedssl.saved_state import UnusableStateError, check_network, check_same
 from fedssl.seeding import derive_seed, run_seed
 from fedssl.stopwatch import Stopwatch
@@ -33,6 +34,9 @@ class Pretraining(EvaluatedModule):
         evaluation: Neighbours and probe; a language model has none, its perplexity is evaluated.
         finetuning: Fine-tunes a copy in the final evaluation; ``None`` does not.
         seed: Seed of every random choice; ``None`` takes the run's.
+
+    Attributes:
+        progress: How far ``fit`` came; ``None`` before it.
     """
 
     def __init__(
@@ -54,6 +58,9 @@ class Pretraining(EvaluatedModule):
         self.model = model
         self.augment = augment
         self.times = Stopwatch()
+        self.progress: RunProgress | None = None
+        # In a tuple, so that it is in no checkpoint; read now, since the file may be gone when training ends.
+        self._start = (("start", build_encoder(encoder, derive_seed(seed, "encoder"))),) if encoder.weights else ()
 
     def build(self) -> SplitModel:
         """A freshly initialised model; equal at every call."""
@@ -76,6 +83,16 @@ class Pretraining(EvaluatedModule):
     def nats(self, texts: Tensor) -> Tensor | None:
         """Of every character that a language model predicts."""
         return self.model.method.nats(self.model.encoder, texts)
+
+    def on_fit_end(self) -> None:
+        """Lightning's hook; notes how far training came, while the Trainer still knows."""
+        self.progress = self._progress()
+
+    def _progress(self) -> RunProgress:
+        trainer = self.trainer
+        done, planned = whole_epochs(trainer), trainer.max_epochs or 0
+        finished = done >= planned and not batches_left_out(trainer)
+        return RunProgress("epochs", done, planned, finished, reason="" if finished else reason_of_end(trainer))
 
     def on_validation_start(self) -> None:
         """Lightning's hook."""
@@ -111,11 +128,15 @@ class Pretraining(EvaluatedModule):
         check_same(checkpoint[ORIGIN], {"training": type(self).__name__})
         check_network(checkpoint["state_dict"], self.state_dict())
 
-    def random_init(self) -> nn.Module:
-        """An encoder at random initialisation, at the depth this one has now."""
-        encoder = build_encoder(replace(self._recipe[0], weights=None), derive_seed(self.seed, "encoder"))
-        encoder.depth = self.model.encoder.depth
-        return encoder
+    def untrained(self) -> dict[str, nn.Module]:
+        """The encoder at random initialisation, at the depth this one has now; and with the weights that were loaded.
+
+        The loaded one is whole, since it might have been used as it was.
+        """
+        spec, seed = self._recipe[0], derive_seed(self.seed, "encoder")
+        random_init = build_encoder(replace(spec, weights=None), seed)
+        random_init.depth = self.model.encoder.depth
+        return dict(self._start) | {"random_init": random_init}
 
     def layers(self, encoder: nn.Module) -> dict[str, nn.Module]:
         """The stem and every present block."""
@@ -136,7 +157,8 @@ class Pretraining(EvaluatedModule):
     def export(self, folder: Path) -> None:
         """Writes the encoder: images for timm, text for :class:`layerwise.CausalTransformerSpec`."""
         encoder = self.model.encoder
+        training = self.progress.as_dict() if self.progress else None
         if self.augment:
-            export_encoder(encoder, folder, list(self.augment.mean), list(self.augment.std))
+            export_encoder(encoder, folder, list(self.augment.mean), list(self.augment.std), training)
         else:
-            export_text_encoder(encoder, folder)
+            export_text_encoder(encoder, folder, training)

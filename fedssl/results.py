@@ -18,10 +18,21 @@ from fedssl.federated import FederatedSSL
 from fedssl.files import write_atomically
 from fedssl.pretraining import Pretraining
 from fedssl.process_memory import peak_process_bytes
+from fedssl.run_progress import UNFINISHED, shortfall
 from linear_eval import EvaluatedModule
 
 PACKAGES = ("fedssl", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "scikit-learn", "numpy")
+PROTOCOL = (
+    "Accuracies in percent on the test images, measured once, after training (test/... in metrics.csv; eval/... is "
+    "measured during training, on labelled training images held out as queries). kNN and probe learn from the labelled "
+    "training images. start_...: the loaded weights that training started from; random_init_...: random "
+    "initialisation, which is the start where there is no start_..."
+)
 MIB = 2**20
+
+
+ENCODERS = {"trained": "", "start weights": "start_", "random init": "random_init_"}
+"""Prefix of each evaluated encoder's figures in ``results.json``."""
 
 
 def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, Any]:
@@ -32,6 +43,7 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
             "encoder": module.model.encoder.spec.name,
             "depth": module.model.encoder.depth,
         }
+        results |= module.progress.as_dict() if module.progress else {}
     if isinstance(module, FederatedSSL) and module.server:
         server = module.server
         results |= {
@@ -53,8 +65,8 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
 
 
 def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
-    """The reports of the final evaluation, random initialisation under ``random_init_...``."""
-    results: dict[str, Any] = {}
+    """The reports of the final evaluation; the networks that were not trained under ``start_`` and ``random_init_``."""
+    results: dict[str, Any] = {"protocol": PROTOCOL} if module.reports else {}
     for name, report in module.reports.items():
         prefix = "" if name == "encoder" else f"{name}_"
         results |= {prefix + key: value for key, value in report.as_dict().items()}
@@ -102,12 +114,18 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
     console.print(f"{results['wall_seconds']:.0f} s; everything is in {folder}", highlight=False, soft_wrap=True)
 
 
+def print_shortfall(results: dict[str, Any], console: Console | None = None) -> None:
+    """The last line of an unfinished run; nothing for a finished one."""
+    if lacks := shortfall(results):
+        (console or Console()).print(f"{UNFINISHED}: {lacks}", style="bold red", highlight=False, soft_wrap=True)
+
+
 def _quality_table(results: dict[str, Any], title: str) -> Table:
     table = Table(title=title or "evaluation", title_justify="left")
     table.add_column("representation")
     for column in ("kNN top-1 %", "linear top-1 %", "linear per class %", "RankMe"):
         table.add_column(column, justify="right")
-    for label, prefix in (("trained", ""), ("random init", "random_init_")):
+    for label, prefix in ENCODERS.items():
         if f"{prefix}knn_top1" in results:
             keys = ("knn_top1", "linear_top1", "linear_mean_per_class", "rankme")
             table.add_row(label, *(f"{results[prefix + key]:.2f}" for key in keys))

@@ -109,6 +109,12 @@ class Server:
         """The stage of the current round; after the last round, the last stage."""
         return self.stages[min(self._index, len(self.stages) - 1)]
 
+    def open_stages(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Stages, numbered from 1, that have begun and not ended, and those that have not begun."""
+        left = range(self._index, len(self.stages))
+        begun = tuple(at + 1 for at in left if self.stage_rounds[at])
+        return begun, tuple(at + 1 for at in left if not self.stage_rounds[at])
+
     def least_stages(self) -> list[Stage]:
         """The stages as the clients with the smallest shares get them, which tells what they cost at least."""
         return [typical_choices(self.scheme, stage, self.seed)[-1] for stage in self.stages]

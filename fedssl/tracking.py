@@ -14,10 +14,11 @@ import wandb
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
+from fedssl.disclosure import without_paths
 from fedssl.files import naming, write_atomically
 
 WANDB_ID = "wandb_id"
-METRIC_GROUPS = ("client", "server", "cost", "eval", "time", "pace", "train")
+METRIC_GROUPS = ("client", "server", "cost", "eval", "test", "time", "pace", "train")
 """What the names of metrics begin with: who measured."""
 
 
@@ -109,7 +110,10 @@ class MetricsCSV(Logger):
 
 
 def wandb_logger(folder: Path, name: str, config: dict[str, Any]) -> WandbLogger:
-    """One W&B run an experiment: offline unless logged in, and the same id after a resume."""
+    """One W&B run an experiment: offline unless logged in, and the same id after a resume.
+
+    It gets no paths, and neither the command line nor what is printed: an error may name a patient's file.
+    """
     remembered = folder / WANDB_ID
     identity = remembered.read_text().strip() if remembered.exists() else uuid.uuid4().hex[:8]
     return WandbLogger(
@@ -119,8 +123,8 @@ def wandb_logger(folder: Path, name: str, config: dict[str, Any]) -> WandbLogger
         project="fedssl",
         resume="allow",
         offline=not logged_in(),
-        config=config,
-        settings=wandb.Settings(silent=True),
+        config=without_paths(config),
+        settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
     )
 
 

@@ -7,6 +7,17 @@ from typing import Any
 from fedssl.ddp import CohortStrategy
 
 
+def check_trains(trainer: Any) -> None:
+    """Refuses a Trainer that would end before its first step, and leave an untrained encoder as the result.
+
+    Raises:
+        ValueError: It would.
+    """
+    for name in ("max_steps", "limit_train_batches"):
+        if getattr(trainer, name) == 0:
+            raise ValueError(f"trainer.{name} 0 trains nothing: leave it out, or evaluate with test")
+
+
 def check_trainer(trainer: Any, rounds: int) -> None:
     """Compares a Trainer with a run.
 
@@ -18,6 +29,7 @@ def check_trainer(trainer: Any, rounds: int) -> None:
         ValueError: It has another number of epochs, divides no cohorts among its processes, or has an unsupported
             precision.
     """
+    check_trains(trainer)
     if trainer.max_epochs != rounds and not trainer.fast_dev_run:
         raise ValueError(
             f"trainer.max_epochs {trainer.max_epochs} differs from rounds {rounds}: a round is an epoch; leave "

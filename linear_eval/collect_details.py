@@ -60,6 +60,7 @@ def collect_details(
     train: LabelledImages,
     test: LabelledImages,
     normalize: Callable[[Tensor], Tensor],
+    pictures: bool = False,
 ) -> EvaluationDetails:
     """Collects details; takes one pass of :data:`LAYER_IMAGES` images through every encoder that has layers.
 
@@ -68,6 +69,7 @@ def collect_details(
         train: The training images.
         test: The test images.
         normalize: Maps uint8 images (B, C, H, W) on the CPU to the encoders' input.
+        pictures: Whether images themselves are among the details; they may be of somebody's patients.
     """
     trained, labels = evaluated["encoder"], evaluated["encoder"].test.y.cpu()
     images = test.gather(spread(labels, LAYER_IMAGES))
@@ -76,34 +78,37 @@ def collect_details(
     return EvaluationDetails(
         classes=np.asarray(test.classes, dtype=str),
         map_labels=labels[spread(labels, MAP_IMAGES)].numpy(),
-        query_images=small_pictures(test.gather(queries)),
+        query_images=small_pictures(test.gather(queries if pictures else queries[:0])),
         query_labels=labels[queries].numpy(),
         layers=np.asarray(list(trained.layers), dtype=str),
         encoders={
-            name: encoder_details(each, train, linear_cka(outputs["encoder"], outputs[name]))
+            name: encoder_details(each, train, linear_cka(outputs["encoder"], outputs[name]), pictures)
             for name, each in evaluated.items()
         },
         layer_outputs=[small_numbers(output) for output in outputs["encoder"]],
     )
 
 
-def encoder_details(evaluated: Evaluated, train: LabelledImages, similarity: Tensor) -> EncoderDetails:
+def encoder_details(
+    evaluated: Evaluated, train: LabelledImages, similarity: Tensor, pictures: bool = False
+) -> EncoderDetails:
     """Details of one encoder.
 
     Args:
         evaluated: The encoder.
         train: The training images.
-        similarity: Of the trained encoder's layers with this one's, (L, L).
+        similarity: Of the trained encoder's layers with this one's, (L, M).
+        pictures: Whether the neighbours' images are kept.
     """
     test = evaluated.test
     coordinates, shares = principal_components(F.pad(test.x, (0, max(0, 2 - test.dim))))
     index = nearest(evaluated.train, test.x[spread(test.y, QUERIES)], NEIGHBOURS).cpu()
-    pictures = small_pictures(train.gather(index.flatten()))
+    images = small_pictures(train.gather(index.flatten() if pictures else index.flatten()[:0]))
     return EncoderDetails(
         confusion=np.asarray(evaluated.report.linear.confusion),
         map=coordinates[spread(test.y, MAP_IMAGES)].cpu().numpy(),
         map_shares=shares.cpu().numpy(),
-        neighbour_images=pictures.reshape(*index.shape, *pictures.shape[1:]),
+        neighbour_images=images.reshape(*(index.shape if pictures else (0, NEIGHBOURS)), *images.shape[1:]),
         neighbour_labels=evaluated.train.y.cpu()[index].numpy(),
         similarity=similarity.float().numpy(),
     )

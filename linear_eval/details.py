@@ -18,9 +18,10 @@ class EncoderDetails:
         confusion: Counts of the linear probe, (classes, classes); row = target, column = predicted.
         map: Coordinates of the images of the map on the first two principal components of all test features, (P, 2).
         map_shares: Share of the variance along each of the two, (2,).
-        neighbour_images: Of each query, the training images with the most similar features, uint8 (Q, K, C, H, W).
+        neighbour_images: Of each query, the training images with the most similar features, uint8 (Q, K, C, H, W);
+            none, (0, K, C, H, W), where images are not to be shown.
         neighbour_labels: Their classes, (Q, K).
-        similarity: CKA of the trained encoder's layers (rows) with this encoder's, (L, L); empty without layers.
+        similarity: CKA of the trained encoder's layers (rows) with this encoder's, (L, M); empty without layers.
     """
 
     confusion: np.ndarray
@@ -38,10 +39,11 @@ class EvaluationDetails:
     Attributes:
         classes: Names of the classes, (C,).
         map_labels: Classes of the images of the map, (P,).
-        query_images: Test images whose neighbours are shown, uint8 (Q, C, H, W).
+        query_images: Test images whose neighbours are shown, uint8 (Q, C, H, W); none if they are not to be shown.
         query_labels: Their classes, (Q,).
         layers: Names of the layers, (L,); empty if none are known.
-        encoders: ``encoder`` is the trained one, ``random_init`` the one before training, where there is one.
+        encoders: ``encoder`` is the trained one, ``random_init`` one at random initialisation, and ``start`` the one
+            that training started from, where that is another one.
         layer_outputs: Of the trained encoder, one float16 matrix (N, D_i) a layer, for similarities with other runs.
     """
 
@@ -52,6 +54,11 @@ class EvaluationDetails:
     layers: np.ndarray
     encoders: Mapping[str, EncoderDetails]
     layer_outputs: Sequence[np.ndarray]
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether images themselves are in it."""
+        return len(self.query_images) > 0
 
     def as_arrays(self) -> Arrays:
         """Plain arrays, as an ``.npz`` file holds them."""

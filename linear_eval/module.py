@@ -36,8 +36,7 @@ class EvaluatedModule(LightningModule):
         seed: Seed of the fine-tuning.
 
     Attributes:
-        reports: After ``test``: the report of the ``encoder`` and, where there is one, of its
-            ``random_init``.
+        reports: After ``test``: the report of the ``encoder`` and of its :meth:`untrained` ones, by name.
         classified: After ``test``: what :meth:`classify` makes of the test images, if it makes anything.
         finetuned: After ``test``: the fine-tuned accuracy, if asked for.
         perplexity: After ``test``: how well the text is predicted, if :meth:`nats` says so.
@@ -78,23 +77,35 @@ class EvaluatedModule(LightningModule):
         """
         return None
 
-    def random_init(self) -> nn.Module | None:
-        """The encoder as it was before training, to be evaluated beside the trained one."""
-        return None
+    def untrained(self) -> dict[str, nn.Module]:
+        """Encoders to evaluate beside the trained one, by name: what training started from, and chance.
+
+        ``random_init`` is the encoder at random initialisation. ``start`` is the one that the run started from, where
+        that is another one.
+        """
+        return {}
 
     def layers(self, encoder: nn.Module) -> dict[str, nn.Module]:
         """Modules of an encoder whose outputs are worth comparing, in their order; a subclass may know some."""
         return {}
 
-    def details(self) -> EvaluationDetails:
-        """What pictures of the evaluation need; for use after ``test``."""
+    def details(self, pictures: bool = False) -> EvaluationDetails:
+        """What figures of the evaluation need; for use after ``test``.
+
+        Args:
+            pictures: Whether images of the data are in it.
+        """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         evaluated = {}
         for name, report in self.reports.items():
             encoder = self._collected.encoders[name].to(self.device)
             evaluated[name] = Evaluated(encoder, self.layers(encoder), *self._collected.features(name), report)
         return collect_details(
-            evaluated, data.eval_train, data.eval_test, lambda images: self.normalize(images.to(self.device))
+            evaluated,
+            data.eval_train,
+            data.eval_test,
+            lambda images: self.normalize(images.to(self.device)),
+            pictures,
         )
 
     def on_validation_epoch_start(self) -> None:
@@ -108,40 +119,40 @@ class EvaluatedModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Logs ``eval/knn_top1``, ``eval/feature_std`` and ``eval/rankme``; of text what :class:`Perplexity` has."""
         if self._collected.perplexity.characters:
-            self._log_perplexity()
+            self._log_perplexity("eval")
             return
         bank, query = self._collected.features("encoder")
         report = knn_report(bank, query, self._num_classes(), self.evaluation)
         self.log_dict({f"eval/{key}": value for key, value in report.items()})
-        self._classified()
+        self._classified("eval")
 
     def on_test_epoch_start(self) -> None:
         """Lightning's hook."""
-        encoders = {"encoder": self.encoder}
-        random_init = self.random_init()
-        if random_init is not None:
-            encoders["random_init"] = random_init.to(self.device).eval()
-        self._collected = _Collected(encoders)
+        untrained = {name: encoder.to(self.device).eval() for name, encoder in self.untrained().items()}
+        self._collected = _Collected({"encoder": self.encoder} | untrained)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collects features of the training split (loader 0) and the test split (loader 1)."""
         self._collect(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Fills :attr:`reports` and logs them as ``eval/...`` and ``eval/random_init_...``; or :attr:`perplexity`."""
+        """Fills :attr:`reports` and logs them as ``test/...`` and ``test/random_init_...``; or :attr:`perplexity`.
+
+        They have keys of their own: ``eval/...`` is measured on other images.
+        """
         if self._collected.perplexity.characters:
-            self.perplexity = self._log_perplexity()
+            self.perplexity = self._log_perplexity("test")
             return
         for name in self._collected.encoders:
             train, test = self._collected.features(name)
             self.reports[name] = evaluate_features(train, test, self._num_classes(), self.evaluation)
-            prefix = "eval/" if name == "encoder" else f"eval/{name}_"
+            prefix = "test/" if name == "encoder" else f"test/{name}_"
             values = self.reports[name].as_dict()
             self.log_dict({prefix + key: float(values[key]) for key in LOGGED})
-        self.classified = self._classified()
+        self.classified = self._classified("test")
         if self.finetuning:
             self.finetuned = self._finetune(self.reports["encoder"].feature_dim)
-            self.log("eval/finetuned_top1", self.finetuned.accuracy)
+            self.log("test/finetuned_top1", self.finetuned.accuracy)
 
     def _collect(self, batch: Any, loader: int) -> None:
         nats = self.nats(batch[0])
@@ -154,12 +165,12 @@ class EvaluatedModule(LightningModule):
         if scores is not None:
             self._collected.predicted.append(scores.argmax(dim=1))
 
-    def _log_perplexity(self) -> Perplexity:
+    def _log_perplexity(self, group: str) -> Perplexity:
         perplexity = self._collected.perplexity
-        self.log_dict({f"eval/{key}": value for key, value in perplexity.as_dict().items()})
+        self.log_dict({f"{group}/{key}": value for key, value in perplexity.as_dict().items()})
         return perplexity
 
-    def _classified(self) -> ClassificationMetrics | None:
+    def _classified(self, group: str) -> ClassificationMetrics | None:
         """Logs the trained classifier's accuracy on loader 1, if there is one."""
         if not self._collected.predicted:
             return None
@@ -167,7 +178,7 @@ class EvaluatedModule(LightningModule):
         predicted = torch.cat(self._collected.predicted)
         num_classes = max(self._num_classes(), int(predicted.max()) + 1)  # it may know classes that these images lack
         metrics = classification_metrics(query.y, predicted, num_classes)
-        self.log("eval/classifier_top1", metrics.accuracy)
+        self.log(f"{group}/classifier_top1", metrics.accuracy)
         return metrics
 
     def _finetune(self, feature_dim: int) -> ClassificationMetrics:

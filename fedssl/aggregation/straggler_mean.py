@@ -20,7 +20,7 @@ class StragglerMean(Aggregation):
     - ``contributors``: m_l (our reading of the paper's rule where p_l is negligible).
     - ``unbiased``: (m_l - p_l w_l) / (1 - p_l), the paper's rule as far as it could be reconstructed. p_l is the chance
       that nobody reaches layer l, ((rank_l - 1) / L)^U with rank 1 for the last of L layers, which holds if all clients
-      are late at a uniformly distributed depth.
+      are late at a uniformly distributed depth. A layer that every client gave has m_l (ours): then not all were late.
     - ``all``: w_l + (U_l / U) (m_l - w_l), as in the authors' code: who did not finish a layer counts as unchanged.
 
     A layer that nobody gave keeps its value. Clients weigh the same, as in the paper. A layer is a part that travels
@@ -60,7 +60,9 @@ class StragglerMean(Aggregation):
         if key not in self._sums:
             return reference
         divisors = {"contributors": float(self._counts[key]), "all": float(self._clients)}
-        divisors["unbiased"] = self._counts[key] * (1 - empty)
+        # With punctual clients p_l is not the chance that nobody comes: ten of them would double a first layer's step.
+        certain = self._counts[key] == self._clients
+        divisors["unbiased"] = self._counts[key] * (1 if certain else 1 - empty)
         return (reference + self._sums[key] / divisors[self.rule]).to(reference.dtype)
 
 

@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 
 from fedssl.cli import FedSSLCLI, main
+from fedssl.report.record import RESULTS
 from fedssl.run_folder import CONFIG
 from fedssl.setting_differences import differences_of_flat, flatten
 
 Configuration = dict[str, Any]
-WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings")
-"""Settings that say where a run writes and from where it goes on; ``trainer.logger`` is one too."""
+WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings", "show_images")
+"""Settings that say where a run writes, what it shows and from where it goes on; ``trainer.logger`` is one too."""
 
 
 class _ConfigurationOnly(FedSSLCLI):
@@ -76,6 +77,24 @@ def read_configuration(folder: Path) -> Configuration:
     found = yaml.safe_load((folder / CONFIG).read_text())
     if not isinstance(found, dict) or not {"seed_everything", "model", "data"} <= found.keys():
         raise ValueError(f"{folder / CONFIG} is not the configuration of a run")
+    return found
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """``results.json`` of a folder; empty if there is none.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} does not hold the results of a run")
     return found
 
 

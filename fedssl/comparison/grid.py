@@ -8,9 +8,10 @@ from itertools import chain, count, product
 from pathlib import Path
 
 from fedssl.checkpoints import checkpoints_of
-from fedssl.comparison.configuration import Configuration, comparable, holds, resolve
+from fedssl.comparison.configuration import Configuration, comparable, holds, read_results, resolve
 from fedssl.report.record import RESULTS
 from fedssl.run_folder import CHECKPOINTS, CONFIG
+from fedssl.run_progress import shortfall
 
 OURS = ("--run_dir", "--ckpt_path", "--seed_everything")
 Choices = dict[str, dict[str, str | None]]
@@ -79,8 +80,8 @@ class PlannedRun:
 
     @property
     def done(self) -> bool:
-        """Whether it has ended with results."""
-        return (self.folder / RESULTS).exists()
+        """Whether it has come to its end; one that was cut short has results too, and is resumed."""
+        return (self.folder / RESULTS).exists() and not shortfall(read_results(self.folder))
 
 
 def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:

@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedssl.comparison.configuration import Configuration, read_configuration
+from fedssl.comparison.configuration import Configuration, read_configuration, read_results
 from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.runner import rounds_done
-from fedssl.report.record import RESULTS
 from fedssl.run_folder import CONFIG
+from fedssl.run_progress import shortfall
 from fedssl.setting_differences import flatten
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has ended, or why it has not.
+    """A run that has finished, or why it has not.
 
     Args:
         folder: Where it is.
         configuration: All of its settings.
-        results: What ``results.json`` says; empty if the run has not ended.
+        results: What ``results.json`` says; empty if the run has not finished, whatever it measured on its way.
         failure: Why there are no results; empty if there are.
     """
 
@@ -83,10 +82,11 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: Its configuration or its results are damaged.
     """
-    results = read_results(folder)
-    done = rounds_done(folder)
-    failure = "" if results else f"not finished, {done} rounds done" if done else "not begun"
-    return Run(folder, read_configuration(folder), results, failure)
+    results, done = read_results(folder), rounds_done(folder)
+    failure = shortfall(results)
+    if not results:
+        failure = f"not finished, {done} rounds done" if done else "not begun"
+    return Run(folder, read_configuration(folder), {} if failure else results, failure)
 
 
 def run_of(planned: PlannedRun, failed: dict[Path, str]) -> Run:
@@ -96,26 +96,9 @@ def run_of(planned: PlannedRun, failed: dict[Path, str]) -> Run:
         planned: The run.
         failed: Why runs failed, by folder.
     """
-    failure = failed.get(planned.folder, "")
-    return Run(planned.folder, planned.configuration, {} if failure else read_results(planned.folder), failure)
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """``results.json`` of a folder; empty if there is none.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    path = folder / RESULTS
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} does not hold the results of a run")
-    return found
+    results = read_results(planned.folder)
+    failure = failed.get(planned.folder) or shortfall(results)
+    return Run(planned.folder, planned.configuration, {} if failure else results, failure)
 
 
 def find_folders(places: Sequence[Path]) -> list[Path]:

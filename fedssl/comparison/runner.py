@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import IO
 
 from fedssl.checkpoints import checkpoints_of
+from fedssl.comparison.configuration import read_results
 from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.progress import SetProgress
 from fedssl.run_folder import CHECKPOINTS, CONFIG
+from fedssl.run_progress import shortfall
 
 LOG = "log.txt"
 COMMAND = (sys.executable, "-c", "from fedssl.cli import main; main()", "fit")
@@ -98,7 +100,8 @@ class _Process:
     def reason(self) -> str | None:
         """Why it failed; ``None`` if it did not."""
         code = self._process.returncode
-        return reason_of_failure(self.run.folder / LOG, code) if code or not self.run.done else None
+        lacks = "" if code else shortfall(read_results(self.run.folder))
+        return lacks or (reason_of_failure(self.run.folder / LOG, code) if code or not self.run.done else None)
 
     def interrupt(self) -> None:
         """Asks it to end; its last checkpoint stays."""

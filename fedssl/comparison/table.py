@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from fedssl.comparison.configuration import differences
 from fedssl.comparison.measures import ACCURACIES, MEASURES, Measure, mean_and_deviation
 from fedssl.comparison.rows import Row, baseline, ratio
+from fedssl.results import ENCODERS
 
 NOTE = (
     "Mean ± standard deviation over seeds, values of the last round. Costs are those of a client over the whole run "
@@ -28,7 +29,7 @@ NARROW = 120
 
 WORD = 14
 """Columns of a terminal that a word may have before it is broken."""
-RANDOM_INIT = "random_init_"
+UNTRAINED = {name: prefix for name, prefix in ENCODERS.items() if prefix}
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _table(data_set: str, rows: list[Row]) -> ComparisonTable:
     common, words = _words(rows)
     measures = [measure for measure in MEASURES if any(measure.values(row.results) for row in rows if row.results)]
     columns = [*words, *(measure.title for measure in measures)]
-    cells = [["random init", *line] for line in _random_init(rows, len(words) - 1, measures)]
+    cells = [line for name in UNTRAINED for line in _untrained(name, rows, len(words) - 1, measures)]
     cells += [
         [texts[position] for texts in words.values()] + [_cell(measure, row, rows) for measure in measures]
         for position, row in enumerate(rows)
@@ -137,14 +138,14 @@ def _words(rows: list[Row]) -> tuple[dict[str, str], dict[str, list[str]]]:
     return common, {key: texts for key, texts in columns.items() if key not in common}
 
 
-def _random_init(rows: list[Row], blank: int, measures: list[Measure]) -> list[list[str]]:
-    """The encoder before training, if all rows have the same: it depends on the seed only."""
+def _untrained(name: str, rows: list[Row], blank: int, measures: list[Measure]) -> list[list[str]]:
+    """The line of an encoder that was not trained, if all rows have the same: chance depends on the seed only."""
     ended = [row for row in rows if row.results]
     if not ended or differences([row.runs[0].configuration["model"]["init_args"]["encoder"] for row in ended]):
         return []
     first = max((row.results for row in ended), key=len)
-    texts = [measure.text(first, RANDOM_INIT) if measure in ACCURACIES else "" for measure in measures]
-    return [[*[""] * blank, *texts]]
+    texts = [measure.text(first, UNTRAINED[name]) if measure in ACCURACIES else "" for measure in measures]
+    return [[name, *[""] * blank, *texts]] if any(texts) else []
 
 
 def _cell(measure: Measure, row: Row, rows: list[Row]) -> str:

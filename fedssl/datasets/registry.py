@@ -27,6 +27,11 @@ DATASETS: dict[str, Loader] = {
 }
 
 
+def is_public(name: str) -> bool:
+    """Whether a data set is one that everybody has: neither a folder nor an npz file of somebody's own."""
+    return (name in DATASETS and name != "folder") or MEMBER_AT_SIZE.fullmatch(name) is not None
+
+
 def find_loader(name: str) -> Loader:
     """The loader of a data set; raises ValueError with the nearest names for an unknown one."""
     if name in DATASETS:

@@ -15,6 +15,7 @@ from fedssl.report.record import Curve, RunRecord
 from fedssl.report.theme import MUTED, RULE, SERIES, legend_above, new_axes, themed
 
 NUMBERED_STAGES = 12
+SINGLE_BARS = 100
 ABOVE_STAGES = 2.0
 DASHES = ("-", "--", "-.", ":")
 ABSENT = {
@@ -91,8 +92,12 @@ def participation(record: RunRecord) -> Figure:
     series += [(name, SERIES[1 + at], record.curve(key)[1]) for at, (key, name) in enumerate(ABSENT.items())]
     for name, color, values in series:
         if any(values):
-            axes.bar(rounds, values, bottom=bottom, width=0.9, color=color, label=name)
-            bottom = [low + value for low, value in zip(bottom, values, strict=True)]
+            top = [low + value for low, value in zip(bottom, values, strict=True)]
+            if len(rounds) > SINGLE_BARS:
+                axes.fill_between(rounds, bottom, top, step="mid", color=color, linewidth=0, label=name)
+            else:
+                axes.bar(rounds, values, bottom=bottom, width=0.9, color=color, label=name)
+            bottom = top
     axes.set_ylabel("clients")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     finish_rounds(axes, record.unit, record.stages())
@@ -101,9 +106,14 @@ def participation(record: RunRecord) -> Figure:
 
 
 def mean_of_participants(record: RunRecord, *keys: str, scale: float) -> Curve:
-    """Sum of metrics of all clients of a round, divided by their number and by ``scale``; empty rounds are left out."""
+    """Sum of metrics of all clients of a round, divided by their number and by ``scale``; empty rounds are left out.
+
+    Nothing if the run logged one of the metrics in no round: a private aggregation keeps exact figures to itself.
+    """
     rounds, trained = record.curve("client/participants")
     failed = record.curve("client/failed")[1]
+    if not all(record.curve(key)[0] for key in ("client/participants", "client/failed", *keys)):
+        return [], []
     clients = [sum(counts) for counts in zip(trained, failed, strict=True)]
     totals = [sum(values) for values in zip(*(record.curve(key)[1] for key in keys), strict=True)]
     known = [row for row in zip(rounds, totals, clients, strict=True) if row[2]]

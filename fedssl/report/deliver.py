@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 
 from fedssl.client_data import ClientData
 from fedssl.data import ImageData
+from fedssl.disclosure import may_show_images
 from fedssl.pretraining import Pretraining
 from fedssl.report.details_file import DETAILS, write_details
 from fedssl.report.page import Picture, Section, Table
@@ -22,7 +23,13 @@ from fedssl.report.summary import stage_sums
 from fedssl.report.theme import as_png
 
 
-def deliver_report(module: Pretraining, data: ImageData | ClientData, folder: Path, loggers: Sequence[Logger]) -> Path:
+def deliver_report(
+    module: Pretraining,
+    data: ImageData | ClientData,
+    folder: Path,
+    loggers: Sequence[Logger],
+    show_images: bool | None = None,
+) -> Path:
     """Writes ``details.npz`` and ``report.html``, and logs the same figures and tables to W&B.
 
     Args:
@@ -30,11 +37,13 @@ def deliver_report(module: Pretraining, data: ImageData | ClientData, folder: Pa
         data: Its images or texts.
         folder: Of the run; has its ``results.json`` already.
         loggers: Of the run.
+        show_images: Whether images of the data stand in these; ``None``: those of public data sets.
 
     Returns:
         The page.
     """
-    write_details(module, data, folder / DETAILS)
+    shown = may_show_images(data) if show_images is None else show_images
+    write_details(module, data, folder / DETAILS, pictures=shown)
     record = RunRecord.read(folder)
     sections = write_run_report(record)
     for logger in loggers:

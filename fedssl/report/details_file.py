@@ -43,13 +43,19 @@ class ClientDetails:
     activation_bytes: np.ndarray
 
 
-def write_details(module: Pretraining, data: ImageData | ClientData, path: Path) -> None:
+def write_details(module: Pretraining, data: ImageData | ClientData, path: Path, pictures: bool = False) -> None:
     """Collects and writes the details of a run that has been evaluated.
+
+    Args:
+        module: The run's.
+        data: Its images or texts.
+        path: Of the file.
+        pictures: Whether images of the data are in it.
 
     Raises:
         OSError: The disk refused; an older file is untouched.
     """
-    arrays = module.details().as_arrays() if module.reports else {}
+    arrays = module.details(pictures).as_arrays() if module.reports else {}
     if isinstance(module, FederatedSSL) and isinstance(data, ClientData):
         arrays |= {CLIENTS + key: value for key, value in vars(client_details(module, data)).items()}
 

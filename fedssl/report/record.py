@@ -11,12 +11,15 @@ from typing import Any
 
 import yaml
 
+from fedssl.disclosure import without_paths
 from fedssl.report.details_file import DETAILS, ClientDetails, read_details
 from fedssl.run_folder import CONFIG
 from linear_eval import EvaluationDetails
 
 METRICS = "metrics.csv"
 RESULTS = "results.json"
+OFF_SCALE = 1e300
+"""Larger values are left out of figures like NaN and infinity, for the margins of an axis would be infinite."""
 Curve = tuple[list[float], list[float]]
 
 
@@ -65,6 +68,11 @@ class RunRecord:
         return yaml.safe_load(self.configuration)
 
     @property
+    def shown_configuration(self) -> str:
+        """``config.yaml`` for other eyes: without places on this machine."""
+        return yaml.safe_dump(without_paths(self.config), sort_keys=False)
+
+    @property
     def federated(self) -> bool:
         """Whether the run had rounds and clients."""
         return "clients" in self.results
@@ -79,9 +87,25 @@ class RunRecord:
         """Scheme and method."""
         return f"{self.results['scheme']} {self.results['method']}"
 
+    @property
+    def loaded_weights(self) -> bool:
+        """Whether training started from weights in a file, and not from random initialisation."""
+        encoder = self.config["model"]["init_args"].get("encoder") or {}
+        return bool(encoder.get("init_args", encoder).get("weights"))
+
+    @property
+    def encoders(self) -> dict[str, str]:
+        """What each evaluated encoder is called; before training is what the run started from.
+
+        Runs of older versions did not evaluate the weights that they had loaded.
+        """
+        if not self.loaded_weights:
+            return {"random_init": "before training", "encoder": "after training"}
+        return {"random_init": "at random initialisation", "start": "before training", "encoder": "after training"}
+
     def curve(self, key: str) -> Curve:
-        """Rounds (or epochs) from 1, and the metric, where it was measured."""
-        rows = [row for row in self.rows if row.get(key)]
+        """Rounds (or epochs) from 1, and the metric, where it was measured and is a number of reasonable size."""
+        rows = [row for row in self.rows if row.get(key) and abs(float(row[key])) < OFF_SCALE]
         return [float(row["epoch"]) + 1 for row in rows], [float(row[key]) for row in rows]
 
     def stages(self) -> list[int]:

@@ -15,6 +15,7 @@ from linear_eval import EncoderDetails, EvaluationDetails
 
 NAMED_CLASSES = 20
 SHORT_NAME = 10
+UNTRAINED = {"random_init": "random init", "start": "start weights"}
 RIGHT, WRONG = SERIES[2], SERIES[1]
 
 
@@ -33,7 +34,7 @@ def confusion(details: EvaluationDetails) -> Figure:
 
 @themed
 def per_class_accuracy(details: EvaluationDetails) -> Figure:
-    """Of the linear probe, the worst class first; beside it the encoder before training."""
+    """Of the linear probe, the worst class first; marks show the encoders that were not trained."""
     accuracies = {name: class_accuracies(each.confusion) for name, each in details.encoders.items()}
     order = np.argsort(accuracies["encoder"], kind="stable")
     positions = np.arange(len(order))
@@ -41,9 +42,9 @@ def per_class_accuracy(details: EvaluationDetails) -> Figure:
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.barh(positions, accuracies["encoder"][order], height=0.66, color=SERIES[0], label="trained")
-    if "random_init" in accuracies:
-        before = accuracies["random_init"][order]
-        axes.barh(positions, 0.9, left=before - 0.45, height=0.86, color=SERIES[1], label="random init")
+    for color, (name, label) in zip(SERIES[1:], UNTRAINED.items(), strict=False):
+        if name in accuracies:
+            axes.barh(positions, 0.9, left=accuracies[name][order] - 0.45, height=0.86, color=color, label=label)
     named = len(order) <= NAMED_CLASSES
     axes.set_yticks(positions if named else [], details.classes[order] if named else [])
     axes.invert_yaxis()
@@ -131,19 +132,27 @@ def _picture(axes: Axes, pixels: np.ndarray, corner: tuple[float, float], frame:
         axes.text(left + 0.11, top + 0.89, name, fontsize=7.5, color=INK, bbox=box, zorder=4)
 
 
-def similarity(details: EvaluationDetails, name: str) -> Figure:
-    """CKA between the layers of the trained encoder and those of an encoder."""
-    layers = [layer.removeprefix("block ") for layer in details.layers.tolist()]
-    other = {"encoder": "layer after training", "random_init": "layer before training"}[name]
-    return layer_heat_map(details.encoders[name].similarity, layers, "layer after training", other)
+def similarity(details: EvaluationDetails, name: str, label: str) -> Figure:
+    """CKA between the layers of the trained encoder and those of an encoder, which may have more or fewer.
+
+    Args:
+        details: Of the evaluation.
+        name: The encoder's.
+        label: What its layers are called.
+    """
+    values = details.encoders[name].similarity
+    own, other = (["stem", *(str(at) for at in range(1, number))] for number in values.shape)
+    return layer_heat_map(values, own, other, "layer after training", label)
 
 
-def layer_heat_map(values: np.ndarray, layers: Sequence[str], row_label: str, column_label: str) -> Figure:
+def layer_heat_map(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str
+) -> Figure:
     """CKA of layers with layers, from 0 to 1; the first layer stands at the bottom left."""
     return heat_map(
         values[::-1],
-        rows=list(layers)[::-1],
-        columns=layers,
+        rows=list(rows)[::-1],
+        columns=columns,
         row_label=row_label,
         column_label=column_label,
         square=True,

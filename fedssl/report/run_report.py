@@ -9,6 +9,7 @@ from fedssl.report import summary
 from fedssl.report.page import Section, build_page
 from fedssl.report.record import RunRecord
 from fedssl.report.sections import run_sections
+from fedssl.run_progress import shortfall
 
 REPORT = "report.html"
 
@@ -21,7 +22,7 @@ def write_run_report(record: RunRecord) -> Sequence[Section]:
     """
     results, sections = record.results, run_sections(record)
     page = build_page(
-        title=record.name[0].upper() + record.name[1:],
+        title=record.name[0].upper() + record.name[1:] + (" (unfinished)" if shortfall(results) else ""),
         subtitle=_subtitle(record),
         summary=summary.sentence(record),
         facts=summary.facts(record),
@@ -38,5 +39,6 @@ def _subtitle(record: RunRecord) -> str:
     parts = [results["encoder"], f"on {record.config['data']['init_args']['dataset']}"]
     if record.federated:
         parts.append(f"{results['clients']} clients, {results['clients_per_round']} a round")
-        parts.append(f"{results['rounds']} rounds of {results['local_epochs']} local epochs")
+        done = str(results["rounds"]) + (f" of {results['rounds_planned']}" if shortfall(results) else "")
+        parts.append(f"{done} rounds of {results['local_epochs']} local epochs")
     return " · ".join([*parts, f"seed {results['seed']}"])

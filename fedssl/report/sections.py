@@ -16,7 +16,6 @@ MIB = 2**20
 MOST_CLASSES = 100
 """More have no room in a figure."""
 LOSSES = {"client/loss": "clients", "server/calibration_loss": "server's calibration", "train/loss": "training"}
-ENCODERS = {"random_init": "before training", "encoder": "after training"}
 COST = "What devices paid, counted while they trained: tensors that travelled, operations that ran."
 MAP = "Up to 1,000 test images on the first two principal components of the features; labels only colour them."
 NEIGHBOURS = "Framed by whether the class is that of the test image; another class is named."
@@ -31,9 +30,9 @@ def run_sections(record: RunRecord) -> list[Section]:
         Section("Clients", _clients(record)),
         Section("Classes", _classes(record), "The linear probe on the test images."),
         Section("Representation", _encoders(record, representation.flat_map, "Map", MAP)),
-        Section("Neighbours", _encoders(record, representation.neighbours, "Nearest images", NEIGHBOURS)),
+        Section("Neighbours", _neighbours(record)),
         Section("Layers", _layers(record)),
-        Section("Origin", [summary.origin_table(record), Listing("config.yaml", record.configuration)]),
+        Section("Origin", [summary.origin_table(record), Listing("config.yaml", record.shown_configuration)]),
     ]
 
 
@@ -88,6 +87,7 @@ def _cost(record: RunRecord) -> list[Block]:
     pictures: list[Block] = [
         Picture(title, curves.lines(drawn, record.unit, label, stages), caption)
         for title, drawn, label, caption in panels
+        if drawn[0].curve[0]
     ]
     both = down[0], [received + sent for received, sent in zip(down[1], up[1], strict=True)]
     return [*pictures, *accuracy_over_cost(record, both), summary.cost_table(record), summary.stage_table(record)]
@@ -113,7 +113,11 @@ def _clients(record: RunRecord) -> list[Block]:
         return []
     pictures: list[Block] = []
     if 0 < clients.images.shape[1] <= MOST_CLASSES:
-        held = f"Training images of each class that each client holds; the darkest cell has {clients.images.max():,}."
+        shown = client_figures.shown_clients(len(clients.images))
+        most = clients.images[shown].max()
+        held = f"Training images of each class that each client holds; the darkest cell has {most:,}."
+        if len(shown) < len(clients.images):
+            held += f" Shown: {len(shown)} of the {len(clients.images):,} clients, evenly spaced."
         pictures.append(Picture("Who holds what", client_figures.distribution(clients), held))
     given = "Clients of each round: those whose result counted, and why others gave nothing."
     counted = "Rounds in which each client's result counted."
@@ -121,8 +125,8 @@ def _clients(record: RunRecord) -> list[Block]:
     return [
         *pictures,
         Picture("Participation", curves.participation(record), given),
-        Picture("Rounds of each client", client_figures.bars(clients.rounds, "rounds"), counted),
-        Picture("Computation of each client", client_figures.bars(clients.macs / 1e9, "GMACs"), computed),
+        Picture("Rounds of each client", client_figures.each_client(clients.rounds, "rounds"), counted),
+        Picture("Computation of each client", client_figures.each_client(clients.macs / 1e9, "GMACs"), computed),
     ]
 
 
@@ -138,17 +142,26 @@ def _classes(record: RunRecord) -> list[Block]:
     ]
 
 
+def _neighbours(record: RunRecord) -> list[Block]:
+    known = record.evaluation is not None and record.evaluation.has_pictures
+    return _encoders(record, representation.neighbours, "Nearest images", NEIGHBOURS) if known else []
+
+
 def _layers(record: RunRecord) -> list[Block]:
     known = record.evaluation is not None and len(record.evaluation.layers) > 0
-    return _encoders(record, representation.similarity, "Trained layers against layers", LAYERS) if known else []
+
+    def draw(details: EvaluationDetails, name: str) -> Figure:
+        return representation.similarity(details, name, f"layer {record.encoders[name]}")
+
+    return _encoders(record, draw, "Trained layers against layers", LAYERS) if known else []
 
 
 def _encoders(
     record: RunRecord, draw: Callable[[EvaluationDetails, str], Figure], what: str, caption: str
 ) -> list[Block]:
-    """The same figure of the encoder before and after training, side by side."""
+    """The same figure of the encoder before and after training, side by side; of chance too, where that differs."""
     details = record.evaluation
     if details is None:
         return []
-    known = [(name, title) for name, title in ENCODERS.items() if name in details.encoders]
+    known = [(name, title) for name, title in record.encoders.items() if name in details.encoders]
     return [Picture(f"{what} {title}", draw(details, name), caption) for name, title in known]

@@ -6,6 +6,8 @@ from typing import Any
 
 from fedssl.report.page import Fact, Table
 from fedssl.report.record import RunRecord
+from fedssl.results import ENCODERS
+from fedssl.run_progress import UNFINISHED, shortfall
 from fedssl.units import format_bytes
 
 MIB = 2**20
@@ -21,8 +23,9 @@ QUALITY = (
 
 
 def sentence(record: RunRecord) -> str:
-    """How good the representation is, what it cost each device, and whether it fitted."""
-    good = quality(record.results)
+    """How good the representation is, what it cost each device, whether it fitted; before that, what is missing."""
+    lacks = shortfall(record.results)
+    good = (f"{UNFINISHED}: {lacks}. " if lacks else "") + quality(record.results)
     return " ".join([good, cost(record.results), fit(record)]) if record.federated else f"{good} There were no devices."
 
 
@@ -34,15 +37,26 @@ def quality(results: dict[str, Any]) -> str:
             f"{results['bits_per_character']:.2f} bits "
             f"(a perplexity of {results['perplexity']:.2f})."
         )
-    before = (
-        f" (before training: {results['random_init_knn_top1']:.1f} % and {results['random_init_linear_top1']:.1f} %)"
-        if "random_init_knn_top1" in results
-        else ""
-    )
     return (
         f"Of {results['test_images']:,} test images, {results['knn_top1']:.1f} % are classified correctly by their "
-        f"nearest neighbours and {results['linear_top1']:.1f} % by a linear probe{before}."
+        f"nearest neighbours and {results['linear_top1']:.1f} % by a linear probe{_gain(results)}."
     )
+
+
+def _gain(results: dict[str, Any]) -> str:
+    """What training changed: against what the run started from, which is chance unless weights were loaded."""
+    loaded = "start_knn_top1" in results
+    if not loaded and "random_init_knn_top1" not in results:
+        return ""
+    prefix, what = ("start_", "the weights it started from") if loaded else ("random_init_", "random init")
+    pairs = [(results[prefix + key], results[key]) for key in ("knn_top1", "linear_top1")]
+    before = " and ".join(f"{value:.1f} %" for value, _ in pairs)
+    gained = " and ".join(f"{after - value:+.1f}" for value, after in pairs)
+    said = f"; before training ({what}) these were {before}, so training changed them by {gained} points"
+    if loaded and "random_init_knn_top1" in results:
+        chance = " and ".join(f"{results[f'random_init_{key}']:.1f} %" for key in ("knn_top1", "linear_top1"))
+        said += f" (random init: {chance})"
+    return said
 
 
 def cost(results: dict[str, Any]) -> str:
@@ -81,12 +95,12 @@ def facts(record: RunRecord) -> list[Fact]:
         found.append(
             Fact("bits a character", f"{results['bits_per_character']:.2f}", f"of {results['test_characters']:,}")
         )
-    for label, key in QUALITY[:2]:
+    for title, key in QUALITY[:2]:
         if key not in results:
             continue
-        before = results.get(f"random_init_{key}")
-        note = "" if before is None else f"random init {before:.1f} %"
-        found.append(Fact(label.removesuffix(" %"), f"{results[key]:.1f} %", note))
+        known = [(label, results.get(f"{prefix}{key}")) for label, prefix in ENCODERS.items() if prefix]
+        note = ", ".join(f"{label} {value:.1f} %" for label, value in known if value is not None)
+        found.append(Fact(title.removesuffix(" %"), f"{results[key]:.1f} %", note))
     if record.federated:
         for label, key in (("received by a device", "down_bytes"), ("sent by a device", "up_bytes")):
             most = f"at most {format_bytes(results[f'{key}_max_client'])}"
@@ -110,7 +124,7 @@ def quality_table(record: RunRecord) -> Table:
         header = ["perplexity a character", "bits a character", "held-out characters"]
         return Table(header, [found], "What the language model is worth", "Measured at the end of the run.")
     rows = []
-    for name, prefix in (("trained", ""), ("random init", "random_init_")):
+    for name, prefix in ENCODERS.items():
         if prefix + "knn_top1" in results:
             rows.append([name, *(f"{results[prefix + key]:.2f}" for _, key in QUALITY)])
     for name, key in (("trained classifier", "classifier"), ("fine-tuned", "finetuned")):
@@ -152,7 +166,7 @@ def stage_sums(record: RunRecord) -> list[dict[str, float]]:
     for end in record.stages():
         down, up, macs, peak, loss = (_between(record, key, start, end) for key in STAGE_METRICS)
         sums = {"first_round": start, "last_round": end, "down_mib": sum(down) / MIB, "up_mib": sum(up) / MIB}
-        sums |= {"gmacs": sum(macs) / 1e9, "peak_mib": max(peak) / MIB}
+        sums |= {"gmacs": sum(macs) / 1e9, "peak_mib": max(peak, default=0) / MIB}
         found.append(sums | ({"loss": loss[-1]} if loss else {}))
         start = end + 1
     return found

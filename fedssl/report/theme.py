@@ -76,6 +76,7 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.8,
     "font.size": 9.5,
     "text.color": INK,
+    "text.parse_math": False,  # a class may be called "$x$", and is no formula
     "xtick.color": RULE,
     "ytick.color": RULE,
     "xtick.labelcolor": MUTED,

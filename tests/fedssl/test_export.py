@@ -141,6 +141,13 @@ def test_config_says_how_to_use_it(tmp_path: Path) -> None:
     assert config["pretrained_cfg"]["input_size"] == [3, 16, 16]
 
 
+@pytest.mark.parametrize("spec", [VITS["average"], RESNET18])
+def test_no_licence_and_no_origin_of_timms_own_weights_is_claimed(spec: EncoderSpec, tmp_path: Path) -> None:
+    export_encoder(trained(spec), tmp_path / "encoder", [0.5] * spec.in_channels, [0.5] * spec.in_channels)
+    text = (tmp_path / "encoder" / "config.json").read_text()
+    assert not [word for word in ("license", "origin_url", "paper_ids", "apache", "arXiv") if word in text]
+
+
 def test_an_older_export_is_replaced_and_nothing_else_left(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "encoder"
     for depth in (1, 3):

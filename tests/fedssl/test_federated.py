@@ -319,7 +319,7 @@ def test_summary_and_random_twin(make_module: Callable[..., FederatedSSL]) -> No
     run = trainer()
     run.fit(module, datamodule=digits())
     module.model.encoder.depth = 2
-    twin = module.random_init()
+    (twin,) = module.untrained().values()
     images = torch.rand(2, 1, 8, 8)
     fresh.encoder.depth = 2
     with torch.no_grad():

@@ -182,7 +182,7 @@ def test_the_final_evaluation_reports_the_classifier(make_module: Callable[..., 
     run = trainer(3)
     run.test(module, datamodule=data, verbose=False)
     results = evaluation_results(module)
-    assert results["classifier_top1"] == pytest.approx(run.callback_metrics["eval/classifier_top1"].item())
+    assert results["classifier_top1"] == pytest.approx(run.callback_metrics["test/classifier_top1"].item())
     assert 0 <= results["classifier_mean_per_class"] <= 100
     assert {"linear_top1", "knn_top1"} <= results.keys()
 

@@ -37,7 +37,7 @@ def evaluated(train: int, test: int) -> Evaluated:
 @pytest.fixture
 def details() -> EvaluationDetails:
     each = {"encoder": evaluated(30, 12), "random_init": evaluated(30, 12)}
-    return collect_details(each, Images(30), Images(12), lambda images: images.float())
+    return collect_details(each, Images(30), Images(12), lambda images: images.float(), pictures=True)
 
 
 def test_queries_represent_the_classes_and_their_neighbours_are_the_nearest(details: EvaluationDetails) -> None:
@@ -51,6 +51,15 @@ def test_queries_represent_the_classes_and_their_neighbours_are_the_nearest(deta
     assert (np.abs(angles[:, 0]) <= 0.051).all()  # half the distance of two training images
     assert (np.diff(np.abs(angles), axis=1) >= -1e-6).all()
     assert (encoder.neighbour_labels == nearest * 2 // 30).all()
+
+
+def test_images_are_kept_only_when_asked_for() -> None:
+    each = {"encoder": evaluated(30, 12), "start": evaluated(30, 12)}
+    found = collect_details(each, Images(30), Images(12), lambda images: images.float())
+    assert not found.has_pictures
+    assert not [key for key, array in found.as_arrays().items() if array.dtype == np.uint8 and array.size]
+    assert found.encoders["start"].neighbour_labels.shape == (10, 5)
+    assert len(small_pictures(torch.zeros(0, 3, 100, 100, dtype=torch.uint8))) == 0
 
 
 def test_maps_layers_and_confusion(details: EvaluationDetails) -> None:

@@ -52,6 +52,7 @@ def test_equals_a_plain_loop(rule: str) -> None:
         gave = [client[key].double() for client in clients if key in client]
         mean = sum(gave) / len(gave)
         p = ((len(LAYERS) - LAYERS.index(layer_of(key)) - 1) / len(LAYERS)) ** len(clients)
+        p = 0 if len(gave) == len(clients) else p
         expected = {
             "contributors": mean,
             "unbiased": (mean - p * old.double()) / (1 - p),
@@ -82,6 +83,14 @@ def test_the_mean_over_contributors_and_the_code_agree_if_nobody_is_late() -> No
         mean = torch.stack([client[key] for client in clients]).mean(0)
         assert torch.allclose(contributors[key], mean, atol=1e-6)
         assert torch.equal(contributors[key], everybody[key])
+
+
+@pytest.mark.parametrize("rule", get_args(Rule))
+def test_punctual_clients_are_averaged_as_they_are(rule: str) -> None:
+    names = tuple(f"block.{index}" for index in range(15))
+    reference = {f"{name}/w": torch.zeros(1) for name in names}
+    result = aggregate(rule, reference, [{f"{name}/w": torch.ones(1) for name in names}] * 10)
+    assert all(tensor.item() == pytest.approx(1.0) for tensor in result.values())
 
 
 def simulated_mean(rule: str, draws: int = 4000) -> tuple[Tensors, Tensors]:

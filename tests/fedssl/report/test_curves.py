@@ -16,6 +16,7 @@ from fedssl.report.record import RunRecord
 from fedssl.report.representation import class_accuracies
 from fedssl.report.sections import accuracy_over_cost
 from fedssl.report.summary import fit, gmacs, stage_sums
+from fedssl.report.theme import as_svg
 
 ROWS = """epoch,round,stage,client/participants,client/failed,client/dropped,client/loss,cost/down_bytes,cost/up_bytes,\
 cost/macs,cost/peak_activation_bytes,eval/knn_top1
@@ -102,6 +103,26 @@ def test_whether_it_fitted(
 ) -> None:
     results = {"eligibility": eligibility} if eligibility else {}
     assert fit(record(tmp_path, settings, **results)) == said
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf", "1e308", "-1e308"])
+def test_losses_that_are_no_numbers_are_left_out(loss: str, tmp_path: Path) -> None:
+    run = record(tmp_path)
+    run = replace(run, rows=[run.rows[0] | {"client/loss": loss}, *run.rows[1:]])
+    assert run.curve("client/loss")[1] == [3.0, 2.0]
+    alone = replace(run, rows=run.rows[:1])
+    for each in (run, alone):
+        as_svg(curves.lines([Line(each.curve("client/loss"))], "round", "loss", each.stages()), "", "x")
+    assert [sums.get("loss") for sums in stage_sums(alone)] == [None]
+
+
+def test_a_report_does_without_what_clients_gave(tmp_path: Path) -> None:
+    run = record(tmp_path)
+    kept = ("epoch", "round", "stage", "cost/down_bytes", "eval/knn_top1")
+    bare = replace(run, rows=[{key: row[key] for key in kept} for row in run.rows])
+    assert stage_sums(bare)[0]["peak_mib"] == 0
+    assert curves.mean_of_participants(bare, "cost/down_bytes", scale=1) == ([], [])
+    as_svg(curves.participation(bare), "", "x")
 
 
 def test_operations_have_units() -> None:

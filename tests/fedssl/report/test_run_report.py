@@ -95,11 +95,12 @@ def logged(run: Path) -> Path:
 
 def test_wandb_draws_over_rounds_and_stages(logged: Path) -> None:
     found = axes(logged)
-    assert all(found[f"{group}/*"] == "round" for group in ("client", "server", "cost", "eval", "time"))
+    assert all(found[f"{group}/*"] == "round" for group in ("client", "server", "cost", "eval", "test", "time"))
     assert found["stage/*"] == "stage"
     rows = history(logged)
     assert [row["round"] for row in rows if "client/participants" in row] == [0, 1, 2, 3]
-    assert [row["round"] for row in rows if "eval/knn_top1" in row and "eval/linear_top1" not in row] == [1, 3]
+    assert [row["round"] for row in rows if "eval/knn_top1" in row] == [1, 3]
+    assert len([row for row in rows if "test/knn_top1" in row and "test/linear_top1" in row]) == 1
     sums = [row for row in rows if "stage/gmacs" in row]
     assert [row["stage"] for row in sums] == [0, 1]
     assert [row["stage/last_round"] for row in sums] == [2, 4]
