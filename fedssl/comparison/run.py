@@ -12,8 +12,7 @@ from typing import Any
 from fedssl.comparison.configuration import Configuration, flatten, read_configuration
 from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.runner import rounds_done
-from fedssl.report.record import RESULTS
-from fedssl.run_folder import CONFIG
+from fedssl.run_folder import CONFIG, RESULTS
 
 
 @dataclass(frozen=True)

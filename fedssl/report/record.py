@@ -12,11 +12,10 @@ from typing import Any
 import yaml
 
 from fedssl.report.details_file import DETAILS, ClientDetails, read_details
-from fedssl.run_folder import CONFIG
+from fedssl.run_folder import CONFIG, RESULTS
 from linear_eval import EvaluationDetails
 
 METRICS = "metrics.csv"
-RESULTS = "results.json"
 Curve = tuple[list[float], list[float]]
 
 
