@@ -100,8 +100,8 @@ def test_ctrl_c_ends_cleanly_with_a_usable_checkpoint(tmp_path: Path, train: Tra
     wait_for(folder / "checkpoints" / "00001.ckpt", process)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[0]
-    assert process.returncode != 0
-    assert "--ckpt_path last" in said
+    assert process.returncode == 128 + signal.SIGINT
+    assert f"--run_dir {folder} --ckpt_path auto" in said
     assert "Traceback" not in said
     train("fit", "-c", "lw_fedssl.yaml", *settings, "--ckpt_path=last", f"--run_dir={folder}")
     assert (folder / "results.json").exists()
