@@ -23,14 +23,18 @@ def test_a_signal_ends_the_program_with_its_status(name: str) -> None:
     assert signal.getsignal(number) == before
 
 
-def test_lightnings_own_exit_gets_the_status_of_the_signal() -> None:
-    for interrupt, status in ((KeyboardInterrupt(), 130), (Ended(signal.SIGTERM), 143)):
-        with pytest.raises(SystemExit) as stopped, ended_by_signals():
-            try:
-                raise interrupt
-            except KeyboardInterrupt:
-                sys.exit(1)
-        assert stopped.value.code == status == status_of(interrupt)
+def exit_as_lightning_does(interrupt: KeyboardInterrupt) -> None:
+    try:
+        raise interrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize(("interrupt", "status"), [(KeyboardInterrupt(), 130), (Ended(signal.SIGTERM), 143)])
+def test_lightnings_own_exit_gets_the_status_of_the_signal(interrupt: KeyboardInterrupt, status: int) -> None:
+    with pytest.raises(SystemExit) as stopped, ended_by_signals():
+        exit_as_lightning_does(interrupt)
+    assert stopped.value.code == status == status_of(interrupt)
 
 
 def test_other_exits_are_as_they_were() -> None:
