@@ -20,6 +20,7 @@ MODULES = (
     "overhead",
     "paper",
     "peers",
+    "reliability.signals",
     "schemes",
     "startup",
     "step_memory",
