@@ -43,7 +43,8 @@ def ended_by_signals() -> Iterator[None]:
         for number in free:
             signal.signal(number, _end)
         yield
-    except KeyboardInterrupt as interrupt:
+    except KeyboardInterrupt as interrupt:  # not within a Trainer, where the display has said more
+        print(" by ".join(["stopped", *filter(None, [str(interrupt)])]), file=sys.stderr)
         sys.exit(status_of(interrupt))
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own exit, always with status 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -43,6 +44,7 @@ def compare(arguments: list[str]) -> int:
     try:
         rows = _rows_of_grid(options) if options.axes else _rows_of_folders(options.runs)
     except KeyboardInterrupt as interrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
         return status_of(interrupt)
     show(rows, options.folder, shlex.join(["python", "train.py", "compare", *arguments]))
     return int(bool(options.axes) and any(row.failures for row in rows))
