@@ -15,18 +15,21 @@ options:
 FILE is a path or a name in configs/. All further options follow the sub-command.
 """
 
+import atexit
 import gc
 import sys
 
 if __name__ == "__main__":
-    if sys.argv[1:] in (["-h"], ["--help"]):
+    if sys.argv[1:] in ([], ["-h"], ["--help"]):
         # Without the imports below, which take seconds.
         print(__doc__.strip())
-        sys.exit()
+        sys.exit(0 if sys.argv[1:] else 2)
     # What torch and Lightning make on import stays: to look for garbage there takes a quarter of the time.
     gc.disable()
     from fedssl.cli import main
 
     gc.enable()
     gc.freeze()
+    # Extension modules take what is frozen at the very end for leaked, and say so at length.
+    atexit.register(gc.unfreeze)
     main()

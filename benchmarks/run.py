@@ -24,6 +24,7 @@ MODULES = (
     "reliability.disks",
     "reliability.kills",
     "reliability.load",
+    "reliability.signals",
     "schemes",
     "startup",
     "step_memory",

@@ -9,13 +9,14 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from jsonargparse import get_loader, set_loader
 from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.trainer import Trainer
@@ -37,9 +38,19 @@ from fedssl.pretraining import Pretraining
 from fedssl.progress import RoundProgress, working
 from fedssl.ranks import RankLostError
 from fedssl.results import accuracy_over_simulated_time, collect_results, print_results, print_shortfall, write_results
-from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
+from fedssl.run_folder import (
+    AUTO,
+    CHECKPOINTS,
+    CONFIG,
+    RESULTS,
+    choose_run_folder,
+    find_checkpoint,
+    is_finished,
+    open_run_folder,
+)
 from fedssl.server import AllClientsFailedError
-from fedssl.tracking import WANDB_ID, MetricsCSV, define_axes, wandb_logger
+from fedssl.signals import OUT_OF_TIME, HearSignals, ended_by_signals, out_of_time
+from fedssl.tracking import WANDB_ID, MetricsCSV, define_axes, log_again, wandb_logger
 from linear_eval import EvaluatedModule
 
 METRICS = "metrics.csv"
@@ -60,7 +71,17 @@ set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), ex
 
 
 class FedSSLCLI(LightningCLI):
-    """LightningCLI with one folder a run, exact resume and results at the end."""
+    """LightningCLI with one folder a run, exact resume and results at the end.
+
+    Args:
+        *args: Those of ``LightningCLI``, which does everything when it is made.
+        **kwargs: Those of ``LightningCLI``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._begun = False
+        with ExitStack() as self._until_the_end:
+            super().__init__(*args, **kwargs)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -99,11 +120,13 @@ class FedSSLCLI(LightningCLI):
         """Finds folder and checkpoint, and sets what follows from the model."""
         config = self._config
         ckpt_path = config.get("ckpt_path")
-        self.folder = choose_run_folder(config.run_dir, ckpt_path, Path("runs") / run_name(sys.argv[1:]))
+        self.folder = self._open_run_folder(config.run_dir, ckpt_path)
+        if ckpt_path == AUTO and is_finished(self.folder):
+            sys.exit(self._say_finished())
         checkpoint = find_checkpoint(ckpt_path, self.folder)
         made = read_checkpoint(checkpoint) if checkpoint else None
-        if checkpoint:
-            config.ckpt_path = str(checkpoint)
+        if ckpt_path:
+            config.ckpt_path = str(checkpoint) if checkpoint else None
         self._set_rounds()
         self._notes: dict[str, Any] = {}
         if self.subcommand == "fit":
@@ -129,12 +152,18 @@ class FedSSLCLI(LightningCLI):
         shown = configured["enable_progress_bar"] is not False
         if shown and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(RoundProgress(self._config.more))
-        if self.subcommand == "fit" and not configured["fast_dev_run"]:
-            callbacks.append(LambdaCallback(on_fit_start=self._open_folder, on_validation_epoch_end=_log_round))
+        if self._writes:
+            # Opened when nothing can be refused any more; a run whose rounds are all done has no start of training.
+            begin = dict.fromkeys(("on_train_start", "on_fit_end"), self._begin)
+            callbacks.append(LambdaCallback(**begin, on_validation_epoch_end=_log_round))
+        if configured["max_time"] and not any(isinstance(callback, Timer) for callback in callbacks):
+            # Lightning's own ends an epoch in the middle, and takes it for a whole one when the run is resumed.
+            callbacks.append(Timer(configured["max_time"], interval="epoch"))
         return super().instantiate_trainer(
+            max_time=None,
             default_root_dir=str(self.folder),
             logger=self._loggers(configured["logger"]),
-            callbacks=callbacks,
+            callbacks=[HearSignals(), *callbacks],
             plugins=[*plugins, AtomicCheckpointIO(self._notes)],
             **process_settings(configured["strategy"], configured["devices"]),
             **kwargs,
@@ -157,7 +186,9 @@ class FedSSLCLI(LightningCLI):
             reason = self.model.progress.reason if self.model.progress else ""
             raise ValueError("nothing was trained" + (f": {reason}" if reason else ""))
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        self._finish("results.json", time.perf_counter() - self._started)
+        self._finish(RESULTS, time.perf_counter() - self._started)
+        if out_of_time(self.trainer):
+            sys.exit(self._say_out_of_time())
 
     def before_test(self) -> None:
         """Starts the clock."""
@@ -184,7 +215,7 @@ class FedSSLCLI(LightningCLI):
     def _finish(self, file: str, seconds: float) -> None:
         assert isinstance(self.model, EvaluatedModule)
         results = collect_results(self.model, seconds)
-        if isinstance(self.model, Pretraining) and file == "results.json":
+        if isinstance(self.model, Pretraining) and file == RESULTS:
             self._export(self.model)
             over_time = accuracy_over_simulated_time(self.folder / METRICS)
             results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
@@ -193,7 +224,7 @@ class FedSSLCLI(LightningCLI):
                 plot_pace(self.folder / METRICS, self.folder / "pace.png")
         write_results(results, self.folder / file)
         print_results(results, self.folder)
-        if isinstance(self.model, Pretraining) and file == "results.json":
+        if isinstance(self.model, Pretraining) and file == RESULTS:
             self._report(self.model)
         print_shortfall(results)
 
@@ -221,27 +252,59 @@ class FedSSLCLI(LightningCLI):
                 raise
             print(f"no report: {error} (FEDSSL_DEBUG=1 shows where)", file=sys.stderr)
 
+    def _open_run_folder(self, run_dir: str | None, ckpt_path: str | None) -> Path:
+        """The run's folder; if the run writes there it belongs to this process from now on."""
+        parent = Path("runs") / run_name(sys.argv[1:])
+        if ckpt_path == AUTO and self.subcommand != "fit":
+            raise ValueError(f"--ckpt_path auto begins or resumes a fit: {self.subcommand} needs last or a file")
+        begins = self._writes or (self.subcommand == "test" and ckpt_path is None)
+        if not begins or process_rank():
+            return choose_run_folder(run_dir, ckpt_path, parent)
+        return self._until_the_end.enter_context(open_run_folder(run_dir, ckpt_path, parent))
+
     @rank_zero_only
-    def _open_folder(self, trainer: Trainer, module: LightningModule) -> None:
-        """Everything was checked: writes the configuration, which makes the folder a run."""
+    def _say_finished(self) -> None:
+        print(f"{self.folder} is finished: its results are in {self.folder / RESULTS}")
+
+    def _say_out_of_time(self) -> int:
+        if not process_rank():
+            rounds, longer = self.trainer.current_epoch, f"--run_dir {self.folder} --ckpt_path auto"
+            said = f"stopped after {rounds} rounds by trainer.max_time; a longer one goes on with {longer}"
+            print(said, file=sys.stderr)
+        return OUT_OF_TIME
+
+    @rank_zero_only
+    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Everything was checked: writes the configuration, which makes the folder a run, and starts W&B."""
+        if self._begun:
+            return
+        self._begun = True
         changes = [f"# resumed with another {name}: {values}\n" for name, values in self._notes["changes"].items()]
         text = "".join(changes) + yaml.safe_dump(self.config_dump, sort_keys=False)
         write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
+        rows = self._csv.resume(trainer.global_step)
+        if self._config.trainer.logger in (None, True):
+            name = "-".join(self.folder.parts[-2:])
+            trainer.loggers = [*trainer.loggers, wandb_logger(self.folder, name, self.config_dump)]
         wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
         for logger in wandb_loggers:
             define_axes(logger, "round" if isinstance(module, FederatedSSL) else "epoch")
+            log_again(logger, rows)
         if wandb_loggers:
             write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(str(wandb_loggers[0].version)))
 
     def _loggers(self, configured: Any) -> list[Logger]:
-        """A CSV file always; W&B unless other loggers are configured or ``logger`` is false."""
-        csv = MetricsCSV(self.folder / METRICS)
-        if self.subcommand != "fit" or self._config.trainer.fast_dev_run:
+        """A CSV file always; W&B, unless other loggers are configured or ``logger`` is false, when the run begins."""
+        if not self._writes:
             return []
+        self._csv = MetricsCSV(self.folder / METRICS)
         self._dump_config()
-        if configured in (None, True):
-            return [csv, wandb_logger(self.folder, "-".join(self.folder.parts[-2:]), self.config_dump)]
-        return [csv, *_as_list(configured)]
+        return [self._csv, *_as_list(configured)]
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this trains and leaves a run folder."""
+        return self.subcommand == "fit" and not self._config.trainer.fast_dev_run
 
     @property
     def _config(self) -> Any:
@@ -273,6 +336,11 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
     # Clients' last batches differ in size, and oneDNN prepares every convolution anew that its cache has forgotten.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     _quieten()
+    with ended_by_signals():
+        _run(arguments, cli)
+
+
+def _run(arguments: list[str], cli: Callable[..., FedSSLCLI]) -> None:
     try:
         if arguments[:1] == [COMPARE]:
             sys.exit(_compare(arguments[1:]))
@@ -357,7 +425,7 @@ def _complete_flags(arguments: list[str]) -> list[str]:
     is joined to its flag, so that it is refused for what it says.
     """
     completed: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         flag, equals, value = argument.partition("=")
         if flag == "--json" and not equals and following.startswith("-"):
             argument = "--json=true"

@@ -44,6 +44,7 @@ class RoundProgress(ProgressBar):
         super().__init__()
         self.verbose = verbose
         self._enabled = True
+        self._evaluated = False
         self._progress: Progress | None = None
         self._console = Console(file=sys.stderr)
 
@@ -81,6 +82,7 @@ class RoundProgress(ProgressBar):
         """One round or epoch is over."""
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
         note = self._note(pl_module, trainer)
+        self._evaluated = False
         if self._progress:
             self._progress.update(self._rounds, completed=done, note=note)
         if not self._enabled:
@@ -100,6 +102,7 @@ class RoundProgress(ProgressBar):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ends the display if there was only this to show."""
+        self._evaluated = True
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._stop()
 
@@ -119,8 +122,10 @@ class RoundProgress(ProgressBar):
         """Ends the display and says how to go on."""
         self._stop()
         if self._enabled and isinstance(exception, KeyboardInterrupt):
-            rounds = trainer.current_epoch
-            self._console.print(f"stopped after {rounds} rounds; continue with --ckpt_path last", highlight=False)
+            by, rounds = f" by {exception}" if str(exception) else "", trainer.current_epoch
+            again = f"--run_dir {trainer.default_root_dir} --ckpt_path auto"
+            said = f"stopped{by} after {rounds} rounds; continue with {again}"
+            self._console.print(said, highlight=False, soft_wrap=True)
 
     def _wait(self, what: str) -> None:
         """A spinner in a terminal, else one line."""
@@ -162,6 +167,7 @@ class RoundProgress(ProgressBar):
 
     def _note(self, pl_module: LightningModule, trainer: Trainer) -> str:
         metrics: dict[str, Any] = trainer.callback_metrics
+        evaluated = metrics if self._evaluated else {}
         parts = []
         if isinstance(pl_module, FederatedSSL) and pl_module.server and pl_module.last_report:
             report, stages = pl_module.last_report, len(pl_module.server.stages)
@@ -171,10 +177,10 @@ class RoundProgress(ProgressBar):
             parts += [f"loss {report.loss:.3f}" if report.trained else "nobody trained"]
         elif "train/loss" in metrics:
             parts += [f"loss {float(metrics['train/loss']):.3f}"]
-        if "eval/knn_top1" in metrics:
-            parts += [f"kNN {float(metrics['eval/knn_top1']):.1f} %"]
-        if "eval/perplexity" in metrics:
-            parts += [f"perplexity {float(metrics['eval/perplexity']):.2f}"]
+        if "eval/knn_top1" in evaluated:
+            parts += [f"kNN {float(evaluated['eval/knn_top1']):.1f} %"]
+        if "eval/perplexity" in evaluated:
+            parts += [f"perplexity {float(evaluated['eval/perplexity']):.2f}"]
         return ", ".join(parts)
 
 

@@ -2,13 +2,54 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from fedssl.checkpoints import newest_checkpoint
+from fedssl.checkpoints import checkpoints_of, newest_checkpoint, read_checkpoint
+from fedssl.run_lock import held, made
+from fedssl.run_progress import shortfall
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
+RESULTS = "results.json"
 LAST = "last"
+AUTO = "auto"
+
+
+@contextmanager
+def open_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) -> Iterator[Path]:
+    """Claim and lock the folder that a run writes to, for the duration of a block.
+
+    A folder in which nothing was written is removed at the end, so that a run that is refused leaves none.
+
+    Args:
+        run_dir: The folder the user asked for, if any.
+        ckpt_path: The checkpoint to start from: ``last``, ``auto``, a file, or none.
+        parent: Numbered folders of runs of the same configuration.
+
+    Raises:
+        FolderHeldError: Another process is fitting in it.
+        ValueError: As :func:`choose_run_folder`.
+        FileNotFoundError: As :func:`choose_run_folder`.
+    """
+    while True:
+        folder = Path(run_dir) if run_dir else choose_run_folder(None, ckpt_path, parent)
+        numbered = run_dir is None and not folder.exists()
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(made(folder, exclusively=numbered))
+            except FileExistsError:
+                if numbered:
+                    continue  # another run has just claimed this number
+                raise
+            stack.enter_context(held(folder))
+            if run_dir:  # what the folder holds can be told only now that nobody else changes it
+                choose_run_folder(run_dir, ckpt_path, parent)
+            yield folder
+            return
 
 
 def new_run_folder(parent: Path) -> Path:
@@ -28,15 +69,19 @@ def choose_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) 
 
     Args:
         run_dir: The folder the user asked for, if any.
-        ckpt_path: The checkpoint to start from: ``last``, a file, or none.
+        ckpt_path: The checkpoint to start from: ``last``, ``auto``, a file, or none.
         parent: Numbered folders of runs of the same configuration.
 
     Raises:
-        ValueError: ``run_dir`` already holds a run and it is not to be resumed.
+        ValueError: ``run_dir`` already holds a run and it is not to be resumed, or ``auto`` has no ``run_dir``.
         FileNotFoundError: ``last`` was asked for and there is no run to resume.
     """
     if run_dir is None and ckpt_path is None:
         return new_run_folder(parent)
+    if run_dir is None and ckpt_path == AUTO:
+        raise ValueError(
+            "--ckpt_path auto needs --run_dir: without it every call would begin a new run in the next free folder"
+        )
     if run_dir is None and ckpt_path == LAST:
         latest = latest_run_folder(parent)
         if latest is None:
@@ -46,7 +91,9 @@ def choose_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) 
         return folder_of_checkpoint(Path(str(ckpt_path))) or new_run_folder(parent)
     folder = Path(run_dir)
     if ckpt_path is None and (folder / CONFIG).exists():
-        raise ValueError(f"{folder} already holds a run: resume it with --ckpt_path last, or choose another --run_dir")
+        begun = newest_checkpoint(folder / CHECKPOINTS)
+        way = "resume it with --ckpt_path last" if begun else "--ckpt_path auto begins it anew, as it has no checkpoint"
+        raise ValueError(f"{folder} already holds a run: {way}, or choose another --run_dir")
     return folder
 
 
@@ -57,21 +104,59 @@ def folder_of_checkpoint(checkpoint: Path) -> Path | None:
 
 
 def find_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:
-    """The checkpoint file that ``--ckpt_path`` means.
+    """The checkpoint file that ``--ckpt_path`` means; ``None`` if a run is to begin.
 
     Raises:
         FileNotFoundError: It does not exist.
+        ValueError: It cannot be read; for ``auto``, no checkpoint of the folder can.
     """
     if ckpt_path is None:
         return None
-    if ckpt_path != LAST:
-        if not Path(ckpt_path).is_file():
-            raise FileNotFoundError(f"there is no checkpoint {ckpt_path}")
-        return Path(ckpt_path)
-    newest = newest_checkpoint(folder / CHECKPOINTS)
-    if newest is None:
-        raise FileNotFoundError(f"--ckpt_path last: {folder / CHECKPOINTS} has no checkpoint")
-    return newest
+    if ckpt_path == AUTO:
+        return newest_readable(folder / CHECKPOINTS)
+    if ckpt_path == LAST:
+        newest = newest_checkpoint(folder / CHECKPOINTS)
+        if newest is None:
+            anew = f"; --ckpt_path auto with --run_dir {folder} begins the run anew" if folder.exists() else ""
+            raise FileNotFoundError(f"--ckpt_path last: {folder / CHECKPOINTS} has no checkpoint{anew}")
+        ckpt_path = str(newest)
+    read_checkpoint(Path(ckpt_path))
+    return Path(ckpt_path)
+
+
+def newest_readable(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that can be read; ``None`` if there is no checkpoint at all.
+
+    Raises:
+        ValueError: There are some and none can be read.
+    """
+    refused: ValueError | None = None
+    for path in reversed(checkpoints_of(checkpoints)):
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            print(f"--ckpt_path auto passes over {path}: {error}", file=sys.stderr)
+            refused = error
+        else:
+            return path
+    if refused:
+        raise ValueError(f"--ckpt_path auto: no checkpoint in {checkpoints} can be read") from refused
+    return None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has ended with results, after its last round.
+
+    Raises:
+        ValueError: Its results cannot be read.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return False
+    try:
+        return not shortfall(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _numbered(parent: Path) -> list[Path]:

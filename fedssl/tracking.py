@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import netrc
 import os
+import shutil
+import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import wandb
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -17,8 +19,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from fedssl.disclosure import without_paths
 from fedssl.files import naming, write_atomically
 
+PROJECT = "fedssl"
 WANDB_ID = "wandb_id"
 METRIC_GROUPS = ("client", "server", "cost", "eval", "test", "time", "pace", "train")
+GLOBAL_STEP = "trainer/global_step"
+"""Under this key Lightning logs its step."""
 """What the names of metrics begin with: who measured."""
 
 
@@ -26,7 +31,7 @@ class MetricsCSV(Logger):
     """``metrics.csv``: one row a step, one column a metric.
 
     A resumed run keeps the rows before its first new step and replaces the later ones. Lightning's own CSV
-    logger deletes the file instead.
+    logger deletes the file instead. What a power failure left of a line is left out, and said.
 
     Args:
         path: The file.
@@ -60,9 +65,30 @@ class MetricsCSV(Logger):
         """Adds metrics to the row of a step."""
         step = 0 if step is None else step
         if self._rows is None:
-            self._rows = {at: row for at, row in self._read().items() if at < step}
+            self.resume(step)
+        assert self._rows is not None
         self._rows.setdefault(step, {"step": step}).update(metrics)
         self._changed.add(step)
+
+    def resume(self, step: int) -> list[dict[str, Any]]:
+        """Cut the file back to what was logged before a step; says on stderr what is missing of that.
+
+        Args:
+            step: The first one that this process logs.
+
+        Returns:
+            The rows that stay, in order.
+        """
+        found, damaged = read_rows(self.path) if self.path.exists() else ({}, [])
+        self._rows = {at: row for at, row in sorted(found.items()) if at < step}
+        if step and not self.path.exists():
+            print(f"{self.path} is missing: the run goes on without its rows before step {step}", file=sys.stderr)
+        elif step and damaged:
+            kept = self.path.with_name(f"{self.path.name}.damaged")
+            shutil.copyfile(self.path, kept)
+            lines = ", ".join(map(str, damaged[:5])) + (", ..." if damaged[5:] else "")
+            print(f"{self.path} is damaged in line {lines}, which is left out; {kept} is as it was", file=sys.stderr)
+        return list(self._rows.values())
 
     @rank_zero_only
     def save(self) -> None:
@@ -85,12 +111,6 @@ class MetricsCSV(Logger):
         """Writes the last row."""
         self.save()
 
-    def _read(self) -> dict[int, dict[str, Any]]:
-        if not self.path.exists():
-            return {}
-        with self.path.open(newline="") as file:
-            return {int(row["step"]): dict(row) for row in csv.DictReader(file)}
-
     def _write_all(self, path: Path) -> None:
         assert self._rows is not None
         with path.open("w", newline="") as file:
@@ -109,6 +129,34 @@ class MetricsCSV(Logger):
             csv.DictWriter(file, self._columns, restval="").writerow(self._rows[last])
 
 
+def read_rows(path: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
+    """Read a metrics file, of which any line may be damaged.
+
+    Returns:
+        Rows by step, and the numbers of the lines that are not whole rows of numbers, from 1.
+    """
+    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+    columns = next(csv.reader(lines[:1]), [])
+    rows, damaged = {}, [] if "step" in columns else [1]
+    for number, line in enumerate(lines[1:], 2):
+        row = _row(columns, line)
+        if row:
+            rows[int(row["step"])] = row
+        else:
+            damaged.append(number)
+    return rows, damaged
+
+
+def _row(columns: list[str], line: str) -> dict[str, Any] | None:
+    """The row that a line holds; ``None`` if it was torn, so that it lacks its end, or is not made of numbers."""
+    try:
+        row = dict(zip(columns, next(csv.reader([line])), strict=True))
+        _ = int(row["step"]), [float(value) for value in row.values() if value]
+    except (KeyError, ValueError, csv.Error):
+        return None
+    return row if line.endswith("\n") else None
+
+
 def wandb_logger(folder: Path, name: str, config: dict[str, Any]) -> WandbLogger:
     """One W&B run an experiment: offline unless logged in, and the same id after a resume.
 
@@ -116,16 +164,45 @@ def wandb_logger(folder: Path, name: str, config: dict[str, Any]) -> WandbLogger
     """
     remembered = folder / WANDB_ID
     identity = remembered.read_text().strip() if remembered.exists() else uuid.uuid4().hex[:8]
-    return WandbLogger(
+    run = wandb.init(
         name=name,
-        save_dir=folder,
+        dir=folder,
         id=identity,
-        project="fedssl",
+        project=PROJECT,
         resume="allow",
-        offline=not logged_in(),
+        mode=wandb_mode(),
         config=without_paths(config),
         settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
+        reinit="finish_previous",
     )
+    return WandbLogger(experiment=run, id=identity)
+
+
+def wandb_mode() -> Literal["offline"] | None:
+    """``offline`` where W&B would ask for a login; ``None`` leaves it to ``WANDB_MODE``, which is online by default."""
+    mode = os.environ.get("WANDB_MODE")
+    if logged_in() or mode not in (None, "online"):
+        return None
+    if mode:
+        print("WANDB_MODE is online, but there is no login (wandb login): W&B logs offline", file=sys.stderr)
+    return "offline"
+
+
+def log_again(logger: WandbLogger, rows: Sequence[dict[str, Any]]) -> None:
+    """Log what earlier processes of a run have logged, unless W&B has it.
+
+    Offline W&B cannot go on with a run: every process writes a file of its own, and after a kill the last rounds are in
+    none of them. Logged again, all rounds are in the file of the last process.
+
+    Args:
+        logger: Of a run that is resumed.
+        rows: Those of ``metrics.csv``.
+    """
+    if logger.experiment.resumed:
+        return
+    for row in rows:
+        metrics = {key: float(value) for key, value in row.items() if value and key != "step"}
+        logger.log_metrics(metrics, int(row["step"]))
 
 
 def define_axes(logger: WandbLogger, unit: str) -> None:
@@ -135,6 +212,8 @@ def define_axes(logger: WandbLogger, unit: str) -> None:
         logger: Of the run.
         unit: The metric that counts what most metrics are drawn over: ``round`` or ``epoch``.
     """
+    logger.experiment.define_metric(GLOBAL_STEP)
+    logger.experiment.define_metric("*", step_metric=GLOBAL_STEP, step_sync=True)
     for group in METRIC_GROUPS:
         logger.experiment.define_metric(f"{group}/*", step_metric=unit)
     logger.experiment.define_metric("stage/*", step_metric="stage")

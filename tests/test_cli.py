@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -207,7 +208,7 @@ def test_bad_input_is_refused_before_any_work(
     command = ["fit", "-c", "lw_fedssl.yaml", "--trainer.logger=false", f"--run_dir={folder}", *arguments]
     said = refused(capsys, *command)
     assert message in said
-    assert not (folder / "config.yaml").exists()
+    assert not folder.exists()
 
 
 def test_a_configuration_before_the_subcommand_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,6 +239,45 @@ def test_without_run_dir_runs_are_numbered(tmp_path: Path, monkeypatch: pytest.M
         main(["fit", "-c", "fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false"])
     main(["fit", "-c", "fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", "--ckpt_path=last"])
     assert sorted(path.name for path in (tmp_path / "runs" / "fedssl").iterdir()) == ["0000", "0001"]
+
+
+@pytest.mark.slow
+def test_a_resume_that_is_refused_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    command = ["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, f"--run_dir={folder}"]
+    main(command)
+    before = sorted(folder.rglob("*"))
+    for other in ("--model.scheme=EndToEnd", "--seed_everything=7"):
+        refused(capsys, *command, other, "--ckpt_path=last")
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_auto_says_that_a_run_is_finished(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, f"--run_dir={run}", "--ckpt_path=auto"])
+    assert stopped.value.code in (0, None)
+    assert f"{run} is finished: its results are in {run / 'results.json'}" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert "begins or resumes a fit" in refused(
+        capsys, "test", "-c", "lw_fedssl.yaml", f"--run_dir={run}", "--ckpt_path=auto"
+    )
+
+
+def test_a_bare_command_shows_what_can_be_done() -> None:
+    done = subprocess.run([sys.executable, "train.py"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "usage: train.py {fit,validate,test,plan,compare}" in done.stdout
+    assert prepare_arguments([]) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["plan", "-c", "lw_fedssl.yaml"], ["fit", "-c", "lw_fedssl.yaml", "--x=1"]])
+def test_nothing_is_called_leaked_at_the_end(
+    arguments: list[str], train: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = train(*arguments, ok=False)
+    assert "nanobind" not in done.stderr + done.stdout
 
 
 def test_help_names_every_subcommand_without_waiting_for_torch() -> None:

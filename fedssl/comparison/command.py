@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -19,8 +20,8 @@ from fedssl.comparison.runner import run_missing
 from fedssl.comparison.table import as_csv, as_markdown, as_rich, make_tables
 from fedssl.files import write_atomically
 from fedssl.report.run_report import REPORT
+from fedssl.signals import status_of
 
-INTERRUPTED = 130
 DESCRIPTION = """
 Compares runs. With -c FILE: every combination of choices on the axes, with every seed; runs what is missing, resumes
 what was interrupted, skips what is done. With run folders, or folders that hold some: compares what is in them.
@@ -34,7 +35,7 @@ def compare(arguments: list[str]) -> int:
         arguments: What follows ``compare``.
 
     Returns:
-        Exit status: 1 if a run of the comparison failed, 130 if it was interrupted.
+        Exit status: 1 if a run of the comparison failed, 128 + the number of the signal if one ended it.
 
     Raises:
         ValueError: The command or one of its runs is refused; nothing has been started.
@@ -42,8 +43,9 @@ def compare(arguments: list[str]) -> int:
     options = _parse(arguments)
     try:
         rows = _rows_of_grid(options) if options.axes else _rows_of_folders(options.runs)
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return status_of(interrupt)
     show(rows, options.folder, shlex.join(["python", "train.py", "compare", *arguments]))
     return int(bool(options.axes) and any(row.failures for row in rows))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 import yaml
 
 from fedssl.cli import FedSSLCLI, main
-from fedssl.report.record import RESULTS
-from fedssl.run_folder import CONFIG
+from fedssl.run_folder import CONFIG, RESULTS
 from fedssl.setting_differences import differences_of_flat, flatten
 
 Configuration = dict[str, Any]

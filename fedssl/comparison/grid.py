@@ -9,8 +9,7 @@ from pathlib import Path
 
 from fedssl.checkpoints import checkpoints_of
 from fedssl.comparison.configuration import Configuration, comparable, holds, read_results, resolve
-from fedssl.report.record import RESULTS
-from fedssl.run_folder import CHECKPOINTS, CONFIG
+from fedssl.run_folder import CHECKPOINTS, CONFIG, RESULTS
 from fedssl.run_progress import shortfall
 
 OURS = ("--run_dir", "--ckpt_path", "--seed_everything")

@@ -15,15 +15,18 @@ from fedssl.checkpoints import checkpoints_of
 from fedssl.comparison.configuration import read_results
 from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.progress import SetProgress
-from fedssl.run_folder import CHECKPOINTS, CONFIG
+from fedssl.run_folder import CHECKPOINTS
+from fedssl.run_lock import check_free
 from fedssl.run_progress import shortfall
+from fedssl.signals import Ended
 
 LOG = "log.txt"
-COMMAND = (sys.executable, "-c", "from fedssl.cli import main; main()", "fit")
+CODE = "from fedssl.signals import end_with_parent; end_with_parent(); from fedssl.cli import main; main()"
+COMMAND = (sys.executable, "-c", CODE, "fit")
 PACKAGES = Path(__file__).parents[2]
 POLL = 0.1
 PATIENCE = 5
-"""Seconds that interrupted runs have to end by themselves before they are asked again."""
+"""Seconds that runs have to end by themselves, before they are asked to on Ctrl-C, and before they are killed."""
 
 
 def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
@@ -40,11 +43,13 @@ def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
         Why runs failed, by their folders.
 
     Raises:
-        ValueError: ``jobs`` is below 1.
+        ValueError: ``jobs`` is below 1, or another process is at work in the folder of a run; nothing has been started.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     waiting = [run for run in runs if not run.done]
+    for run in waiting:
+        check_free(run.folder)
     running: list[_Process] = []
     failed: dict[Path, str] = {}
     with SetProgress(waiting, done=len(runs) - len(waiting)) as progress:
@@ -60,8 +65,11 @@ def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
                     failed |= {process.run.folder: reason} if reason else {}
                     progress.ended(process.run, reason)
                 progress.update({process.run.folder: rounds_done(process.run.folder) for process in running})
+        except Ended:
+            _end(running, patience=0)  # the signal went to this process alone
+            raise
         finally:
-            _end(running)
+            _end(running, PATIENCE)  # Ctrl-C in a terminal has reached them already
     return failed
 
 
@@ -86,10 +94,8 @@ class _Process:
     def __init__(self, run: PlannedRun, jobs: int) -> None:
         self.run = run
         run.folder.mkdir(parents=True, exist_ok=True)
-        resume = ["--ckpt_path=last"] if checkpoints_of(run.folder / CHECKPOINTS) else []
-        if not resume:
-            (run.folder / CONFIG).unlink(missing_ok=True)
-        command = [*COMMAND, *run.arguments, f"--seed_everything={run.seed}", f"--run_dir={run.folder}", *resume]
+        where = [f"--run_dir={run.folder}", "--ckpt_path=auto"]
+        command = [*COMMAND, *run.arguments, f"--seed_everything={run.seed}", *where]
         with (run.folder / LOG).open("w") as log:
             self._process = _start(command, log, jobs)
 
@@ -103,29 +109,29 @@ class _Process:
         lacks = "" if code else shortfall(read_results(self.run.folder))
         return lacks or (reason_of_failure(self.run.folder / LOG, code) if code or not self.run.done else None)
 
-    def interrupt(self) -> None:
-        """Asks it to end; its last checkpoint stays."""
-        self._process.send_signal(signal.SIGINT)
+    def end(self) -> None:
+        """Asks it to end, and kills it if it does not; its last checkpoint stays."""
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
-    def wait(self) -> None:
-        """Until it has ended."""
-        self._process.wait()
 
-
-def _end(running: Sequence[_Process]) -> None:
-    """Ends the runs at work. Ctrl-C in a terminal has reached them already; a signal to this process alone has not."""
-    deadline = time.monotonic() + PATIENCE
+def _end(running: Sequence[_Process], patience: float) -> None:
+    """Ends the runs at work, after the time in which they may end by themselves."""
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline and not all(process.ended for process in running):
         time.sleep(POLL)
     for process in running:
         if not process.ended:
-            process.interrupt()
-    for process in running:
-        process.wait()
+            process.end()
 
 
 def _start(command: list[str], log: IO[str], jobs: int) -> subprocess.Popen[bytes]:
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = threads | os.environ | {"PYTHONPATH": path}
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=environment)
+    # Nothing is ever written to its standard input: that it closes is how a run learns that this process has died.
+    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env=environment)

@@ -65,4 +65,5 @@ def run(grid: Grid, context: Context) -> None:
     try:
         main(command_line(context.run_config), partial(FlowerCLI, grid=grid, rounds=rounds))
     except SystemExit as stop:
-        raise RuntimeError(str(stop)) from stop
+        if stop.code:
+            raise RuntimeError(str(stop)) from stop

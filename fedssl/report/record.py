@@ -13,11 +13,10 @@ import yaml
 
 from fedssl.disclosure import without_paths
 from fedssl.report.details_file import DETAILS, ClientDetails, read_details
-from fedssl.run_folder import CONFIG
+from fedssl.run_folder import CONFIG, RESULTS
 from linear_eval import EvaluationDetails
 
 METRICS = "metrics.csv"
-RESULTS = "results.json"
 OFF_SCALE = 1e300
 """Larger values are left out of figures like NaN and infinity, for the margins of an axis would be infinite."""
 Curve = tuple[list[float], list[float]]

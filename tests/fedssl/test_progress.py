@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 from rich.console import Console
 from torch.optim import AdamW
 
@@ -53,6 +53,20 @@ def test_outside_a_terminal_there_are_lines_and_no_bars(shown: Any) -> None:
     assert [line.split(" stage ")[0] for line in lines] == ["1/3", "2/3", "3/3"]
     assert "stage 3/3" in lines[2]
     assert "\x1b" not in "".join(lines)
+
+
+def test_a_line_shows_only_what_its_round_has_measured() -> None:
+    display, text = RoundProgress(verbose=True), io.StringIO()
+    display._console = Console(file=text, width=160)
+    for epoch in range(4):
+        metrics = {"eval/knn_top1": 79.9, "eval/perplexity": 3.0}
+        trainer: Any = SimpleNamespace(
+            current_epoch=epoch, max_epochs=4, callback_metrics=metrics, state=SimpleNamespace(fn="fit")
+        )
+        if epoch == 1:
+            display.on_validation_end(trainer, LightningModule())
+        display.on_train_epoch_end(trainer, LightningModule())
+    assert text.getvalue().split("\n") == ["1/4 ", "2/4 kNN 79.9 %, perplexity 3.00", "3/4 ", "4/4 ", ""]
 
 
 def test_verbose_says_why_clients_gave_nothing(shown: Any) -> None:

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from fedssl.run_folder import (
     choose_run_folder,
     find_checkpoint,
     folder_of_checkpoint,
+    is_finished,
     latest_run_folder,
     new_run_folder,
 )
@@ -82,10 +84,62 @@ def test_checkpoints_without_a_configuration_are_no_run(tmp_path: Path) -> None:
 def test_find_checkpoint(tmp_path: Path) -> None:
     run = make_run(tmp_path / "0000")
     checkpoint = run / "checkpoints" / "00001.ckpt"
+    with pytest.raises(ValueError, match=r"00001\.ckpt"):
+        find_checkpoint("last", run)
+    torch.save({}, checkpoint)
     assert find_checkpoint(None, run) is None
     assert find_checkpoint("last", run) == checkpoint
     assert find_checkpoint(str(checkpoint), tmp_path / "other") == checkpoint
     with pytest.raises(FileNotFoundError, match=r"there is no checkpoint nothing\.ckpt"):
         find_checkpoint("nothing.ckpt", run)
-    with pytest.raises(FileNotFoundError, match=r"--ckpt_path last: .*checkpoints has no checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"--ckpt_path last: .*0001/checkpoints has no checkpoint; .* auto"):
         find_checkpoint("last", make_run(tmp_path / "0001", checkpoint=False))
+
+
+def test_auto_begins_what_has_no_checkpoint(tmp_path: Path) -> None:
+    for folder in (tmp_path / "nothing", make_run(tmp_path / "killed", checkpoint=False)):
+        assert choose_run_folder(str(folder), "auto", tmp_path) == folder
+        assert find_checkpoint("auto", folder) is None
+
+
+def test_auto_resumes_the_newest_checkpoint_that_is_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", checkpoint=False)
+    paths = [run / "checkpoints" / f"{number:05d}.ckpt" for number in range(3)]
+    for path in paths:
+        torch.save({}, path)
+    assert find_checkpoint("auto", run) == paths[2]
+    paths[2].write_bytes(b"torn")
+    assert find_checkpoint("auto", run) == paths[1]
+    assert f"--ckpt_path auto passes over {paths[2]}: " in capsys.readouterr().err
+    for path in paths:
+        path.write_bytes(b"torn")
+    with pytest.raises(ValueError, match=r"auto: no checkpoint in .*run/checkpoints can be read"):
+        find_checkpoint("auto", run)
+
+
+def test_auto_without_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--ckpt_path auto needs --run_dir: "):
+        choose_run_folder(None, "auto", tmp_path)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_no_dead_end(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", checkpoint=False)
+    with pytest.raises(ValueError, match="run already holds a run: --ckpt_path auto begins it anew"):
+        choose_run_folder(str(run), None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "finished"),
+    [('{"rounds": 4}', True), ('{"finished": false, "rounds_done": 2, "rounds_planned": 4}', False)],
+)
+def test_a_run_is_finished_with_its_results(text: str, finished: bool, tmp_path: Path) -> None:
+    assert not is_finished(tmp_path)
+    (tmp_path / "results.json").write_text(text)
+    assert is_finished(tmp_path) is finished
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_damaged_results_are_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(ValueError, match=r"results\.json is damaged"):
+        is_finished(tmp_path)

@@ -2,10 +2,13 @@
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import wandb
 
-from fedssl.tracking import MetricsCSV, logged_in, wandb_logger
+from fedssl.tracking import MetricsCSV, log_again, logged_in, wandb_logger, wandb_mode
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -106,13 +109,82 @@ def test_a_resumed_run_that_starts_over_drops_all_rows(path: Path) -> None:
     assert path.read_text().splitlines() == ["step,b", "0,9.0"]
 
 
+# --- damaged files
+
+WHOLE = ["step,a,b", "0,0.0,1.5", "1,1.0,1.5", "2,2.0,1.5", "3,3.0,1.5"]
+
+
+@pytest.mark.parametrize(
+    ("line", "damage", "left"),
+    [
+        (5, b"3,3.", [0, 1, 2]),
+        (5, b"3,3.0,1.", [0, 1, 2]),
+        (5, b"x", [0, 1, 2]),
+        (5, bytes(40), [0, 1, 2]),
+        (5, b"3,3.0,1.5,4.0\r\n", [0, 1, 2]),
+        (5, b"3,\xff\xfe,1.5\r\n", [0, 1, 2]),
+        (5, b'3,"' + 200_000 * b"x", [0, 1, 2]),
+        (3, b"1,nonsense,1.5\r\n", [0, 2, 3]),
+        (3, bytes(12) + b"\r\n", [0, 2, 3]),
+        (3, b"\r\n", [0, 2, 3]),
+        (1, b"nonsense\r\n", []),
+        (1, b"", []),
+    ],
+)
+def test_damaged_lines_are_left_out_and_said(
+    line: int, damage: bytes, left: list[int], path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [text.encode() + b"\r\n" for text in WHOLE]
+    lines[line - 1] = damage
+    path.parent.mkdir()
+    path.write_bytes(b"".join(lines))
+    logged(path, (4, {"a": 4.0, "b": 1.5}))
+    assert [row["step"] for row in rows(path)] == [*map(str, left), "4"]
+    said = capsys.readouterr().err
+    assert f"{path} is damaged in line {line if damage else 1}" in said
+    assert said.count("\n") == 1
+    assert path.with_name("metrics.csv.damaged").read_bytes() == b"".join(lines)
+
+
+def test_a_resumed_run_says_that_its_earlier_rows_are_missing(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logged(path, (3, {"a": 3.0}))
+    assert capsys.readouterr().err == f"{path} is missing: the run goes on without its rows before step 3\n"
+    assert [row["step"] for row in rows(path)] == ["3"]
+
+
+def test_a_run_that_begins_anew_says_nothing_of_old_rows(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path.parent.mkdir()
+    path.write_bytes(b"step,a\r\n0,torn")
+    logged(path, (0, {"a": 1.0}))
+    logged(path.with_name("other.csv"), (0, {"a": 1.0}))
+    assert capsys.readouterr().err == ""
+
+
 # --- W&B
 
 
-def test_the_remembered_identity_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    first = wandb_logger(tmp_path, "lw-0000", {"a": 1})
-    identity = str(first.version)
+class Started(SimpleNamespace):
+    """What ``wandb.init`` would return."""
+
+    def log(self, metrics: dict[str, float]) -> None:
+        self.logged.append(metrics)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Started]:
+    """The runs that were started, without W&B's process."""
+    runs: list[Started] = []
+
+    def init(**arguments: Any) -> Started:
+        runs.append(Started(**arguments, resumed=False, logged=[]))
+        return runs[-1]
+
+    monkeypatch.setattr(wandb, "init", init)
+    return runs
+
+
+def test_the_remembered_identity_comes_back(tmp_path: Path, started: list[Started]) -> None:
+    identity = str(wandb_logger(tmp_path, "lw-0000", {"a": 1}).version)
     assert len(identity) == 8
     (tmp_path / "wandb_id").write_text(identity)
     loggers = [wandb_logger(tmp_path, "lw-0000", {}) for _ in range(2)]
@@ -120,6 +192,46 @@ def test_the_remembered_identity_comes_back(tmp_path: Path, monkeypatch: pytest.
     other = tmp_path / "other"
     other.mkdir()
     assert str(wandb_logger(other, "lw-0001", {}).version) != identity
+    assert "anonymous" not in vars(started[0])  # W&B warns of it
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_what_wandb_does_not_have_is_logged_again(resumed: bool, tmp_path: Path, started: list[Started]) -> None:
+    logger = wandb_logger(tmp_path, "lw-0000", {})
+    started[0].resumed = resumed
+    logged(tmp_path / "m.csv", (0, {"a": 1.0}), (1, {"b": 2.0}))
+    log_again(logger, MetricsCSV(tmp_path / "m.csv").resume(2))
+    again = [{"a": 1.0, "trainer/global_step": 0}, {"b": 2.0, "trainer/global_step": 1}]
+    assert started[0].logged == ([] if resumed else again)
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "chosen", "said"),
+    [
+        (None, "", "offline", ""),
+        ("online", "", "offline", "WANDB_MODE is online, but there is no login (wandb login): W&B logs offline\n"),
+        ("online", "x" * 40, None, ""),
+        (None, "x" * 40, None, ""),
+        ("offline", "x" * 40, None, ""),
+        ("disabled", "", None, ""),
+    ],
+)
+def test_without_a_login_wandb_is_offline_and_says_so_where_online_was_asked_for(
+    mode: str | None,
+    key: str,
+    chosen: str | None,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name, value in (("WANDB_MODE", mode), ("WANDB_API_KEY", key), ("NETRC", None)):
+        monkeypatch.delenv(name, raising=False)
+        if value:
+            monkeypatch.setenv(name, value)
+    assert wandb_mode() == chosen
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize("mode", ["offline", "disabled", "dryrun"])

@@ -1,15 +1,19 @@
 """Sets of runs: what is started, resumed, skipped and reported. The runs themselves are stand-ins."""
 
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from shrunk import hear_interrupts
 
 from fedssl.comparison import runner
 from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.runner import reason_of_failure, rounds_done, run_missing
+from fedssl.run_lock import FolderHeldError, held
+from fedssl.signals import Ended
 
 STAND_IN = """
 import json, sys
@@ -44,7 +48,7 @@ def test_what_is_missing_is_run(tmp_path: Path) -> None:
     runs = [planned(tmp_path / name, "--x=1", seed=seed) for seed, name in enumerate("abc")]
     assert run_missing(runs, jobs=2) == {}
     assert all(run.done for run in runs)
-    assert started_with(runs[2]) == ["--x=1", "--seed_everything=2", f"--run_dir={tmp_path / 'c'}"]
+    assert started_with(runs[2]) == ["--x=1", "--seed_everything=2", f"--run_dir={tmp_path / 'c'}", "--ckpt_path=auto"]
 
 
 def test_what_is_done_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,21 +60,15 @@ def test_what_is_done_starts_no_process(tmp_path: Path, monkeypatch: pytest.Monk
     assert [path.name for path in run.folder.iterdir()] == ["results.json"]
 
 
-def test_what_was_interrupted_goes_on(tmp_path: Path) -> None:
-    run = planned(tmp_path / "a")
-    (run.folder / "checkpoints").mkdir(parents=True)
-    (run.folder / "checkpoints" / "00001.ckpt").write_bytes(b"")
-    run_missing([run], jobs=1)
-    assert started_with(run)[-1] == "--ckpt_path=last"
-
-
-def test_what_was_interrupted_in_its_first_round_begins_again(tmp_path: Path) -> None:
-    run = planned(tmp_path / "a")
-    run.folder.mkdir()
-    (run.folder / "config.yaml").write_text("left over")
-    run_missing([run], jobs=1)
-    assert "--ckpt_path=last" not in started_with(run)
-    assert (run.folder / "config.yaml").read_text() == ""
+def test_a_run_that_another_process_is_at_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner.subprocess, "Popen", None)
+    runs = [planned(tmp_path / "a"), planned(tmp_path / "b")]
+    runs[1].folder.mkdir()
+    with held(runs[1].folder), pytest.raises(FolderHeldError, match=f"b is in use by process {os.getpid()} on "):
+        run_missing(runs, jobs=1)
+    assert not runs[0].folder.exists()
 
 
 def test_a_failure_is_reported_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,23 +94,33 @@ def test_runs_at_a_time_must_be_one_or_more(tmp_path: Path) -> None:
         run_missing([planned(tmp_path / "a")], jobs=0)
 
 
-def test_ctrl_c_ends_the_runs_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waits = "import time; time.sleep(60)"
-    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", waits))
-    monkeypatch.setattr(runner, "PATIENCE", 0)
-    processes = []
-    started = runner.subprocess.Popen
+WAITS = "import sys, time; open(sys.argv[2].partition('=')[2] + '/begun', 'w'); time.sleep(60)"
+DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {WAITS}"
+
+
+@pytest.mark.parametrize(("code", "ended_by"), [(WAITS, signal.SIGTERM), (DEAF, signal.SIGKILL)])
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt(), Ended(signal.SIGTERM)])
+def test_the_runs_at_work_end_with_the_comparison(
+    interrupt: KeyboardInterrupt, code: str, ended_by: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", code))
+    monkeypatch.setattr(runner, "PATIENCE", 0.2)
+    processes, started = [], runner.subprocess.Popen
 
     def remember(*arguments: object, **options: object) -> object:
-        processes.append(started(*arguments, preexec_fn=hear_interrupts, **options))
+        processes.append(started(*arguments, **options))
         return processes[-1]
 
+    def wait_and_interrupt(*_: object) -> None:
+        while not (tmp_path / "a" / "begun").exists():
+            time.sleep(0.01)
+        raise interrupt
+
     monkeypatch.setattr(runner.subprocess, "Popen", remember)
-    monkeypatch.setattr(runner.time, "sleep", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(runner.SetProgress, "update", wait_and_interrupt)
+    with pytest.raises(type(interrupt)):
         run_missing([planned(tmp_path / "a"), planned(tmp_path / "b")], jobs=1)
-    assert len(processes) == 1
-    assert processes[0].returncode is not None
+    assert [process.returncode for process in processes] == [-ended_by]
 
 
 def test_rounds_are_counted_from_the_checkpoints(tmp_path: Path) -> None:
