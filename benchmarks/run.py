@@ -20,6 +20,8 @@ MODULES = (
     "overhead",
     "paper",
     "peers",
+    "reliability.attacks",
+    "reliability.privacy",
     "schemes",
     "startup",
     "step_memory",

@@ -136,6 +136,16 @@ def _excess(tensor: Tensor, reference: Tensor, max_update: float) -> str:
     return "" if change <= limit else f"changed by {change:.3g} (root mean square), more than {limit:.3g}"
 
 
+def check_max_update(max_update: float) -> None:
+    """Refuses bounds that drop every client.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if not max_update > 0:
+        raise ValueError(f"max_update must be above 0, got {max_update}")
+
+
 def root_mean_square(tensor: Tensor) -> float:
     """Of all entries; 0 of none."""
     return float(torch.linalg.vector_norm(tensor.float())) / max(1, tensor.numel()) ** 0.5
