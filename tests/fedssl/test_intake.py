@@ -98,7 +98,7 @@ def test_bad_results_fail_and_touch_nothing(sent: Parts, reason: str) -> None:
 )
 def test_losses_that_cannot_be_are_dropped(changes: dict[str, float]) -> None:
     fields = {"num_images": int(changes.pop("images", 1)), "loss": 1.0, "squared_loss": 1.0} | changes
-    intake, rule = taken(result(1), Result(2, parts(), macs=0, activation_bytes=0, **fields), result(4))  # type: ignore[arg-type]
+    intake, _ = taken(result(1), Result(2, parts(), macs=0, activation_bytes=0, **fields), result(4))  # type: ignore[arg-type]
     assert [failure.client_id for failure in intake.failures] == [2]
     assert "cannot be" in intake.failures[0].reason
     assert intake.mean_loss() == 1.0

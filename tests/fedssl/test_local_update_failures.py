@@ -72,8 +72,9 @@ def test_a_nan_loss_fails_and_the_next_client_is_unaffected(
     assert_equal(tensors_of(world.local(tasks[2], world.clients[2])), expected)
 
 
-@pytest.mark.parametrize("where", ["backward", "after_step", "inputs"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "where"), [("SimCLR", "inputs"), ("SimCLR", "backward"), ("BYOL", "backward"), ("MoCoV3", "after_step")]
+)
 def test_an_exception_leaves_nothing_behind_for_the_next_client(
     method: str, where: str, make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim import SGD
 
-from fedssl.messages import Result
+from fedssl.aggregation import WeightedMean
+from fedssl.messages import Result, Tensors
 from fedssl.selection import FedHybridSelector, SmartFreezeSelector
 from fedssl.server import NonFiniteModelError
 from layerwise import EndToEnd
@@ -61,8 +61,12 @@ def test_selectors_never_see_impossible_losses(
 
 
 def test_a_model_that_a_round_broke_reaches_no_checkpoint(make_world: Callable[..., Any]) -> None:
-    world = make_world(EndToEnd(), server_optimizer=partial(SGD, lr=1e39))
-    with pytest.raises(NonFiniteModelError, match=r"round 0: stem/.* is not finite after WeightedMean, SGD and"):
+    class Broken(WeightedMean):
+        def finish(self) -> Tensors:
+            return {key: tensor / 0 for key, tensor in super().finish().items()}
+
+    world = make_world(EndToEnd(), aggregation=Broken())
+    with pytest.raises(NonFiniteModelError, match=r"round 0: stem/.* is not finite after Broken, SGD and calibration"):
         world.round()
 
 
