@@ -39,7 +39,7 @@ from fedssl.server import Server
 from fedssl.setting_checks import check_at_least, check_method, check_together
 from fedssl.shares import typical_choices
 from fedssl.start import StartRule
-from fedssl.trainer_check import check_trainer
+from fedssl.trainer_check import check_monitors, check_trainer
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
@@ -168,6 +168,8 @@ class FederatedSSL(Pretraining):
             data.eval_test.check_encoder(self.model.encoder.spec)
             return
         check_trainer(self.trainer, self.rounds)
+        if self.aggregation.always_steps:
+            check_monitors(self.trainer)
         if self._prepared is not data:
             self.prepare(data)
 
@@ -347,8 +349,7 @@ class FederatedSSL(Pretraining):
         if self.server.participation.fleet:
             metrics["time/simulated_seconds"] = self.server.participation.fleet.now
         metrics |= (self.engine or self._ranks).metrics(report)
-        logged = {key: float(value) for key, value in metrics.items() if key not in self.aggregation.unlogged}
-        self.log_dict(logged, batch_size=1)
+        self.log_dict({key: float(value) for key, value in metrics.items()}, batch_size=1)
 
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds by phase since the run began, interrupted processes included."""

@@ -18,22 +18,6 @@ from fedssl.messages import Tensors, content_id
 from fedssl.participation import Participation
 from fedssl.selection import RandomSelector, RoundRobinSelector
 
-CLIENT_FIGURES = (
-    "client/loss",
-    "client/participants",
-    "client/failed",
-    "client/late",
-    "client/declined",
-    "client/resent",
-    "cost/up_bytes",
-    "cost/wire_up_bytes",
-    "cost/macs",
-    "cost/peak_activation_bytes",
-    "time/simulated_round_seconds",
-    "time/simulated_seconds",
-)
-"""Metrics that tell exactly what clients gave, beside the sum that has noise."""
-
 
 class PrivateMean(Aggregation):
     """DP-FedAvg without amplification by sampling (McMahan et al. 2018, arXiv 1710.06963, Gaussian mechanism).
@@ -44,10 +28,10 @@ class PrivateMean(Aggregation):
     Two runs are neighbours if one client gives nothing in one of them, whatever the reason: it failed, was late, had
     too few images, or was refused. Epsilon bounds what the sequence of global models says about which of two
     neighbours it came from. So every round moves every trained tensor, also if one or no client answered, and no
-    round fails for want of answers. Not covered: who is drawn and who is connected; figures of a round such as the
-    mean loss, which are left out of the logs unless ``exact_figures``; checkpoints; what floating-point rounding
-    tells (Mironov 2012). Our deviations: no amplification, so epsilon is an upper bound for every participation;
-    batch norm's counters do not move, and its variances do not fall below zero.
+    round fails for want of answers. Not covered: who is drawn and who is connected; the exact figures of a round, such
+    as the mean loss and the number of clients that answered, and all files that have them; checkpoints; what
+    floating-point rounding tells (Mironov 2012). Our deviations: no amplification, so epsilon is an upper bound for
+    every participation; batch norm's counters do not move, and its variances do not fall below zero.
 
     The noise comes from a key of the operating system's, which is kept in checkpoints alone, so that a resumed run goes
     on exactly. It depends on the clients' exact sum too: two different sums never get the same noise, in whatever run.
@@ -57,7 +41,6 @@ class PrivateMean(Aggregation):
         noise_multiplier: Standard deviation of the noise in units of ``clip``.
         delta: Of the guarantee; below one over the number of clients.
         max_epsilon: A run that would spend more is refused; ``.inf`` allows any.
-        exact_figures: Log loss, counts, bytes and operations of the clients, which have no noise.
 
     Raises:
         ValueError: A number is out of its range, or the extra ``fedssl[privacy]`` is not installed.
@@ -72,7 +55,6 @@ class PrivateMean(Aggregation):
         noise_multiplier: float,
         delta: float = 1e-5,
         max_epsilon: float = 20.0,
-        exact_figures: bool = False,
     ) -> None:
         if not 0 < clip < math.inf or not 0 < noise_multiplier < math.inf:
             raise ValueError(f"clip and noise_multiplier must be above 0, got {clip} and {noise_multiplier}")
@@ -84,7 +66,6 @@ class PrivateMean(Aggregation):
             raise ValueError("PrivateMean needs the accountant of the extra fedssl[privacy]: install it")
         self.clip, self.noise_multiplier, self.delta = clip, noise_multiplier, delta
         self.max_epsilon = max_epsilon
-        self.unlogged = () if exact_figures else CLIENT_FIGURES
         self._key = secrets.token_bytes(32)
         self._clients = 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
@@ -23,13 +22,11 @@ class Aggregation(ABC):
         takes_counters: Whether integer tensors take the largest of the clients' values; otherwise they stay.
         always_steps: Whether every round ends with a step of all trained tensors, also if some or all clients gave
             nothing, because the models must not tell who did.
-        unlogged: Metrics that loggers must not get.
         refused: Why parts (by name) keep their values in the round that was finished last, though clients gave them.
     """
 
     takes_counters = True
     always_steps = False
-    unlogged: Collection[str] = ()
     refused: dict[str, str] = {}  # noqa: RUF012 (replaced, never changed)
 
     def check(self, participation: Participation, rounds: int) -> None:
