@@ -127,6 +127,8 @@ def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.
         if note["kind"] == "Failure":
             reason = " ".join(str(note["reason"]).split())[:LONGEST_REASON]
             return Failure(client_id, reason, note["skipped"] is True, declined=note["declined"] is True)
+        if note["kind"] != "Result":
+            raise ValueError(f"it is a {str(note['kind'])[:20]!r}")
         size = sum(record.count_bytes() for record in content.array_records.values())
         if size > most_bytes:
             raise ValueError(f"{size} bytes of tensors, its task takes {most_bytes}")
