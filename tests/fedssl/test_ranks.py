@@ -8,6 +8,7 @@ import torch
 from pytorch_lightning import Trainer
 from same import assert_same
 
+from fedssl.aggregation import PrivateMean
 from fedssl.alignment import MoonAlignment
 from fedssl.ddp import CohortStrategy, process_settings
 from fedssl.local_update import ClientMemory
@@ -103,6 +104,16 @@ def test_a_process_with_other_settings_is_refused(
     monkeypatch.setattr(Ranks, "_broadcast", lambda *_: first | {"seed": 0, "weights": "other"})
     with pytest.raises(ValueError, match="process 1 differs from process 0 in seed, weights: all need the same"):
         Ranks(world.local, world.clients, 1, 2).gather(world.server)
+
+
+def test_all_processes_make_the_noise_of_the_first(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
+    first, world = PrivateMean(1.0, 2.0), make_world(EndToEnd(), aggregation=PrivateMean(1.0, 2.0))
+    monkeypatch.setattr(Ranks, "_broadcast", lambda _, own, __: first.state_dict() if "key" in own else own)
+    Ranks(world.local, world.clients, 1, 2).gather(world.server)
+    assert world.server.aggregation.state_dict() == first.state_dict()
 
 
 def test_a_broken_connection_is_a_lost_process() -> None:
