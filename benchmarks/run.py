@@ -25,6 +25,8 @@ MODULES = (
     "reliability.kills",
     "reliability.load",
     "reliability.signals",
+    "reliability.attacks",
+    "reliability.privacy",
     "schemes",
     "startup",
     "step_memory",

@@ -22,17 +22,16 @@ MACHINE = ("trainer.accelerator", "trainer.devices")
 """They change results by rounding only."""
 
 PLACES = ("data.root", "data.download", "data.in_memory", "model.bank.folder")
-SECRET = "noise_seed"
 SHOWN = 8
 """Settings in an error message."""
 
 
 def deciding_settings(configuration: dict[str, Any]) -> dict[str, Any]:
-    """What decides the results of a run, by dotted name; a secret of a privacy rule is left out."""
+    """What decides the results of a run, by dotted name."""
     trainer = {key: configuration["trainer"].get(key) for key in TRAINER}
     decisive = {key: configuration[key] for key in ("seed_everything", "model", "data")}
     flat = flatten(decisive | {"trainer": trainer})
-    return {name: value for name, value in flat.items() if name not in PLACES and not name.endswith(SECRET)}
+    return {name: value for name, value in flat.items() if name not in PLACES}
 
 
 def notes_of_run(configuration: dict[str, Any], checkpoint: dict[str, Any] | None) -> dict[str, Any]:

@@ -50,7 +50,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         made = checkpoint.get(ORIGIN, {}) | self._notes | {"form": form_of(checkpoint)}
         try:
-            write_state(checkpoint | {ORIGIN: made}, target)
+            # A rule's secret, such as the key of a private run's noise, is its owner's alone.
+            secret = bool(checkpoint.get("server", {}).get("aggregation"))
+            write_state(checkpoint | {ORIGIN: made}, target, private=secret)
         except (OSError, RuntimeError) as error:
             last = _newest_usable(target.parent)
             hint = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"

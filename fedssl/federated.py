@@ -20,6 +20,7 @@ from fedssl.client_data import ClientData, Federation
 from fedssl.data import ImageData
 from fedssl.devices import Deadline, DeviceSource, Eligibility, Fleet
 from fedssl.engine import Engine
+from fedssl.intake import MAX_UPDATE, check_max_update
 from fedssl.local_update import LocalUpdate
 from fedssl.memory.clients import ClientPlans
 from fedssl.memory.setting import MemoryRule, MemorySetting
@@ -39,7 +40,7 @@ from fedssl.server import Server
 from fedssl.setting_checks import check_at_least, check_method, check_together
 from fedssl.shares import typical_choices
 from fedssl.start import StartRule
-from fedssl.trainer_check import check_trainer
+from fedssl.trainer_check import check_monitors, check_trainer
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
@@ -81,6 +82,8 @@ class FederatedSSL(Pretraining):
         proximal: mu of the FedProx term; 0 switches it off.
         calibration: Server-side calibration on auxiliary images; ``None`` switches it off.
         aggregation: How the clients' results become one.
+        max_update: Most that a tensor of a client's update may change, as a root mean square and in units of one plus
+            that of the global tensor, or the client is dropped. Honest training stays far below the default.
         server_optimizer: Steps the global model along ``global - aggregate``: SGD with lr 1 is FedAvg, with
             momentum FedAvgM, Adam FedAdam.
         evaluation: Neighbours and probe.
@@ -112,6 +115,7 @@ class FederatedSSL(Pretraining):
         proximal: float = 0.0,
         calibration: Calibration | None = None,
         aggregation: Aggregation = WeightedMean(),  # noqa: B008 (a round starts it anew)
+        max_update: float = MAX_UPDATE,
         server_optimizer: OptimizerFactory = sgd,
         evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
         finetuning: FinetuneSettings | None = None,
@@ -121,6 +125,7 @@ class FederatedSSL(Pretraining):
         check_at_least(2, batch_size=batch_size)
         check_at_least(0, proximal=proximal)
         check_dropout(dropout)
+        check_max_update(max_update)
         check_together(deadline, devices, memory_budget, micro_batch, bank)
         self.memory, self.micro_batch = MemorySetting.parse(memory_budget, devices), micro_batch
         super().__init__(scheme.adapt(encoder), method, augment, optimizer, evaluation, finetuning, seed)
@@ -136,7 +141,7 @@ class FederatedSSL(Pretraining):
         self.participation, self.dropout, self.selector = participation, dropout, selector
         self.devices, self.deadline, self.pace, self.start, self.bank = devices, deadline, pace, start, bank
         self.alignment, self.proximal, self.calibration = alignment, proximal, calibration
-        self.aggregation, self.server_optimizer = aggregation, server_optimizer
+        self.aggregation, self.max_update, self.server_optimizer = aggregation, max_update, server_optimizer
         self.server: Server | None = None
         self.local: LocalUpdate | None = None
         self.engine: Engine | None = None
@@ -164,6 +169,8 @@ class FederatedSSL(Pretraining):
             data.eval_test.check_encoder(self.model.encoder.spec)
             return
         check_trainer(self.trainer, self.rounds)
+        if self.aggregation.always_steps:
+            check_monitors(self.trainer)
         if self._prepared is not data:
             self.prepare(data)
 
@@ -331,7 +338,7 @@ class FederatedSSL(Pretraining):
         parameters = dict.fromkeys(p for module in self.model.modules.values() for p in module.parameters())
         fleet, sizes = self._fleet(federation, memory), federation.sizes
         participation = Participation(sizes, self.participation, self.dropout, self.selector, fleet, self.seed)
-        return Server(
+        server = Server(
             self.model,
             self.scheme,
             self.rounds,
@@ -343,6 +350,8 @@ class FederatedSSL(Pretraining):
             self.pace,
             self.seed,
         )
+        server.max_update = self.max_update
+        return server
 
     def predictor(self) -> StepPredictor:
         """Predicts local steps of this run, in a model of its own."""

@@ -92,7 +92,17 @@ class LocalUpdate:
         self.memories: dict[int, ClientMemory] = {}
 
     def __call__(self, task: Task, images: SampleSet) -> Result | Failure:
-        """Trains on one client's images from the task's weights."""
+        """Trains on one client's images from the task's weights.
+
+        After an exception the next client trains as if there had been none.
+        """
+        try:
+            return self._attempt(task, images)
+        except BaseException:
+            self._clean()
+            raise
+
+    def _attempt(self, task: Task, images: SampleSet) -> Result | Failure:
         self._receive(task)
         memory = self._memory(task)
         self._start(task, memory)
@@ -123,6 +133,12 @@ class LocalUpdate:
                 assert isinstance(self.model.method, SSLMethod)
                 self.alignment.attach(self.model.method)
             self._stage = task.stage
+
+    def _clean(self) -> None:
+        """Forgets what an interrupted step left: gradients, which would be added to the next, and half-read parts."""
+        for parameter in self.model.method.parameters():
+            parameter.grad = None
+        self._loaded, self._stage = {}, None
 
     def _start(self, task: Task, memory: ClientMemory | None) -> None:
         method = self.model.method

@@ -94,6 +94,11 @@ def unflatten(tensors: Tensors) -> Parts:
     return parts
 
 
+def part_of(key: str) -> str:
+    """The part that a tensor ``part/tensor name`` belongs to."""
+    return key.partition("/")[0]
+
+
 def num_bytes(parts: Parts) -> int:
     """Bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in flatten(parts).values())

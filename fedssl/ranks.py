@@ -7,6 +7,7 @@ that each makes of a round what one process would have made of it, bit for bit.
 from __future__ import annotations
 
 import io
+import logging
 import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,10 +20,12 @@ from torch import Tensor
 from fedssl.datasets import SampleSet
 from fedssl.engine import Engine
 from fedssl.local_update import LocalUpdate
-from fedssl.messages import Failure, Result, Tensors, content_id, flatten
+from fedssl.messages import Failure, Result, Task, Tensors, content_id, flatten
 from fedssl.participation import Cohort
 from fedssl.round_report import RoundReport
 from fedssl.server import Server
+
+logger = logging.getLogger(__name__)
 
 
 class RankLostError(RuntimeError):
@@ -56,6 +59,8 @@ class Ranks(Engine):
             RankLostError: Another rank has ended.
         """
         if not self._checked:
+            # A secret of the rule's is drawn anew in every process.
+            server.aggregation.load_state_dict(self._broadcast(server.aggregation.state_dict(), 0))
             self._check(server)
             self._checked = True
         if self._world_size > 1 and server.calibration:  # GPUs do not always calibrate alike, to the last bit
@@ -70,7 +75,7 @@ class Ranks(Engine):
         for start in range(0, len(cohort.participants), self._world_size):
             tasks = [server.make_task(c) for c in cohort.participants[start : start + self._world_size]]
             mine = tasks[self._rank] if self._rank < len(tasks) else None
-            own = self._local(mine, self._clients[mine.client_id]) if mine else None
+            own = self._train(mine) if mine else None
             for trainer in range(len(tasks)):
                 yield self._share(own, trainer)
 
@@ -81,6 +86,21 @@ class Ranks(Engine):
     @property
     def _device(self) -> torch.device:
         return next(self._local.model.method.parameters()).device
+
+    def _train(self, task: Task) -> Result | Failure:
+        """One client's work; an error in it is this client's failure, as it is on a network.
+
+        Our own broken invariants, and a GPU that can compute no more, end the run all the same.
+        """
+        try:
+            return self._local(task, self._clients[task.client_id])
+        except AssertionError:
+            raise
+        except Exception as error:
+            if not _works(self._device):
+                raise
+            logger.info("client %d failed", task.client_id, exc_info=True)
+            return Failure(task.client_id, f"{type(error).__name__}: {error}")
 
     def _share(self, own: Result | Failure | None, trainer: int) -> Result | Failure:
         """The result of the rank that trained a client; what the client remembers is kept."""
@@ -172,6 +192,15 @@ def lost_ranks() -> Iterator[None]:
         raise RankLostError(
             "another process of this run has ended: see what it said; --ckpt_path last goes on"
         ) from error
+
+
+def _works(device: torch.device) -> bool:
+    """Whether a device computes still: an error of a CUDA kernel, unlike one of memory, is all that it says after."""
+    try:
+        torch.zeros(1, device=device).item()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _weights(server: Server) -> Tensors:

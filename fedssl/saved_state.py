@@ -26,15 +26,26 @@ class UnusableStateError(ValueError):
     """A saved state that cannot be used; the message goes on where a sentence has named the file."""
 
 
-def write_state(state: Any, path: Path) -> None:
+def write_state(state: Any, path: Path, private: bool = False) -> None:
     """Writes a state, all or nothing.
+
+    Args:
+        state: Tensors and plain values.
+        path: The file.
+        private: Only its owner may read the file.
 
     Raises:
         ValueError: Something in it could be written but not be read again.
         OSError: The disk refused.
     """
     check_plain(state)
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+    def write(temporary: Path) -> None:
+        if private:
+            temporary.touch(mode=0o600)
+        torch.save(state, temporary)
+
+    write_atomically(path, write)
 
 
 def check_plain(state: Any, where: str = "state") -> None:

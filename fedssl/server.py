@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +14,9 @@ from fedssl.aggregation import Aggregation
 from fedssl.calibration import Calibration
 from fedssl.datasets import SampleSet
 from fedssl.devices import fleet_stages
-from fedssl.intake import Intake, sample_update
+from fedssl.intake import MAX_UPDATE, Intake, sample_update
 from fedssl.ledger import Ledger
-from fedssl.messages import Failure, Result, Task, Tensors, content_id, flatten, num_bytes
+from fedssl.messages import Failure, Result, Task, Tensors, content_id, flatten, num_bytes, part_of
 from fedssl.model import SplitModel
 from fedssl.participation import Cohort, Participation
 from fedssl.round_report import RoundReport
@@ -25,9 +27,15 @@ from fedssl.shares import check_untied, client_stage, typical_choices
 from fedssl.stopwatch import Stopwatch
 from layerwise import BlockPerturbation, Scheme, Stage, grew, renew, transfer_weights
 
+logger = logging.getLogger(__name__)
+
 
 class AllClientsFailedError(RuntimeError):
     """Clients took part in a round but none, or too few, gave a usable result."""
+
+
+class NonFiniteModelError(ArithmeticError):
+    """The global model has NaN or infinite values at the end of a round."""
 
 
 class Server:
@@ -49,6 +57,7 @@ class Server:
 
     Attributes:
         quorum: Usable results that a round needs in which a client failed or was late; 0: one, if a client failed.
+        max_update: Largest change of a tensor that a client may give, see :class:`fedssl.intake.Intake`.
 
     Raises:
         ValueError: The scheme does not fit the encoder or the rounds, no device can hold a stage, or calibration has no
@@ -74,7 +83,7 @@ class Server:
                 "name an auxiliary_dataset"
             )
         scheme.check(model.encoder)
-        aggregation.check(participation, seed)
+        aggregation.check(participation, rounds)
         self.model = model
         self.scheme = scheme
         self.stages = fleet_stages(scheme, len(model.encoder.blocks), rounds, participation.fleet)
@@ -91,6 +100,7 @@ class Server:
         self.times = Stopwatch()
         self.failed_updates = 0
         self.quorum = 0
+        self.max_update = MAX_UPDATE
         self.stage_rounds: list[int] = [0] * len(self.stages)
         self._index = 0
         self._entered = -1
@@ -146,8 +156,8 @@ class Server:
         return task
 
     def set_holdings(self, client_id: int, held: dict[str, str]) -> None:
-        """Takes a client's word for the frozen parts that it holds, by their content ids."""
-        self._holdings[client_id] = dict(held)
+        """Takes a client's word for the frozen parts that it holds, by their content ids; other names are left out."""
+        self._holdings[client_id] = {name: held[name] for name in self.model.modules if name in held}
 
     def absorb(self, results: Iterable[Result | Failure], step: Callable[[], Any] | None = None) -> RoundReport:
         """Ends the round: aggregates, steps the server optimizer, calibrates.
@@ -160,32 +170,58 @@ class Server:
         Raises:
             AllClientsFailedError: Clients took part and failed, and none gave a usable result. The global model is as
                 it was before the round. A round of clients that only had too few images, or were late, counts as an
-                empty one.
+                empty one, and so does any of a rule that always steps.
+            NonFiniteModelError: The round broke the global model; its last checkpoint is good.
         """
         names = self.model.trained_names(self.stage)
         reference = flatten(self.model.read(names))
-        intake, outcomes = Intake(reference, self.aggregation), []
+        intake, outcomes = Intake(reference, self.aggregation, self.max_update), []
         for result in results:
             with self.times("aggregation"):
                 outcomes += self._take(result, intake, reference)
         lost = [failure for failure in intake.failures if not failure.skipped] + (intake.late if self.quorum else [])
-        if lost and len(intake.trained) < max(1, self.quorum):
+        if lost and len(intake.trained) < max(1, self.quorum) and not self.aggregation.always_steps:
             enough = f"; {self.quorum} are needed" if self.quorum > 1 else ""
             usable = len(intake.trained) or "no"
             raise AllClientsFailedError(f"round {self.round}: {usable} usable update{enough}; {intake.reasons()}")
-        if intake.trained:
-            with self.times("aggregation"):
-                aggregate = self.aggregation.finish()
-                self._set_gradients(names, {key: aggregate[key] for key in intake.given})
-                for key, counter in intake.counters.items() if self.aggregation.takes_counters else ():
-                    reference[key].copy_(counter)
         with self.times("aggregation"):
+            moved = self._aggregate(names, reference, intake)
             (step or self.optimizer.step)()
             self.optimizer.zero_grad(set_to_none=True)
         for name in names:
             self._ids.pop(name, None)
         self.participation.observe(self.round, outcomes)
-        return self._end_round(intake)
+        report = self._end_round(intake, moved)
+        self._check_finite(report.round)
+        return report
+
+    def _aggregate(self, names: list[str], reference: Tensors, intake: Intake) -> bool:
+        """Gives the optimizer its gradients; whether there are any."""
+        rule = self.aggregation
+        if not intake.trained and not rule.always_steps:
+            return False
+        aggregate = rule.finish()
+        for part, reason in rule.refused.items():
+            logger.warning("round %d: %s keeps its values: %s", self.round, part, reason)
+        given = aggregate if rule.always_steps else {key: aggregate[key] for key in intake.given}
+        moved = {key: tensor for key, tensor in given.items() if part_of(key) not in rule.refused}
+        self._set_gradients(names, moved)
+        for key, counter in intake.counters.items() if rule.takes_counters else ():
+            if part_of(key) not in rule.refused:
+                reference[key].copy_(counter)
+        return bool(moved)
+
+    def _check_finite(self, round_: int) -> None:
+        """Ends the run before a broken model gets into a checkpoint.
+
+        Clients cannot cause it, whose updates are bounded; a server optimizer with a large learning rate can.
+        """
+        for key, tensor in flatten(self.model.read(self.model.modules)).items():
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteModelError(
+                    f"round {round_}: {key} of the global model is not finite after {type(self.aggregation).__name__}, "
+                    f"{type(self.optimizer).__name__} and calibration; the checkpoint of the round before is good"
+                )
 
     def _take(self, result: Result | Failure, intake: Intake, reference: Tensors) -> list[Outcome]:
         """Takes what has arrived of a client's result; returns what the selector learns from it."""
@@ -198,6 +234,9 @@ class Server:
                 asked = asked[-len(delivery.result.parts) :]
             result = delivery.result
         arrived = intake.check(result, asked)
+        if isinstance(arrived, Result):
+            # A client cannot claim more weight than the division gave it, or than it announced when it joined.
+            arrived = replace(arrived, num_images=min(arrived.num_images, self.participation.images[client]))
         intake.take(arrived)
         if isinstance(arrived, Failure):
             self.ledger.lost(arrived)
@@ -222,10 +261,10 @@ class Server:
                 elif value is not None:
                     own.copy_(value)
 
-    def _end_round(self, intake: Intake) -> RoundReport:
+    def _end_round(self, intake: Intake, moved: bool) -> RoundReport:
         """Looks at the pace, calibrates if that is due, and closes the books of the round."""
-        stage, trained = self.stage, bool(intake.trained)
-        reading = self.pace.observe(self._followed()) if self.pace and trained else None
+        stage = self.stage
+        reading = self.pace.observe(self._followed()) if self.pace and moved else None
         self.stage_rounds[stage.index] += 1
         over = self.stage_rounds[stage.index] >= stage.rounds or (reading is not None and reading.freeze)
         report = RoundReport(
@@ -242,7 +281,7 @@ class Server:
             up_bytes=intake.up_bytes,
             macs=intake.macs,
             activation_bytes=intake.activation_bytes,
-            calibration_loss=self._calibrate(trained, over),
+            calibration_loss=self._calibrate(moved, over),
             seconds=self._advance_clock(),
             pace=reading,
         )
@@ -301,6 +340,7 @@ class Server:
             "ledger": self.ledger.state_dict(),
             "failed_updates": self.failed_updates,
             "participation": self.participation.state_dict(),
+            "aggregation": self.aggregation.state_dict(),
             "pace": self.pace.state_dict() if self.pace else None,
             "seconds": self.times.seconds(),
             "settings": self.settings(),
@@ -319,6 +359,7 @@ class Server:
         self.ledger.load_state_dict(state["ledger"])
         self.failed_updates = state["failed_updates"]
         self.participation.load_state_dict(state["participation"])
+        self.aggregation.load_state_dict(state["aggregation"])
         if self.pace:
             self.pace.load_state_dict(state["pace"])
         self.times.restore(state["seconds"])

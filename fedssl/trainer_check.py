@@ -42,3 +42,15 @@ def check_trainer(trainer: Any, rounds: int) -> None:
         )
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise ValueError(f"trainer.precision {trainer.precision} is not supported: use 32-true or bf16-mixed")
+
+
+def check_monitors(trainer: Any) -> None:
+    """Refuses callbacks of a private run that decide by what clients gave exactly: when it ends would tell of it.
+
+    Raises:
+        ValueError: There is one.
+    """
+    for callback in trainer.callbacks:
+        monitor = getattr(callback, "monitor", None) or ""
+        if monitor.startswith(("client/", "cost/", "time/")):
+            raise ValueError(f"{type(callback).__name__} monitors {monitor}, which is not private: choose one of eval/")

@@ -29,18 +29,13 @@ class Krum(RobustAggregation):
             raise ValueError(f"byzantine and keep must be at least 1, got {byzantine} and {keep}")
         self.byzantine, self.keep = byzantine, keep
 
-    def combine(self, layer: str, clients: list[Tensors]) -> Tensors:
-        """The mean of the chosen clients.
+    def __str__(self) -> str:
+        return f"Krum with byzantine={self.byzantine} and keep={self.keep}"
 
-        Raises:
-            ValueError: So few clients gave the layer that nothing is promised.
-        """
-        least = max(2 * self.byzantine + 3, self.byzantine + self.keep + 2)
-        if len(clients) < least:
-            raise ValueError(
-                f"Krum with byzantine={self.byzantine} and keep={self.keep} needs {least} clients a round, "
-                f"{len(clients)} gave {layer}"
-            )
+    def least(self) -> int:
+        return max(2 * self.byzantine + 3, self.byzantine + self.keep + 2)
+
+    def combine(self, clients: list[Tensors]) -> Tensors:
         vectors = torch.stack([torch.cat([tensor.flatten() for tensor in client.values()]) for client in clients])
         chosen = krum_scores(vectors, self.byzantine).argsort(stable=True)[: self.keep].tolist()
         return {key: torch.stack([clients[i][key] for i in chosen]).mean(dim=0) for key in clients[0]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 from torch import Tensor
 
@@ -19,20 +20,36 @@ class Aggregation(ABC):
 
     Attributes:
         takes_counters: Whether integer tensors take the largest of the clients' values; otherwise they stay.
+        always_steps: Whether every round ends with a step of all trained tensors, also if some or all clients gave
+            nothing, because the models must not tell who did.
+        refused: Why parts (by name) keep their values in the round that was finished last, though clients gave them.
     """
 
     takes_counters = True
+    always_steps = False
+    refused: dict[str, str] = {}  # noqa: RUF012 (replaced, never changed)
 
-    def check(self, participation: Participation, seed: int) -> None:
+    def check(self, participation: Participation, rounds: int) -> None:
         """Before the run: refuses settings that the rule does not fit.
 
+        Args:
+            participation: Says how many clients there are, and how many train in a round.
+            rounds: Communication rounds of the run, at most.
+
         Raises:
-            ValueError: They do not.
+            ValueError: They do not fit.
         """
 
     def metrics(self, rounds: int) -> dict[str, float]:
         """What the rule has to say after some rounds, by the keys that loggers get."""
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, in plain types: a secret, so only their owner may read checkpoints that have it."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
 
     @abstractmethod
     def begin(self, reference: Tensors) -> None:

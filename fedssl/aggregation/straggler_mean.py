@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from fedssl.aggregation.rule import Aggregation, difference_to
-from fedssl.messages import Tensors
+from fedssl.messages import Tensors, part_of
 
 Rule = Literal["contributors", "unbiased", "all"]
 
@@ -49,10 +49,10 @@ class StragglerMean(Aggregation):
         self._clients += 1
 
     def finish(self) -> Tensors:
-        layers = list(dict.fromkeys(layer_of(key) for key in self._reference))
+        layers = list(dict.fromkeys(part_of(key) for key in self._reference))
         ranks = {layer: len(layers) - position for position, layer in enumerate(layers)}
         return {
-            key: self._step(key, reference, empty_probability(ranks[layer_of(key)], len(layers), self._clients))
+            key: self._step(key, reference, empty_probability(ranks[part_of(key)], len(layers), self._clients))
             for key, reference in self._reference.items()
         }
 
@@ -75,8 +75,3 @@ def empty_probability(rank: int, layers: int, clients: int) -> float:
         clients: Clients of the round.
     """
     return ((rank - 1) / layers) ** clients
-
-
-def layer_of(key: str) -> str:
-    """The part that a tensor belongs to."""
-    return key.partition("/")[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import count
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ class TrimmedMean(RobustAggregation):
     """Coordinate-wise trimmed mean of the clients' changes (Yin et al. 2018, arXiv 1803.01498, section 4).
 
     Args:
-        trim: Share of the clients that is left out at each end, rounded down.
+        trim: Share of the clients that is left out at each end, rounded down. It takes 1 / trim clients.
 
     Raises:
         ValueError: ``trim`` is not between 0 and 0.5.
@@ -24,9 +26,18 @@ class TrimmedMean(RobustAggregation):
             raise ValueError(f"trim must lie between 0 and 0.5, got {trim}")
         self.trim = trim
 
-    def combine(self, layer: str, clients: list[Tensors]) -> Tensors:
-        cut = int(self.trim * len(clients))
+    def __str__(self) -> str:
+        return f"TrimmedMean with trim {self.trim:g}"
+
+    def least(self) -> int:
+        return next(clients for clients in count(max(3, int(1 / self.trim))) if self._cut(clients))
+
+    def combine(self, clients: list[Tensors]) -> Tensors:
+        cut = self._cut(len(clients))
         return {key: trimmed_mean(torch.stack([client[key] for client in clients]), cut) for key in clients[0]}
+
+    def _cut(self, clients: int) -> int:
+        return int(self.trim * clients)
 
 
 def trimmed_mean(values: Tensor, cut: int) -> Tensor:

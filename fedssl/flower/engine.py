@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
@@ -25,7 +26,7 @@ from fedssl.flower.records import (
 from fedssl.flower.roster import Roster
 from fedssl.flower.run_id import run_id
 from fedssl.flower.settings import RoundSettings
-from fedssl.messages import Failure, Result
+from fedssl.messages import Failure, Result, num_bytes
 from fedssl.participation import Cohort
 from fedssl.round_report import RoundReport
 from fedssl.server import Server
@@ -33,6 +34,9 @@ from layerwise import Stage
 
 logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
+ROOM_BYTES = 2**20
+IMAGES_OF_MEDIAN = 4
+"""Times the clients' median number of images, above which no claim counts unless a setting says otherwise."""
 GRACE_SECONDS = 30.0
 """A message outlives its round by this, so that who is late is late, and no error of Flower's."""
 
@@ -64,6 +68,8 @@ class FlowerEngine(Engine):
         self._roster: Roster | None = None
         self._wire = {"down": 0, "up": 0}
         self._again: set[int] = set()
+        self._announced: dict[int, int] = {}
+        self._most_bytes: dict[int, int] = {}
 
     def gather(self, server: Server) -> None:
         """Waits until enough clients are connected, and tells the server which.
@@ -72,7 +78,7 @@ class FlowerEngine(Engine):
             TimeoutError: Too few came.
         """
         everyone, first = server.participation.num_clients, self._roster is None
-        self._check(everyone)
+        self._check(server)
         roster = self._roster = self._roster or self._make_roster(server)
         server.quorum = self._settings.min_replies
         roster.ask_again()
@@ -88,6 +94,7 @@ class FlowerEngine(Engine):
         if first and len(present) < everyone:
             logger.warning("the run starts with %d of %d clients: %s", len(present), everyone, list(present))
         server.participation.online = set(present)
+        self._limit_images(server.participation.images)
 
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
         """One message to every participant; the round ends with their answers, or when its time is over."""
@@ -125,6 +132,8 @@ class FlowerEngine(Engine):
         needed = self._needed_bytes(task.stage, server.participation.images[client]) if limited else 0
         content = encode_order(Order(task, run_id(self._folder), self._recipe, needed))
         self._wire["down"] += wire_bytes(content)
+        # What is trained comes back as it went, in the same framing; the rest is room for headers.
+        self._most_bytes[client] = 2 * num_bytes(task.active) + ROOM_BYTES
         node = self._roster.connected()[client]
         ttl = self._settings.round_timeout + GRACE_SECONDS if self._settings.round_timeout else None
         message = Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=str(server.round))
@@ -159,7 +168,7 @@ class FlowerEngine(Engine):
         if reply.has_error():
             return Failure(client, f"Flower's error {reply.error.code}: {reply.error.reason}")
         self._wire["up"] += wire_bytes(reply.content)
-        return decode_answer(reply.content, client)
+        return decode_answer(reply.content, client, self._most_bytes[client])
 
     def _over(self, started: float, answers: int) -> bool:
         limit, enough = self._settings.round_timeout, self._settings.enough_replies
@@ -176,13 +185,25 @@ class FlowerEngine(Engine):
         def welcome(hello: Hello) -> None:
             server.set_holdings(hello.client_id, hello.held)
             if hello.num_images:
-                server.participation.images[hello.client_id] = hello.num_images
+                self._announced.setdefault(hello.client_id, hello.num_images)
 
         question = encode_question(run_id(self._folder), self._recipe)
         clients = server.participation.num_clients
         return Roster(self._grid, clients, question, welcome)
 
-    def _check(self, clients: int) -> None:
+    def _limit_images(self, images: list[int]) -> None:
+        """Client by client what it said first, which is its weight in the mean; none more than is allowed."""
+        limit = self._settings.max_client_images or IMAGES_OF_MEDIAN * median(self._announced.values() or [0])
+        for client, announced in self._announced.items():
+            images[client] = max(1, min(announced, int(limit)))
+
+    def _check(self, server: Server) -> None:
+        clients = server.participation.num_clients
+        if server.aggregation.always_steps and (self._settings.enough_replies or self._settings.min_replies > 1):
+            raise ValueError(
+                f"{type(server.aggregation).__name__} must not tell who answers: leave enough-replies at 0 and "
+                f"min-replies at 1, got {self._settings.enough_replies} and {self._settings.min_replies}"
+            )
         for name in ("min_clients", "min_replies", "enough_replies"):
             if getattr(self._settings, name) > clients:
                 value = getattr(self._settings, name)

@@ -14,6 +14,8 @@ from fedssl.messages import Failure, Parts, Result, Task, flatten, unflatten
 from layerwise import Stage
 
 LONGEST_REASON = 300
+LONGEST_NOTE = 2**20
+"""Characters of what a client says beside its tensors; a thousand parts that it holds take a tenth of that."""
 
 
 @dataclass(frozen=True)
@@ -106,24 +108,30 @@ def encode_answer(answer: Result | Failure | Lacking) -> RecordDict:
     return _pack({"kind": type(answer).__name__, **fields}, parts=parts)
 
 
-def decode_answer(content: RecordDict, client_id: int) -> Result | Failure | Lacking:
+def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.inf) -> Result | Failure | Lacking:
     """Reads an answer that nobody has checked yet.
 
     Args:
         content: From the network.
         client_id: Who was asked; what the answer says of that is ignored.
+        most_bytes: Allowed for its tensors.
 
     Returns:
         The answer, or a ``Failure`` that says what is wrong with it. Names, shapes and values of the tensors are left
         to the server's intake.
     """
     try:
-        note = _note(content)
+        note = _note(content, LONGEST_NOTE)
         if note["kind"] == "Lacking":
             return Lacking(client_id, _names(note["held"]))
         if note["kind"] == "Failure":
             reason = " ".join(str(note["reason"]).split())[:LONGEST_REASON]
             return Failure(client_id, reason, note["skipped"] is True, declined=note["declined"] is True)
+        if note["kind"] != "Result":
+            raise ValueError(f"it is a {str(note['kind'])[:20]!r}")
+        size = sum(record.count_bytes() for record in content.array_records.values())
+        if size > most_bytes:
+            raise ValueError(f"{size} bytes of tensors, its task takes {most_bytes}")
         return _result(note, _parts(content, "parts"), client_id)
     except Exception as error:
         return malformed(client_id, error)
@@ -146,7 +154,7 @@ def decode_hello(content: RecordDict) -> Hello:
     Raises:
         ValueError: It says something impossible.
     """
-    note = _note(content)
+    note = _note(content, LONGEST_NOTE)
     numbers = [_count(note, name) for name in ("client_id", "memory_bytes", "num_images")]
     return Hello(numbers[0], _names(note["held"]), numbers[1], numbers[2])
 
@@ -165,8 +173,11 @@ def _on_cpu(parts: Parts) -> dict[str, torch.Tensor]:
     return {key: tensor.detach().cpu() for key, tensor in flatten(parts).items()}
 
 
-def _note(content: RecordDict) -> dict[str, Any]:
-    note = json.loads(str(content.config_records["note"]["json"]))
+def _note(content: RecordDict, longest: float = math.inf) -> dict[str, Any]:
+    text = content.config_records["note"]["json"]
+    if not isinstance(text, str) or len(text) > longest:
+        raise ValueError(f"its note is {type(text).__name__} of length {len(str(text))}, allowed are {longest:g}")
+    note = json.loads(text)
     if not isinstance(note, dict):
         raise ValueError("its note is no mapping")
     return note

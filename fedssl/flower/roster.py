@@ -9,7 +9,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedssl.flower.mail import pull
-from fedssl.flower.records import Hello, decode_hello
+from fedssl.flower.records import Hello, decode_hello, malformed
 
 logger = logging.getLogger(__name__)
 
@@ -79,8 +79,8 @@ class Roster:
             raise ValueError(answer.error.reason)
         try:
             hello = decode_hello(answer.content)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"its answer is malformed: {type(error).__name__} {error}") from error
+        except Exception as error:
+            raise ValueError(malformed(0, error).reason) from error
         if hello.client_id >= self._num_clients:
             raise ValueError(f"client-id {hello.client_id}: the run has clients 0 to {self._num_clients - 1}")
         if self._nodes.get(hello.client_id) in self._online:

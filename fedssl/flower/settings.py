@@ -16,9 +16,12 @@ class RoundSettings:
         min_clients: A round begins when at least this many clients are connected; the first one waits for all clients
             of the configuration as long as ``join_timeout`` allows.
         join_timeout: Seconds to wait for them.
-        round_timeout: Seconds after which a round ends without those who have not answered; 0: no limit.
+        round_timeout: Seconds after which a round ends without those who have not answered; 0: no limit, and one silent
+            device holds it for as long as Flower keeps a message, twelve hours.
         enough_replies: A round ends as soon as this many clients have answered; 0: when all have.
         min_replies: A round with fewer usable answers ends the run; it can be resumed.
+        max_client_images: Most images of its own that a client may claim, which are its weight in the mean; 0: four
+            times the median of what all clients said.
 
     Raises:
         ValueError: A number is out of its range.
@@ -26,12 +29,14 @@ class RoundSettings:
 
     min_clients: int = 1
     join_timeout: float = 300.0
-    round_timeout: float = 0.0
+    round_timeout: float = 3600.0
     enough_replies: int = 0
     min_replies: int = 1
+    max_client_images: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"min_clients": 1, "min_replies": 1, "enough_replies": 0, "round_timeout": 0}.items():
+        at_least = {"min_clients": 1, "min_replies": 1, "enough_replies": 0, "round_timeout": 0, "max_client_images": 0}
+        for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name.replace('_', '-')} must be at least {least}, got {getattr(self, name)}")
         if self.join_timeout <= 0:
@@ -48,6 +53,7 @@ def round_settings(config: Mapping[str, Any]) -> RoundSettings:
         float(config["round-timeout"]),
         int(config["enough-replies"]),
         int(config["min-replies"]),
+        int(config["max-client-images"]),
     )
 
 

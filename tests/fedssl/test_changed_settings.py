@@ -15,7 +15,7 @@ CONFIGURATION: dict[str, Any] = {
         "init_args": {
             "dropout": 0.0,
             "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "momentum": 0.9}},
-            "aggregation": {"class_path": "fedssl.PrivateMean", "init_args": {"clip": 1.0, "noise_seed": 918273}},
+            "aggregation": {"class_path": "fedssl.PrivateMean", "init_args": {"clip": 1.0, "noise_multiplier": 1.0}},
         },
     },
     "data": {"class_path": "fedssl.FederatedData", "init_args": {"root": "data", "clients": 3}},

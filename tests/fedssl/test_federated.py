@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import EarlyStopping
 from torch.optim import SGD, AdamW
 
+from fedssl.aggregation import PrivateMean, WeightedMean
 from fedssl.alignment import MoonAlignment
 from fedssl.calibration import Calibration
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint
@@ -112,7 +114,7 @@ def test_lightning_changes_nothing_about_the_federation(
     module = make_module("MoCoV3", optimizer=partial(SGD, lr=0.01))
     data = digits()
     trainer().fit(module, datamodule=data)
-    world = make_world(method="MoCoV3")
+    world = make_world(method="MoCoV3", sizes=data.federation.sizes)
     world.clients = data.federation.clients
     world.run(3)
     own = world.server.model
@@ -149,8 +151,23 @@ def test_an_empty_round_is_a_step_too(
 
 def test_all_clients_failing_ends_the_fit(make_module: Callable[..., FederatedSSL]) -> None:
     diverging = make_module(optimizer=partial(SGD, lr=1e38))
-    with pytest.raises(AllClientsFailedError, match="round 0: no usable update; client 0: "):
+    with pytest.raises(AllClientsFailedError, match="round 0: no usable update; clients 0, 1, 2: loss nan"):
         trainer().fit(diverging, datamodule=digits())
+
+
+def test_a_private_run_does_not_stop_by_what_clients_gave(make_module: Callable[..., FederatedSSL]) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
+    curious = trainer(callbacks=[EarlyStopping("client/loss")])
+    with pytest.raises(ValueError, match="EarlyStopping monitors client/loss, which is not private"):
+        curious.fit(make_module(aggregation=PrivateMean(1.0, 2.0)), datamodule=digits())
+
+
+def test_a_private_checkpoint_is_its_owners_alone(tmp_path: Path) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
+    for rule, private in ((PrivateMean(1.0, 2.0), True), (WeightedMean(), False)):
+        path = tmp_path / f"{private}.ckpt"
+        AtomicCheckpointIO().save_checkpoint({"server": {"aggregation": rule.state_dict()}}, path)
+        assert (path.stat().st_mode & 0o077 == 0) == private
 
 
 def test_a_federation_without_two_images_a_client_is_refused(make_module: Callable[..., FederatedSSL]) -> None:

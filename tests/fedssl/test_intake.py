@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedssl.aggregation import WeightedMean
-from fedssl.intake import UPDATE_SAMPLE, Intake, sample_update
+from fedssl.intake import UPDATE_SAMPLE, Intake, check_max_update, sample_update
 from fedssl.messages import Failure, Parts, Result
 
 REFERENCE = {"p/w": torch.zeros(2), "p/n": torch.tensor(4)}
@@ -69,6 +69,10 @@ def test_counters_are_not_those_of_the_resident_model() -> None:
         ({"p": {"w": torch.ones(2)}}, "its update has other tensors than its task"),
         ({"q": parts()["p"]}, "its update has other tensors than its task"),
         ({}, "its update has other tensors than its task"),
+        (parts(torch.tensor([3e38, 0.0])), "p/w changed by inf (root mean square), more than 1e+03"),
+        (parts(torch.tensor([0.0, 1e30])), "p/w changed by inf (root mean square), more than 1e+03"),
+        (parts(torch.tensor([-1e4, 0.0])), "p/w changed by 7.07e+03 (root mean square), more than 1e+03"),
+        (parts(n=2**62), "p/n counts more than 9007199254740992 steps"),
     ],
 )
 def test_bad_results_fail_and_touch_nothing(sent: Parts, reason: str) -> None:
@@ -78,6 +82,39 @@ def test_bad_results_fail_and_touch_nothing(sent: Parts, reason: str) -> None:
     assert intake.trained == [1, 4]
     assert intake.mean_loss() == 1.0
     assert torch.equal(rule.finish()["p/w"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": 0},
+        {"loss": 1e308},
+        {"loss": -1e308},
+        {"loss": math.nan},
+        {"squared_loss": -5.0},
+        {"squared_loss": 1e300},
+    ],
+    ids=str,
+)
+def test_losses_that_cannot_be_are_dropped(changes: dict[str, float]) -> None:
+    fields = {"num_images": int(changes.pop("images", 1)), "loss": 1.0, "squared_loss": 1.0} | changes
+    intake, _ = taken(result(1), Result(2, parts(), macs=0, activation_bytes=0, **fields), result(4))  # type: ignore[arg-type]
+    assert [failure.client_id for failure in intake.failures] == [2]
+    assert "cannot be" in intake.failures[0].reason
+    assert intake.mean_loss() == 1.0
+
+
+def test_losses_may_be_negative() -> None:
+    assert taken(result(1, loss=-0.9))[0].trained == [1]
+
+
+def test_the_bound_is_a_setting_and_grows_with_the_global_tensor() -> None:
+    tight = Intake(REFERENCE | {"p/w": torch.full((2,), 9.0)}, WeightedMean(), max_update=0.5)
+    assert isinstance(tight.check(result(parts=parts(torch.full((2,), 13.9))), ["p"]), Result)
+    assert isinstance(tight.check(result(parts=parts(torch.full((2,), 14.1))), ["p"]), Failure)
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="max_update must be above 0"):
+            check_max_update(bad)
 
 
 def test_check_gives_back_what_can_be_used() -> None:
@@ -119,3 +156,5 @@ def test_nobody_gives_no_loss() -> None:
     intake, _ = taken(Failure(0, "a"), Failure(1, "b"))
     assert math.isnan(intake.mean_loss())
     assert intake.reasons() == "client 0: a; client 1: b"
+    many, _ = taken(*(Failure(client, "a") for client in range(6)), Failure(9, "b"))
+    assert many.reasons() == "clients 0, 1, 2 and 3 more: a; client 9: b"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedssl.alignment import MoonAlignment
 from fedssl.messages import Failure, Result, flatten
-from layerwise import EndToEnd
+from layerwise import EndToEnd, LayerWise
 from ssl_methods import StepOutput, TwoViews, Views
 
 METHODS = ["SimCLR", "BYOL", "MoCoV3"]
@@ -69,6 +69,36 @@ def test_a_nan_loss_fails_and_the_next_client_is_unaffected(
     assert isinstance(failure, Failure)
     assert failure.client_id == 1
     assert failure.reason.startswith("loss nan after")
+    assert_equal(tensors_of(world.local(tasks[2], world.clients[2])), expected)
+
+
+@pytest.mark.parametrize(
+    ("method", "where"), [("SimCLR", "inputs"), ("SimCLR", "backward"), ("BYOL", "backward"), ("MoCoV3", "after_step")]
+)
+def test_an_exception_leaves_nothing_behind_for_the_next_client(
+    method: str, where: str, make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of an interrupted step would be added to the next client's."""
+    settings: dict[str, Any] = {"method": method, "alignment": MoonAlignment(), "proximal": 0.1, "rounds": 6}
+    world = make_world(LayerWise(), sizes=(4, 12, 8), **settings)
+    expected = tensors_of(world.local(world.tasks(3)[2], world.clients[2]))
+
+    world = make_world(LayerWise(), sizes=(4, 12, 8), **settings)
+    tasks = world.tasks(3)
+    with monkeypatch.context() as patch:
+        target, name = (Tensor, "backward") if where == "backward" else (type(world.local.model.method), where)
+        usual, calls = getattr(target, name), []
+
+        def out_of_memory(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            result = usual(*args, **kwargs)
+            if len(calls) == 2:
+                raise RuntimeError("no memory left")
+            return result
+
+        patch.setattr(target, name, out_of_memory)
+        with pytest.raises(RuntimeError, match="no memory left"):
+            world.local(tasks[1], world.clients[1])
     assert_equal(tensors_of(world.local(tasks[2], world.clients[2])), expected)
 
 

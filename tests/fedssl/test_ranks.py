@@ -8,11 +8,13 @@ import torch
 from pytorch_lightning import Trainer
 from same import assert_same
 
+from fedssl.aggregation import PrivateMean
 from fedssl.alignment import MoonAlignment
 from fedssl.ddp import CohortStrategy, process_settings
 from fedssl.local_update import ClientMemory
 from fedssl.messages import Failure, Result
 from fedssl.ranks import RankLostError, Ranks, lost_ranks, pack, unpack
+from fedssl.server import AllClientsFailedError
 from fedssl.trainer_check import check_trainer
 from layerwise import EndToEnd
 
@@ -47,6 +49,53 @@ def test_one_process_trains_all_clients(make_world: Callable[..., Any]) -> None:
     assert_same(world.checkpoint(), by_hand.checkpoint())
 
 
+def fail(world: Any, error: BaseException, *clients: int) -> None:
+    """Makes the local training of some clients raise."""
+    train = world.local._train
+
+    def failing(task: Any, *args: Any) -> Any:
+        if task.client_id in clients:
+            raise error
+        return train(task, *args)
+
+    world.local._train = failing
+
+
+def test_an_exception_is_the_failure_of_its_client(make_world: Callable[..., Any]) -> None:
+    world = make_world(EndToEnd())
+    fail(world, RuntimeError("no memory left"), 1)
+    ranks = Ranks(world.local, world.clients)
+    report = world.server.absorb(ranks.train(world.server, world.server.begin_round()))
+    assert report.trained == (0, 2)
+    assert report.failures == (Failure(1, "RuntimeError: no memory left"),)
+
+
+def test_a_run_in_which_all_clients_raise_ends_with_the_reason(make_world: Callable[..., Any]) -> None:
+    world = make_world(EndToEnd())
+    fail(world, RuntimeError("no memory left"), 0, 1, 2)
+    ranks = Ranks(world.local, world.clients)
+    with pytest.raises(AllClientsFailedError, match="update; clients 0, 1, 2: RuntimeError: no memory left"):
+        world.server.absorb(ranks.train(world.server, world.server.begin_round()))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), AssertionError("ours")])
+def test_what_is_no_clients_fault_ends_the_run(error: BaseException, make_world: Callable[..., Any]) -> None:
+    world = make_world(EndToEnd())
+    fail(world, error, 1)
+    with pytest.raises(type(error)):
+        list(Ranks(world.local, world.clients).train(world.server, world.server.begin_round()))
+
+
+def test_a_device_that_computes_no_more_ends_the_run(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(EndToEnd())
+    fail(world, RuntimeError("device-side assert"), 1)
+    monkeypatch.setattr("fedssl.ranks._works", lambda _: False)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        list(Ranks(world.local, world.clients).train(world.server, world.server.begin_round()))
+
+
 def test_a_process_with_other_settings_is_refused(
     make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +104,16 @@ def test_a_process_with_other_settings_is_refused(
     monkeypatch.setattr(Ranks, "_broadcast", lambda *_: first | {"seed": 0, "weights": "other"})
     with pytest.raises(ValueError, match="process 1 differs from process 0 in seed, weights: all need the same"):
         Ranks(world.local, world.clients, 1, 2).gather(world.server)
+
+
+def test_all_processes_make_the_noise_of_the_first(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
+    first, world = PrivateMean(1.0, 2.0), make_world(EndToEnd(), aggregation=PrivateMean(1.0, 2.0))
+    monkeypatch.setattr(Ranks, "_broadcast", lambda _, own, __: first.state_dict() if "key" in own else own)
+    Ranks(world.local, world.clients, 1, 2).gather(world.server)
+    assert world.server.aggregation.state_dict() == first.state_dict()
 
 
 def test_a_broken_connection_is_a_lost_process() -> None:

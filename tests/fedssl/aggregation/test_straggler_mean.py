@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from fedssl.aggregation import StragglerMean
-from fedssl.aggregation.straggler_mean import Rule, empty_probability, layer_of
+from fedssl.aggregation.straggler_mean import Rule, empty_probability
+from fedssl.messages import part_of
 
 Tensors = dict[str, Tensor]
 LAYERS = ("stem", "block.0", "tail", "head.projector")
@@ -25,7 +26,7 @@ def aggregate(rule: Any, reference: Tensors, clients: list[Tensors], images: int
 def tensors(seed: int, layers: tuple[str, ...] = LAYERS) -> Tensors:
     generator = torch.Generator().manual_seed(seed)
     drawn = {f"{name}/{key}": torch.randn(3, 2, generator=generator) for name in LAYERS for key in ("w", "b")}
-    return {key: tensor for key, tensor in drawn.items() if layer_of(key) in layers}
+    return {key: tensor for key, tensor in drawn.items() if part_of(key) in layers}
 
 
 def test_by_hand() -> None:
@@ -51,7 +52,7 @@ def test_equals_a_plain_loop(rule: str) -> None:
     for key, old in reference.items():
         gave = [client[key].double() for client in clients if key in client]
         mean = sum(gave) / len(gave)
-        p = ((len(LAYERS) - LAYERS.index(layer_of(key)) - 1) / len(LAYERS)) ** len(clients)
+        p = ((len(LAYERS) - LAYERS.index(part_of(key)) - 1) / len(LAYERS)) ** len(clients)
         p = 0 if len(gave) == len(clients) else p
         expected = {
             "contributors": mean,
@@ -66,8 +67,8 @@ def test_layers_that_nobody_gave_are_the_same_bits(rule: str) -> None:
     reference = tensors(0)
     result = aggregate(rule, reference, [tensors(1, LAYERS[2:]), tensors(2, LAYERS[3:])])
     assert list(result) == list(reference)
-    assert all(torch.equal(result[key], reference[key]) for key in reference if layer_of(key) in LAYERS[:2])
-    assert all(not torch.equal(result[key], reference[key]) for key in reference if layer_of(key) in LAYERS[2:])
+    assert all(torch.equal(result[key], reference[key]) for key in reference if part_of(key) in LAYERS[:2])
+    assert all(not torch.equal(result[key], reference[key]) for key in reference if part_of(key) in LAYERS[2:])
 
 
 @pytest.mark.parametrize("rule", get_args(Rule))
@@ -101,7 +102,7 @@ def simulated_mean(rule: str, draws: int = 4000) -> tuple[Tensors, Tensors]:
     for _ in range(draws):
         depths = torch.randint(1, len(LAYERS) + 1, (3,), generator=generator).tolist()
         given = [
-            {key: tensor for key, tensor in client.items() if layer_of(key) in LAYERS[-depth:]}
+            {key: tensor for key, tensor in client.items() if part_of(key) in LAYERS[-depth:]}
             for client, depth in zip(clients, depths, strict=True)
         ]
         for key, tensor in aggregate(rule, reference, given).items():

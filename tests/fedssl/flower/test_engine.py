@@ -15,6 +15,8 @@ pytest.importorskip("flwr", reason="the extra fedssl[flower] is not installed")
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from fedssl.flower import client_app
+from fedssl.flower.engine import FlowerEngine
+from fedssl.flower.settings import RoundSettings
 
 Flower = Callable[..., Path]
 
@@ -253,13 +255,47 @@ def test_framing_is_metered_and_small(grid: Any, flower: Flower) -> None:
 def test_clients_never_learn_the_noise_of_a_private_run(grid: Any, flower: Flower) -> None:
     pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
     private = ["--model.aggregation=PrivateMean", "--model.aggregation.clip=1.0"]
-    private += ["--model.aggregation.noise_multiplier=5.0", "--model.aggregation.noise_seed=918273645"]
+    private += ["--model.aggregation.noise_multiplier=5.0"]
     folder = flower(grid, "--model.rounds=2", *private)
     notes = [message.content.config_records["note"]["json"] for message in grid.sent]
     assert len(notes) == 9
-    assert not any("918273645" in note or "PrivateMean" in note for note in notes)
+    key = final_state(folder)["server"]["aggregation"]["key"]
+    assert not any(key in note or "PrivateMean" in note for note in notes)
     spent = [float(row["privacy/epsilon"]) for row in rows(folder) if row["privacy/epsilon"]]
     assert 0 < spent[0] < spent[1]
+
+
+def test_a_hello_that_cannot_be_read_leaves_its_node_out(
+    grid: Any, flower: Flower, caplog: pytest.LogCaptureFixture
+) -> None:
+    def recurse(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"note": ConfigRecord({"json": "[" * 200_000})}), reply_to=message)
+
+    grid.answers[102] = recurse
+    folder = flower(grid, "--model.rounds=1", "--model.scheme=EndToEnd", join_timeout=0.2)
+    assert column(folder, "client/participants") == [2]
+    assert "node 102 does not take part: its answer is malformed: " in caplog.text
+
+
+def test_what_nodes_announce_is_bounded_by_the_others(grid: Any) -> None:
+    engine = FlowerEngine(grid, RoundSettings(), "", Path(), lambda *_: 0)
+    engine._announced = {0: 100, 1: 2**62, 2: 300}
+    images = [1, 1, 1, 1000]
+    engine._limit_images(images)
+    assert images == [100, 1200, 300, 1000]
+    engine._settings = RoundSettings(max_client_images=150)
+    engine._limit_images(images)
+    assert images == [100, 150, 150, 1000]
+
+
+@pytest.mark.parametrize("settings", [{"enough_replies": 2}, {"min_replies": 2}])
+def test_a_private_run_does_not_wait_for_numbers_of_answers(
+    settings: dict[str, int], grid: Any, flower: Flower
+) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
+    private = ["--model.aggregation=PrivateMean", "--model.aggregation.clip=1.0"]
+    with pytest.raises(RuntimeError, match="PrivateMean must not tell who answers: leave enough-replies at 0"):
+        flower(grid, *private, "--model.aggregation.noise_multiplier=5.0", **settings)
 
 
 def test_what_flower_cannot_do_is_refused(grid: Any, flower: Flower) -> None:

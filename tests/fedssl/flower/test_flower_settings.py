@@ -19,6 +19,7 @@ RUN = {
     "round-timeout": 60.0,
     "enough-replies": 3,
     "min-replies": 2,
+    "max-client-images": 500,
 }
 
 
@@ -33,7 +34,7 @@ def test_a_run_is_that_of_the_command_line() -> None:
         "--ckpt_path=last",
     ]
     assert command_line(RUN | {"run-dir": "", "resume": "", "arguments": ""}) == ["fit", "-c", "lw_fedssl.yaml"]
-    assert round_settings(RUN) == RoundSettings(2, 5.0, 60.0, 3, 2)
+    assert round_settings(RUN) == RoundSettings(2, 5.0, 60.0, 3, 2, 500)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 
 pytest.importorskip("flwr", reason="the extra fedssl[flower] is not installed")
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from fedssl.flower.records import (
     Hello,
@@ -23,6 +24,7 @@ from fedssl.flower.records import (
     encode_order,
     wire_bytes,
 )
+from fedssl.flower.roster import Roster
 from fedssl.messages import Failure, Parts, flatten, num_bytes
 
 
@@ -86,6 +88,22 @@ def test_what_cannot_be_read_is_a_failure(content: RecordDict) -> None:
     assert isinstance(failure, Failure)
     assert failure.client_id == 5
     assert "malformed" in failure.reason
+
+
+@pytest.mark.parametrize("json", ["[" * 200_000, '{"held": {' + '"a": "b", ' * 200_000, "1"])
+def test_hostile_hellos_are_refused_before_they_cost_much(json: str) -> None:
+    TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
+    roster = Roster(None, 3, RecordDict(), lambda _: None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="malformed") as refused:
+        roster._read(Message(note(json), 100, "query"))
+    assert len(str(refused.value)) < 400
+
+
+def test_answers_larger_than_their_task_are_not_read() -> None:
+    large = note('{"kind": "Result"}', parts=ArrayRecord({"a/b": Array(torch.zeros(1000).numpy())}))
+    failure = decode_answer(large, 5, most_bytes=1000)
+    assert isinstance(failure, Failure)
+    assert "bytes of tensors, its task takes 1000" in failure.reason
 
 
 def test_hellos() -> None:
