@@ -87,7 +87,3 @@ def test_changes_are_noted_with_those_before() -> None:
     assert notes_of_run(altered("model.init_args.dropout", 0.5), again)["changes"] == once["changes"]
     back = notes_of_run(CONFIGURATION, again)["changes"]
     assert back == {"model.dropout": "0.0, after 3 rounds 0.5, after 7 rounds 0.0"}
-
-
-def test_the_seed_of_a_privacy_rules_noise_is_in_no_checkpoint() -> None:
-    assert "918273" not in repr(deciding_settings(CONFIGURATION))
