@@ -214,7 +214,8 @@ class Server:
     def _check_finite(self, round_: int) -> None:
         """Ends the run before a broken model gets into a checkpoint.
 
-        Clients cannot cause it, whose updates are bounded; a server optimizer with a large learning rate can.
+        No update that is taken in does it at once. A server optimizer with a large learning rate can, and a liar who
+        pushes a mean as far as is allowed, round after round.
         """
         for key, tensor in flatten(self.model.read(self.model.modules)).items():
             if not torch.isfinite(tensor).all():
