@@ -23,7 +23,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
-from fedssl.cli_errors import BriefParser, root_cause
+from fedssl.class_paths import check_class_paths, restrict_class_paths
+from fedssl.cli_errors import BriefParser, blame_settings, root_cause
 from fedssl.client_data import ClientData
 from fedssl.ddp import process_rank, process_settings
 from fedssl.federated import FederatedSSL
@@ -78,6 +79,17 @@ class FedSSLCLI(LightningCLI):
             help="Folder of the run; by default the next free runs/<name of the configuration>/<number>.",
         )
         parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As in Lightning; what a configuration of another shape does to the parser is no traceback."""
+        with blame_settings():
+            super().parse_arguments(parser, args)
+
+    def instantiate_classes(self) -> None:
+        """As in Lightning, from class paths that were checked."""
+        check_class_paths(self.config)
+        with blame_settings(self._config):
+            super().instantiate_classes()
 
     def before_instantiate_classes(self) -> None:
         """Finds folder and checkpoint, and sets what follows from the model."""
@@ -226,6 +238,7 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
     # Clients' last batches differ in size, and oneDNN prepares every convolution anew that its cache has forgotten.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     _quieten()
+    restrict_class_paths()
     try:
         if arguments[:1] == [COMPARE]:
             sys.exit(_compare(arguments[1:]))
