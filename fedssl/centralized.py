@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from fedssl.client_data import ClientData
 from fedssl.pretraining import Pretraining
 from fedssl.seeding import derive_seed, torch_generator
+from fedssl.trainer_check import check_intervals
 
 
 class CentralizedSSL(Pretraining):
@@ -37,6 +38,7 @@ class CentralizedSSL(Pretraining):
             raise ValueError(
                 f"CentralizedSSL runs on one device, got {self.trainer.world_size}: set trainer.devices to 1"
             )
+        check_intervals(self.trainer)
         if stage != "fit":
             data.eval_test.check_encoder(self.model.encoder.spec)
             return

@@ -24,7 +24,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.class_paths import check_class_paths, restrict_class_paths
-from fedssl.cli_errors import BriefParser, blame_settings, root_cause
+from fedssl.cli_errors import BriefParser, blame_settings, check_nulls, root_cause
 from fedssl.client_data import ClientData
 from fedssl.ddp import process_rank, process_settings
 from fedssl.federated import FederatedSSL
@@ -38,6 +38,7 @@ from fedssl.results import accuracy_over_simulated_time, collect_results, print_
 from fedssl.run_folder import CHECKPOINTS, CONFIG, choose_run_folder, find_checkpoint
 from fedssl.server import AllClientsFailedError
 from fedssl.tracking import WANDB_ID, MetricsCSV, define_axes, wandb_logger
+from fedssl.trainer_check import check_trainer
 from linear_eval import EvaluatedModule
 
 METRICS = "metrics.csv"
@@ -88,6 +89,7 @@ class FedSSLCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """As in Lightning, from class paths that were checked."""
         check_class_paths(self.config)
+        check_nulls(self._config)
         with blame_settings(self._config):
             super().instantiate_classes()
 
@@ -105,6 +107,8 @@ class FedSSLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds run folder, loggers, checkpoints and progress display to the configured trainer."""
         configured = self._get(self.config_init, "trainer")
+        if configured["default_root_dir"] is not None:
+            raise ValueError("trainer.default_root_dir has no effect, everything is in the run folder: set --run_dir")
         callbacks, plugins = _as_list(configured["callbacks"]), _as_list(configured["plugins"])
         wanted = configured["enable_checkpointing"] is not False
         if wanted and not any(isinstance(callback, Checkpoint) for callback in callbacks):
@@ -125,6 +129,8 @@ class FedSSLCLI(LightningCLI):
     def before_fit(self) -> None:
         """Loads the data, checks that everything fits, and shows who holds what."""
         self._started = time.perf_counter()
+        if isinstance(self.model, FederatedSSL):
+            check_trainer(self.trainer, self.model.rounds)
         self.datamodule.setup("fit")
         if isinstance(self.model, Pretraining):
             with working("preparing"):

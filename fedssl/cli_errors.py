@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from fedssl.aggregation import Aggregation
@@ -80,9 +82,11 @@ def _known(message: str, key: str) -> str:
     if found := UNKNOWN_OPTION.search(message):
         name = found[1] or found[2]
         near = similar_settings(name.rpartition(".")[2])
-        return f"{name!r} is not accepted" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        return f"{name!r} is not accepted" + (f"; did you mean {', or '.join(near)}?" if near else "")
     if found := OTHER_TYPE.search(message):
         return f"{found[1]} is no {found[2].rpartition('.')[2]}"
+    if "'str' object has no attribute 'keys'" in message:
+        return "expected a mapping of settings, got text"
     given = GIVEN.search(message)
     if found := OTHER_CLASS.search(message):
         known = ", ".join(allowed_classes(key))
@@ -142,16 +146,49 @@ def misfit(error: BaseException, config: Any) -> ValueError:
     while step:
         made = type(step.tb_frame.f_locals.get("self"))
         if step.tb_frame.f_code.co_name in ("__init__", "__post_init__") and made.__module__.partition(".")[0] in OWN:
-            where = f"{keys.get(made.__name__, made.__name__)}: "
+            name = "trainer" if issubclass(made, Trainer) else keys.get(made.__name__, made.__name__)
+            where = f"{name.replace('.init_args', '')}: "
         step = step.tb_next
     return ValueError(f"{where}a setting is of the wrong kind: {error}")
 
 
+def check_nulls(config: Any) -> None:
+    """Looks for null where it means nothing, which the parser lets through.
+
+    Args:
+        config: Of a sub-command, in which every class was imported already.
+
+    Raises:
+        ValueError: A setting is null whose default and type are not.
+    """
+    classes = {key: _imported(path) for key, path in _class_paths(config)} | {"trainer": Trainer}
+    for place, made in classes.items():
+        settings = config[place].get("init_args", config[place]) if made else {}
+        parameters = {p.name: p for base in reversed(made.__mro__) for p in _own(base)} if made else {}
+        for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
+            known = parameters.get(name)
+            if value is None and known and known.default is not None and "None" not in str(known.annotation):
+                place = place.replace(".init_args", "")
+                raise ValueError(f"{place}.{name} must not be null: leave it out for its default")
+
+
+def _own(each: type) -> list[inspect.Parameter]:
+    own = vars(each).get("__init__")
+    return list(inspect.signature(own).parameters.values()) if inspect.isfunction(own) else []
+
+
+def _imported(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
+    named = getattr(sys.modules.get(module), name, None)
+    return named if isinstance(named, type) else None
+
+
 def _class_paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Where classes stand in a configuration: keys that lead there, and the class."""
     for key, value in vars(config).items() if isinstance(config, Namespace) else ():
         if key == "class_path" and isinstance(value, str):
             yield prefix, value
-        yield from _class_paths(value, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
+        yield from _class_paths(value, f"{prefix}.{key}".lstrip("."))
 
 
 def _leaves(base: Any) -> set[str]:

@@ -48,22 +48,37 @@ PLACES: dict[str, tuple[type, ...]] = {
 }
 """Which classes a configuration can have where; those below them too."""
 
+OTHER_WORDS = {"learning_rate": "lr", "epochs": "local_epochs"}
 FIRST = 3
 
 
 def similar_settings(name: str) -> list[str]:
-    """Full names of the settings whose last word is the name, or nearly so; the shortest first."""
+    """Full names of the settings whose last word is the name, or nearly so, the model's and the shortest first.
+
+    Where only some of the classes that can stand there have it, these are named.
+    """
     names = _names()
-    words = [name] if name in names else get_close_matches(name, names, n=1)
-    return sorted((f"--{path}" for word in words for path in names[word]), key=len)[:FIRST]
+    word = OTHER_WORDS.get(name, name)
+    words = [word] if word in names else get_close_matches(word, names, n=1)
+    found = {path: owners for word in words for path, owners in names[word].items()}
+    ranked = sorted(found, key=lambda path: (not path.startswith("model."), len(path)))
+    return [f"--{path}{_whose(path, found[path])}" for path in ranked[:FIRST]]
+
+
+def _whose(path: str, owners: set[str]) -> str:
+    place = path.rpartition(".")[0]
+    every = {each.__name__ for base in PLACES[place] for each in _below(base) if not inspect.isabstract(each)}
+    return f" of {' and '.join(sorted(owners))}" if owners < every and len(owners) <= FIRST else ""
 
 
 @cache
-def _names() -> dict[str, set[str]]:
-    names: dict[str, set[str]] = {}
+def _names() -> dict[str, dict[str, set[str]]]:
+    """For every last word the full names, and for these the classes that have the setting."""
+    names: dict[str, dict[str, set[str]]] = {}
     for place, bases in PLACES.items():
-        for name in {name for base in bases for each in _below(base) for name in _parameters(each)}:
-            names.setdefault(name, set()).add(f"{place}.{name}")
+        for each in {each for base in bases for each in _below(base) if not inspect.isabstract(each)}:
+            for name in inspect.signature(each).parameters:
+                names.setdefault(name, {}).setdefault(f"{place}.{name}", set()).add(each.__name__)
     return names
 
 
@@ -71,10 +86,3 @@ def _below(base: Any) -> Iterator[Any]:
     yield base
     for child in base.__subclasses__():
         yield from _below(child)
-
-
-def _parameters(each: Any) -> Iterator[str]:
-    """What can be set in a class; what the run itself hands over has no default of a plain kind there."""
-    for parameter in inspect.signature(each).parameters.values():
-        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD or parameter.kind is parameter.KEYWORD_ONLY:
-            yield parameter.name

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -64,8 +64,10 @@ class EncoderSpec(StagedSpec):
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
-            near = difflib.get_close_matches(self.name, timm.list_models(), n=3, cutoff=0.4)
-            raise ValueError(f"timm knows no model {self.name!r}; nearest names: {', '.join(near) or 'none'}")
+            # Names are compared as far as they were typed: most have patch and image size behind them.
+            begins = {name: SequenceMatcher(None, self.name, name[: len(self.name)]) for name in timm.list_models()}
+            near = sorted(begins, key=lambda name: -begins[name].ratio())[:3]
+            raise ValueError(f"timm knows no model {self.name!r}; nearest names: {', '.join(near)}")
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
         if self.in_channels not in (1, 3):

@@ -63,8 +63,25 @@ def one_label_an_image(path: Path, key: str, labels: dict[str, np.ndarray]) -> t
     if chosen.ndim == 2 and chosen.shape[1] > 1:
         warnings.warn(f"{path}: {chosen.shape[1]} labels an image; used as unlabelled images", stacklevel=4)
         return np.full(len(chosen), -1), []
-    classes = max((int(values.max()) for values in labels.values() if values.size), default=-1) + 1
+    classes = number_of_classes(path, labels)
     return chosen.ravel().astype(np.int64), [str(c) for c in range(classes)]
+
+
+def number_of_classes(path: Path, labels: dict[str, np.ndarray]) -> int:
+    """Classes of all splits, by their highest number.
+
+    Raises:
+        ValueError: Labels are no whole numbers, or more classes than images would follow from them.
+    """
+    for key, values in labels.items():
+        whole = np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)
+        if not whole or not (values == np.floor(values)).all() or not np.isfinite(values).all():
+            raise ValueError(f"{path}: {key} must be whole numbers, the classes from 0")
+    classes = max((int(values.max()) for values in labels.values() if values.size), default=-1) + 1
+    images = sum(len(values) for values in labels.values())
+    if classes > images:
+        raise ValueError(f"{path}: labels go up to {classes - 1}, but there are {images}: number the classes from 0")
+    return classes
 
 
 def download_member(stem: str, root: Path) -> None:

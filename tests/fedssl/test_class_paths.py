@@ -134,11 +134,11 @@ def test_other_ways_into_a_configuration_are_guarded_too(tmp_path: Path) -> None
     evil = {"class_path": "os.system", "init_args": {"command": f"touch {called}"}}
     file = tmp_path / "evil.yaml"
     file.write_text(yaml.safe_dump({"model": {"init_args": {"server_optimizer": evil}}}))
-    with pytest.raises(ValueError, match=r"os.system is not allowed"):
+    with pytest.raises(ValueError, match=r"os\.system is not allowed"):
         resolve(["-c", "lw_fedssl.yaml", "-c", str(file)])
     recipe = {key: resolve(["-c", "lw_fedssl.yaml"])[key] for key in ("model", "data")} | {"precision": None}
     recipe["model"]["init_args"]["optimizer"] = evil
-    with pytest.raises((SystemExit, Exception), match="os.system"):
+    with pytest.raises((SystemExit, Exception), match=r"os\.system"):
         read_recipe(yaml.safe_dump(recipe))
     assert not called.exists()
 
