@@ -20,6 +20,7 @@ MODULES = (
     "overhead",
     "paper",
     "peers",
+    "reliability.fuzz",
     "schemes",
     "startup",
     "step_memory",

@@ -53,7 +53,15 @@ OTHER_TYPE = re.compile(r"Expected '(\S+)' to be a (?:subclass of|function that 
 OTHER_CLASS = re.compile(r"does not correspond to a subclass of (\w+)")
 EXPECTED = re.compile(r"Expected a <class '(\w+)'>")
 GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
-PLAIN = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "list": "a list"}
+NO_MAPPING = re.compile(r"'\w+' object has no attribute 'keys'")
+PLAIN = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+}
 PLAIN |= {"dict": "a mapping", "NoneType": "null"}
 
 
@@ -85,19 +93,27 @@ def _known(message: str, key: str) -> str:
         return f"{name!r} is not accepted" + (f"; did you mean {', or '.join(near)}?" if near else "")
     if found := OTHER_TYPE.search(message):
         return f"{found[1]} is no {found[2].rpartition('.')[2]}"
-    if "'str' object has no attribute 'keys'" in message:
-        return "expected a mapping of settings, got text"
+    if NO_MAPPING.search(message):
+        return "expected a mapping of settings"
     given = GIVEN.search(message)
     if found := OTHER_CLASS.search(message):
-        known = ", ".join(allowed_classes(key))
-        return f"{given[1] if given else 'this'} is no {found[1]}; allowed: {known or 'those'}, or your own below it"
+        allowed = allowed_classes(key)
+        return f"{given[1] if given else 'this'} is no {found[1]}" + (
+            f"; allowed: {', '.join(allowed)}" if allowed else ""
+        )
     plain = [PLAIN[name] for name in dict.fromkeys(EXPECTED.findall(message)) if name in PLAIN]
+    plain = allowed_classes(key) + plain
     if given and plain:
-        return f"expected {' or '.join(plain)}, got {given[1]!r}"
+        return f"expected {' or '.join(plain)}, got {shorten(given[1])!r}"
     if found := UNKNOWN_CLASS.search(message):
         allowed = allowed_classes(key)
         return f"unknown class {found[1] or found[3]!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
     return ""
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """Leaves out the end of what is too long for a message."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _telling_lines(message: str) -> str:

@@ -23,6 +23,8 @@ UNREAD: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Trainer flags that no federated run reads: the values that change nothing, and what to do instead."""
 
+LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": 0, "gradient_clip_val": 0}
+
 
 def check_trainer(trainer: Any, rounds: int) -> None:
     """Compares a Trainer with a federated run.
@@ -62,8 +64,7 @@ def check_intervals(trainer: Any) -> None:
     Raises:
         ValueError: An interval or a limit is out of its range.
     """
-    least = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": 0, "gradient_clip_val": 0}
-    for name, lowest in least.items():
+    for name, lowest in LEAST.items():
         value = getattr(trainer, name)
         if value is not None and not value >= lowest:
             raise ValueError(f"trainer.{name} must be at least {lowest}, got {value}")

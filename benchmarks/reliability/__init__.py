@@ -1,0 +1,1 @@
+"""What damaged disks, liars and curious clients can do, measured: docs/reliability.md."""
