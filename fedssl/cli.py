@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -85,6 +85,9 @@ class FedSSLCLI(LightningCLI):
         """As in Lightning; what a configuration of another shape does to the parser is no traceback."""
         with blame_settings():
             super().parse_arguments(parser, args)
+        trainer = self.config[self.config.subcommand].trainer
+        if not isinstance(trainer, Namespace):
+            raise ValueError(f"trainer: expected a mapping of settings, got {trainer}")
 
     def instantiate_classes(self) -> None:
         """As in Lightning, from class paths that were checked."""

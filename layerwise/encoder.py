@@ -27,6 +27,10 @@ VIT_MODULES = ("vision_transformer", "deit", "vision_transformer_hybrid")
 """The modules of timm whose models take their image size at construction."""
 
 
+ALIKE = 0.6
+"""Share of letters that two names have in common for one to be meant."""
+
+
 @dataclass(frozen=True)
 class EncoderSpec(StagedSpec):
     """An image encoder of timm.
@@ -64,10 +68,9 @@ class EncoderSpec(StagedSpec):
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
-            # Names are compared as far as they were typed: most have patch and image size behind them.
-            begins = {name: SequenceMatcher(None, self.name, name[: len(self.name)]) for name in timm.list_models()}
-            near = sorted(begins, key=lambda name: -begins[name].ratio())[:3]
-            raise ValueError(f"timm knows no model {self.name!r}; nearest names: {', '.join(near)}")
+            raise ValueError(
+                f"timm knows no model {self.name!r}; nearest names: {', '.join(_near(self.name)) or 'none'}"
+            )
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
         if self.in_channels not in (1, 3):
@@ -252,3 +255,10 @@ def _set_sincos(model: VisionTransformer) -> None:
     with torch.no_grad():
         model.pos_embed.zero_()
         model.pos_embed[0, -grid.shape[0] :] = grid
+
+
+def _near(name: str) -> list[str]:
+    """Models of timm whose names begin nearly so: most have patch and image size behind what people remember."""
+    alike = {each: SequenceMatcher(None, name, each[: len(name)]).ratio() for each in timm.list_models()}
+    near = [each for each, ratio in alike.items() if ratio > ALIKE]
+    return sorted(near, key=lambda each: (-alike[each], len(each)))[:3]

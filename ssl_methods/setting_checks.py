@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+SMALLEST_LR = torch.finfo(torch.float32).tiny
+"""Less is nothing in the arithmetic of the weights."""
+
 LARGEST_LR = 1e3
 """A step of a thousand times the gradient is a mistake in the exponent."""
 
@@ -45,7 +48,7 @@ def check_optimizer(name: str, factory: Any) -> None:
         raise ValueError(f"{name}: {error}") from error
     for group in optimizer.param_groups:
         lr, momentum, decay = group.get("lr", 1), group.get("momentum", 0), group.get("weight_decay", 0)
-        if not 0 < lr <= LARGEST_LR:
+        if not SMALLEST_LR <= lr <= LARGEST_LR:
             raise ValueError(f"{name}.lr must be above 0 and at most {LARGEST_LR:g}, got {float(lr)}")
         if not 0 <= momentum < 1:
             raise ValueError(f"{name}.momentum must be at least 0 and below 1, got {momentum}")

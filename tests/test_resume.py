@@ -137,7 +137,7 @@ def test_when_every_client_diverges_the_run_stops_and_keeps_its_last_good_checkp
     process.kill()
     process.wait()
     good = {path: path.read_bytes() for path in (folder / "checkpoints").glob("*.ckpt")}
-    diverge = [*EVERYTHING, "--model.optimizer.lr=1e30", "--ckpt_path=last", f"--run_dir={folder}"]
+    diverge = [*EVERYTHING, "--model.optimizer.weight_decay=1e30", "--ckpt_path=last", f"--run_dir={folder}"]
     stopped = train("fit", "-c", "lw_fedssl.yaml", *diverge, ok=False)
     assert stopped.returncode != 0
     assert "no usable update" in stopped.stderr

@@ -27,10 +27,10 @@ from fedssl.comparison.configuration import resolve
 
 NOTES = """
 Every case is a shipped configuration, shrunk to seconds, with one setting replaced, and is run in a process of its own
-as `train.py fit` would, to the end if it is accepted. *Hostile*: a random node becomes something of another kind.
-*Nonsense*: every number of the configurations becomes others of its type, out of range or close to it. *Refused*: an
-error of one line before training. *Ended*: an error of one line while training. *Accepted*: results were written;
-all of these are in the JSON file, most of them are valid. Longest: characters of the longest message.
+as `train.py fit` would, to the end of its training if it is accepted. *Hostile*: a random node becomes something of
+another kind. *Nonsense*: numbers of the configurations become others of their type, out of range or close to it.
+*Refused*: an error of one line before training. *Ended*: an error of one line while training. *Accepted*: it trained;
+which these are is in the JSON file. Longest: characters of the longest message.
 """
 OUTCOMES = ("refused", "ended", "accepted", "time limit", "traceback", "signal")
 LINES = 2
@@ -38,10 +38,10 @@ LINES = 2
 
 
 class Quick(FedSSLCLI):
-    """A whole run but for its report, which takes longer than all the rest."""
+    """A run to the end of its training, the online evaluations included."""
 
-    def _report(self, module: Any) -> None:
-        """Draws nothing."""
+    def after_fit(self) -> None:
+        """Evaluates and draws nothing: it takes longer than all the rest."""
 
 
 def add_commands(commands: Any) -> None:
