@@ -27,6 +27,8 @@ MODULES = (
     "reliability.signals",
     "reliability.attacks",
     "reliability.privacy",
+    "reliability.faulty",
+    "reliability.fuzz",
     "schemes",
     "startup",
     "step_memory",

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_methods import Inputs, Method, SSLMethod, StepOutput, Twin, Views, info_nce
+from ssl_methods import Inputs, Method, SSLMethod, StepOutput, Twin, Views, check_at_least, info_nce
+from ssl_methods.losses import TEMPERATURES
 
 Memory = list[Tensor]
+LARGEST_WEIGHT = 1e6
 
 
 class Alignment(ABC):
@@ -25,10 +27,8 @@ class Alignment(ABC):
     """
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.2) -> None:
-        if weight < 0:
-            raise ValueError(f"the weight of the alignment must be at least 0, got {weight}")
-        if not temperature > 0:
-            raise ValueError(f"the temperature of the alignment must be above 0, got {temperature}")
+        check_at_least(0, LARGEST_WEIGHT, **{"alignment.weight": weight})
+        check_at_least(*TEMPERATURES, **{"alignment.temperature": temperature})
         self.weight = weight
         self.temperature = temperature
         self._received: Twin | None = None

@@ -12,7 +12,7 @@ from fedssl.loop import CostBook, LoopReport, train_epochs
 from fedssl.model import SplitModel
 from fedssl.seeding import derive_seed, torch_generator
 from layerwise import Stage
-from ssl_methods import OptimizerFactory
+from ssl_methods import OptimizerFactory, check_at_least, check_optimizer
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,10 @@ class Calibration:
     optimizer: OptimizerFactory | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"calibration.{name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(1, **{"calibration.epochs": self.epochs})
+        check_at_least(2, **{"calibration.batch_size": self.batch_size})
+        if self.optimizer:
+            check_optimizer("calibration.optimizer", self.optimizer)
         if self.when not in ("round", "stage"):
             raise ValueError(f"calibration.when must be 'round' or 'stage', got {self.when!r}")
 

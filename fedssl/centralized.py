@@ -13,7 +13,7 @@ from fedssl.client_data import ClientData
 from fedssl.pretraining import Pretraining
 from fedssl.saved_state import check_same, describe_optimizer, restoring
 from fedssl.seeding import derive_seed, torch_generator
-from fedssl.trainer_check import check_trains
+from fedssl.trainer_check import check_intervals, check_trains
 
 
 class CentralizedSSL(Pretraining):
@@ -40,6 +40,7 @@ class CentralizedSSL(Pretraining):
             raise ValueError(
                 f"CentralizedSSL runs on one device, got {self.trainer.world_size}: set trainer.devices to 1"
             )
+        check_intervals(self.trainer)
         if stage != "fit":
             data.eval_test.check_encoder(self.model.encoder.spec)
             return

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import Namespace, get_loader, set_loader
 from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
@@ -25,7 +25,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from fedssl.changed_settings import changed_settings, check_changes, notes_of_run
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
-from fedssl.cli_errors import BriefParser, root_cause
+from fedssl.class_paths import check_class_paths, restrict_class_paths
+from fedssl.cli_errors import BriefParser, blame_settings, check_nulls, root_cause
 from fedssl.client_data import ClientData
 from fedssl.data import ImageData
 from fedssl.ddp import process_rank, process_settings
@@ -51,6 +52,7 @@ from fedssl.run_folder import (
 from fedssl.server import AllClientsFailedError
 from fedssl.signals import OUT_OF_TIME, HearSignals, ended_by_signals, out_of_time
 from fedssl.tracking import WANDB_ID, MetricsCSV, define_axes, log_again, wandb_logger
+from fedssl.trainer_check import check_trainer
 from linear_eval import EvaluatedModule
 
 METRICS = "metrics.csv"
@@ -116,6 +118,21 @@ class FedSSLCLI(LightningCLI):
         )
         parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As in Lightning; what a configuration of another shape does to the parser is no traceback."""
+        with blame_settings():
+            super().parse_arguments(parser, args)
+        trainer = self.config[self.config.subcommand].trainer
+        if not isinstance(trainer, Namespace):
+            raise ValueError(f"trainer: expected a mapping of settings, got {trainer}")
+
+    def instantiate_classes(self) -> None:
+        """As in Lightning, from class paths that were checked."""
+        check_class_paths(self.config)
+        check_nulls(self._config)
+        with blame_settings(self._config):
+            super().instantiate_classes()
+
     def before_instantiate_classes(self) -> None:
         """Finds folder and checkpoint, and sets what follows from the model."""
         config = self._config
@@ -145,6 +162,8 @@ class FedSSLCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds run folder, loggers, checkpoints and progress display to the configured trainer."""
         configured = self._get(self.config_init, "trainer")
+        if configured["default_root_dir"] is not None:
+            raise ValueError("trainer.default_root_dir has no effect, everything is in the run folder: set --run_dir")
         callbacks, plugins = _as_list(configured["callbacks"]), _as_list(configured["plugins"])
         wanted = configured["enable_checkpointing"] is not False
         if wanted and not any(isinstance(callback, Checkpoint) for callback in callbacks):
@@ -172,6 +191,8 @@ class FedSSLCLI(LightningCLI):
     def before_fit(self) -> None:
         """Loads the data, checks that everything fits, and shows who holds what."""
         self._started = time.perf_counter()
+        if isinstance(self.model, FederatedSSL):
+            check_trainer(self.trainer, self.model.rounds)
         self.datamodule.setup("fit")
         if isinstance(self.model, Pretraining):
             with working("preparing"):
@@ -336,6 +357,7 @@ def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = Fed
     # Clients' last batches differ in size, and oneDNN prepares every convolution anew that its cache has forgotten.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     _quieten()
+    restrict_class_paths()
     with ended_by_signals():
         _run(arguments, cli)
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
+from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from fedssl.aggregation import Aggregation
 from fedssl.alignment import Alignment
+from fedssl.class_paths import OWN
 from fedssl.devices import DeviceSource
 from fedssl.partition import Partitioner
 from fedssl.selection import Selector
+from fedssl.setting_names import similar_settings
 from fedssl.start import StartRule
 from layerwise import BlockPerturbation, Scheme
 from linear_eval import EvaluatedModule
@@ -35,7 +42,27 @@ NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value"
     r"|Expected a path but|Problem with given class_path|^Parser key|does not correspond to a subclass of"
 )
-UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+MISFIT = (AttributeError, LookupError, TypeError)
+"""What settings of another kind than a class expects raise in it."""
+
+KEY = re.compile(r'Parser key "([\w.]+)"')
+FORBIDDEN = re.compile(r"Importing '(\S+)' is not allowed")
+UNKNOWN_OPTION = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)|has no attribute '(\w+)'.* Got value: (\S+)")
+OTHER_TYPE = re.compile(r"Expected '(\S+)' to be a (?:subclass of|function that returns) <class '([\w.]+)'>")
+OTHER_CLASS = re.compile(r"does not correspond to a subclass of (\w+)")
+EXPECTED = re.compile(r"Expected a <class '(\w+)'>")
+GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+NO_MAPPING = re.compile(r"'\w+' object has no attribute 'keys'")
+PLAIN = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+}
+PLAIN |= {"dict": "a mapping", "NoneType": "null"}
 
 
 class BriefParser(LightningArgumentParser):
@@ -47,16 +74,52 @@ class BriefParser(LightningArgumentParser):
 
 
 def brief(message: str) -> str:
-    """The lines of a parser's report that say what is wrong, and what is allowed."""
-    keys = re.findall(r'Parser key "([\w.]+)"', message)
+    """What is wrong, and what is allowed, of a parser's report."""
+    keys = KEY.findall(message)
+    where = f"{'.'.join(keys)}: " if keys else ""
+    return where + (_known(message, keys[-1].rpartition(".")[2] if keys else "") or _telling_lines(message))
+
+
+def _known(message: str, key: str) -> str:
+    """A report of a kind that is known; empty for others."""
+    if found := FORBIDDEN.search(message):
+        return (
+            f"{found[1]} is not allowed: a configuration can name classes of {', '.join(OWN)}, of their dependencies, "
+            "and of your own files beside train.py, in the working folder or on PYTHONPATH"
+        )
+    if found := UNKNOWN_OPTION.search(message):
+        name = found[1] or found[2]
+        near = similar_settings(name.rpartition(".")[2])
+        return f"{name!r} is not accepted" + (f"; did you mean {', or '.join(near)}?" if near else "")
+    if found := OTHER_TYPE.search(message):
+        return f"{found[1]} is no {found[2].rpartition('.')[2]}"
+    if NO_MAPPING.search(message):
+        return "expected a mapping of settings"
+    given = GIVEN.search(message)
+    if found := OTHER_CLASS.search(message):
+        allowed = allowed_classes(key)
+        return f"{given[1] if given else 'this'} is no {found[1]}" + (
+            f"; allowed: {', '.join(allowed)}" if allowed else ""
+        )
+    plain = [PLAIN[name] for name in dict.fromkeys(EXPECTED.findall(message)) if name in PLAIN]
+    plain = allowed_classes(key) + plain
+    if given and plain:
+        return f"expected {' or '.join(plain)}, got {shorten(given[1])!r}"
+    if found := UNKNOWN_CLASS.search(message):
+        allowed = allowed_classes(key)
+        return f"unknown class {found[1] or found[3]!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
+    return ""
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """Leaves out the end of what is too long for a message."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def _telling_lines(message: str) -> str:
     lines = [line.strip(" -\t") for line in message.splitlines()]
     telling = [line for line in lines if line and not NOISE.search(line)]
-    where = f"{'.'.join(keys)}: " if keys else ""
-    unknown = UNKNOWN_CLASS.search(message)
-    if unknown and keys:
-        allowed = allowed_classes(keys[-1].split(".")[-1])
-        return f"{where}unknown class {unknown[1]!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
-    return where + "; ".join(dict.fromkeys(telling or lines))
+    return "; ".join(dict.fromkeys(telling or lines))
 
 
 def allowed_classes(key: str) -> list[str]:
@@ -73,7 +136,75 @@ def root_cause(error: BaseException) -> BaseException:
     while error.__cause__ is not None and NOISE.search(str(error)):
         cause = error.__cause__
         error = ValueError(brief(str(error))) if NOISE.search(str(cause)) and not cause.__cause__ else cause
-    return error
+    return misfit(error, None) if isinstance(error, MISFIT) else error
+
+
+@contextmanager
+def blame_settings(config: Any = None) -> Iterator[None]:
+    """Turns what only settings of another kind raise, while they are parsed or classes made, into an error in one line.
+
+    Args:
+        config: The configuration that classes are made from, for the key of the class at fault.
+
+    Raises:
+        ValueError: For such an error.
+    """
+    try:
+        yield
+    except MISFIT as error:
+        raise misfit(error, config) from error
+
+
+def misfit(error: BaseException, config: Any) -> ValueError:
+    """Says which class could not be made, the innermost of those that the traceback goes through, and why."""
+    keys = {path.rpartition(".")[2]: key for key, path in _class_paths(config)}
+    where, step = "", error.__traceback__
+    while step:
+        made = type(step.tb_frame.f_locals.get("self"))
+        if step.tb_frame.f_code.co_name in ("__init__", "__post_init__") and made.__module__.partition(".")[0] in OWN:
+            name = "trainer" if issubclass(made, Trainer) else keys.get(made.__name__, made.__name__)
+            where = f"{name.replace('.init_args', '')}: "
+        step = step.tb_next
+    return ValueError(f"{where}a setting is of the wrong kind: {error}")
+
+
+def check_nulls(config: Any) -> None:
+    """Looks for null where it means nothing, which the parser lets through.
+
+    Args:
+        config: Of a sub-command, in which every class was imported already.
+
+    Raises:
+        ValueError: A setting is null whose default and type are not.
+    """
+    classes = {key: _imported(path) for key, path in _class_paths(config)} | {"trainer": Trainer}
+    for place, made in classes.items():
+        settings = config[place].get("init_args", config[place]) if made else {}
+        parameters = {p.name: p for base in reversed(made.__mro__) for p in _own(base)} if made else {}
+        for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
+            known = parameters.get(name)
+            if value is None and known and known.default is not None and "None" not in str(known.annotation):
+                place = place.replace(".init_args", "")
+                raise ValueError(f"{place}.{name} must not be null: leave it out for its default")
+
+
+def _own(each: type) -> list[inspect.Parameter]:
+    own = vars(each).get("__init__")
+    return list(inspect.signature(own).parameters.values()) if inspect.isfunction(own) else []
+
+
+def _imported(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
+    named = getattr(sys.modules.get(module), name, None)
+    return named if isinstance(named, type) else None
+
+
+def _class_paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Where classes stand in a configuration: keys that lead there, and the class."""
+    for key, value in vars(config).items() if isinstance(config, Namespace) else ():
+        if key == "class_path" and isinstance(value, str):
+            yield prefix, value
+        yield from _class_paths(value, f"{prefix}.{key}".lstrip("."))
 
 
 def _leaves(base: Any) -> set[str]:

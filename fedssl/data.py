@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
@@ -17,6 +18,15 @@ from fedssl.client_data import ClientData, Federation
 from fedssl.datasets import ImageSet, load_images
 from fedssl.partition import IID, Partitioner
 from fedssl.seeding import numpy_generator, run_seed, torch_generator
+from ssl_methods import check_at_least
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 64
+"""Images that show whether a data set has anything but one image."""
+
+EVERY_CLIENTS_OWN = 1
+"""What stands for the batch size where pooled images are never trained on."""
 
 
 class ImageData(LightningDataModule):
@@ -61,7 +71,7 @@ class ImageData(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_positive(batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
         self.dataset, self.root, self.split = dataset, root, split
@@ -114,7 +124,7 @@ class ImageData(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader]:
         """Bank and queries of the online kNN, both cut from the labelled training images."""
         order = torch.randperm(len(self.eval_train), generator=torch_generator(self.seed, "validation split"))
-        queries = max(1, round(self.validation_fraction * len(order)))
+        queries = self._queries(len(order))
         return [
             in_order(self.eval_train.subset(part), self.eval_batch_size) for part in (order[queries:], order[:queries])
         ]
@@ -124,7 +134,13 @@ class ImageData(LightningDataModule):
         return [in_order(images, self.eval_batch_size) for images in (self.eval_train, self.eval_test)]
 
     def _load_pool(self) -> ImageSet:
-        return self._some(self._load(self.dataset, self.split), self.train_images, "train images")
+        pool = self._some(self._load(self.dataset, self.split), self.train_images, "train images")
+        looked_at = pool.gather(torch.linspace(0, len(pool) - 1, min(len(pool), LOOKED_AT)).long())
+        if len(pool) > 1 and bool((looked_at == looked_at[:1]).all()):
+            logger.warning(
+                "%s: all images looked at (%d) are equal, there is nothing to learn", pool.name, len(looked_at)
+            )
+        return pool
 
     def _load_evaluation(self) -> tuple[ImageSet, ImageSet]:
         train, test = (self._load(self.eval_dataset, split) for split in self.eval_splits)
@@ -133,7 +149,20 @@ class ImageData(LightningDataModule):
                 raise ValueError(
                     f"{self.eval_dataset}/{split} has no labels to evaluate with; name a labelled eval_dataset"
                 )
-        return self._some(train, self.eval_train_images, "eval train images"), test
+        if bool((train.labels == train.labels[0]).all()):
+            raise ValueError(f"{train.name} has one class only, nothing to tell apart: name another eval_dataset")
+        train = self._some(train, self.eval_train_images, "eval train images")
+        if self._queries(len(train)) >= len(train):
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} of {len(train)} labelled training images leaves none "
+                "to compare the queries of the online kNN with: lower --data.validation_fraction or raise "
+                "--data.eval_train_images"
+            )
+        return train, test
+
+    def _queries(self, labelled: int) -> int:
+        """How many of the labelled training images the online kNN asks about."""
+        return max(1, round(self.validation_fraction * labelled))
 
     def _some(self, images: ImageSet, number: int | None, what: str) -> ImageSet:
         """That many of the images, drawn at random; all for ``None``."""
@@ -156,7 +185,7 @@ class FederatedData(ImageData, ClientData):
         partition: How the images are divided.
         auxiliary_fraction: Part of the pool set aside before the division for server-side calibration.
         auxiliary_dataset: Another data set for it; excludes ``auxiliary_fraction``.
-        **kwargs: Those of :class:`ImageData`.
+        **kwargs: Those of :class:`ImageData` but for ``batch_size``: local steps have the model's.
     """
 
     def __init__(
@@ -167,8 +196,10 @@ class FederatedData(ImageData, ClientData):
         auxiliary_dataset: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        check_positive(clients=clients)
+        if "batch_size" in kwargs:
+            raise ValueError("data.batch_size is read in centralised training only: set --model.batch_size")
+        super().__init__(batch_size=EVERY_CLIENTS_OWN, **kwargs)
+        check_at_least(1, clients=clients)
         if not 0 <= auxiliary_fraction < 1:
             raise ValueError(f"auxiliary_fraction must be at least 0 and below 1, got {auxiliary_fraction}")
         if auxiliary_fraction and auxiliary_dataset:
@@ -199,6 +230,11 @@ class FederatedData(ImageData, ClientData):
         rng = numpy_generator(self.seed, "partition")
         order = torch.from_numpy(rng.permutation(len(pool)))
         aside = round(self.auxiliary_fraction * len(pool))
+        if self.auxiliary_fraction and not 0 < aside < len(pool):
+            raise ValueError(
+                f"auxiliary_fraction {self.auxiliary_fraction} sets {aside} of {len(pool)} images aside: some must be, "
+                "and some must be left for the clients"
+            )
         held = pool.subset(order[aside:].sort().values)
         parts = self.partition(held.labels.numpy(), self.num_clients, rng)
         clients = [held.subset(torch.from_numpy(part)) for part in parts]
@@ -226,10 +262,3 @@ class _EpochSampler(Sampler[Tensor]):
         # A generator function: a resumed run takes the iterator before Lightning sets the epoch.
         generator = torch_generator(self.seed, "centralized shuffle", self.epoch)
         yield from torch.randperm(self.num_images, generator=generator).split(self.batch_size)
-
-
-def check_positive(**settings: int) -> None:
-    """Raises ValueError, naming it, for a setting below 1."""
-    for name, value in settings.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import SGD, Optimizer
 
 from fedssl.aggregation import Aggregation, WeightedMean
-from fedssl.alignment import Alignment
+from fedssl.alignment import LARGEST_WEIGHT, Alignment
 from fedssl.bank import ActivationBank
 from fedssl.calibration import Calibration
 from fedssl.client_data import ClientData, Federation
@@ -36,14 +36,14 @@ from fedssl.round_report import RoundReport, round_metrics
 from fedssl.run_progress import RunProgress, reason_of_end
 from fedssl.saved_state import check_same, restoring
 from fedssl.selection import Selector
-from fedssl.server import Server
-from fedssl.setting_checks import check_at_least, check_method, check_together
+from fedssl.server import AllClientsFailedError, Server
+from fedssl.setting_checks import check_method, check_together
 from fedssl.shares import typical_choices
 from fedssl.start import StartRule
 from fedssl.trainer_check import check_monitors, check_trainer
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
-from ssl_methods import OptimizerFactory, TwoViews
+from ssl_methods import OptimizerFactory, TwoViews, check_at_least, check_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,8 @@ class FederatedSSL(Pretraining):
     ) -> None:
         check_at_least(1, local_epochs=local_epochs)
         check_at_least(2, batch_size=batch_size)
-        check_at_least(0, proximal=proximal)
+        check_at_least(0, LARGEST_WEIGHT, proximal=proximal)
+        check_optimizer("server_optimizer", server_optimizer)
         check_dropout(dropout)
         check_max_update(max_update)
         check_together(deadline, devices, memory_budget, micro_batch, bank)
@@ -283,6 +284,13 @@ class FederatedSSL(Pretraining):
             logger.warning(
                 "round %d: the update of client %d is dropped: %s", report.round, failure.client_id, failure.reason
             )
+        if not report.trained:
+            logger.warning(
+                "round %d: nobody was trained; dropped out: %d, too small a device: %d, out of reach: %d, failed: %d, "
+                "late: %d",
+                *(report.round, len(report.dropped), len(report.ineligible), len(report.unavailable)),
+                *(len(report.failures), len(report.late)),
+            )
         self.last_report = report
         self._log(report)
         if self.server.done:
@@ -291,6 +299,11 @@ class FederatedSSL(Pretraining):
     def _end_run(self) -> None:
         """Stops the trainer; a run that ends early is validated at its end, whatever the interval."""
         assert self.server is not None
+        if not any(cost.rounds for cost in self.server.ledger.clients.values()):
+            raise AllClientsFailedError(
+                f"no client was trained in any of {self.server.round} rounds: raise model.participation, lower "
+                f"model.dropout ({self.dropout}), or give devices more memory, time or availability"
+            )
         self.trainer.should_stop = True
         if self.server.round < self.rounds:
             self.trainer.check_val_every_n_epoch = 1

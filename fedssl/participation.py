@@ -149,7 +149,11 @@ def cohort_size(participation: float, num_clients: int) -> int:
         return participation
     if not 0 < participation <= 1:
         raise ValueError(f"participation {participation} as a fraction must be above 0 and at most 1.0")
-    return math.ceil(participation * num_clients - ROUNDING)
+    size = math.ceil(participation * num_clients - ROUNDING)
+    if size < 1:
+        one = f"{1 / num_clients:g} is one client"
+        raise ValueError(f"participation {participation} of {num_clients} clients is nobody: {one}")
+    return size
 
 
 def check_dropout(dropout: float) -> float:

@@ -52,8 +52,8 @@ class Pretraining(EvaluatedModule):
         seed = run_seed(seed)
         self._recipe = (encoder, method, augment, optimizer, seed)
         model = self.build()
-        if finetuning and not augment:
-            raise ValueError("finetuning classifies images: leave it out for text")
+        if not augment and (finetuning or evaluation != EvaluationSettings()):
+            raise ValueError("evaluation and finetuning classify images: leave them out for text")
         super().__init__(model.encoder, evaluation, finetuning, seed)
         self.model = model
         self.augment = augment

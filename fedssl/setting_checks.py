@@ -7,17 +7,6 @@ from typing import Any
 from ssl_methods import Method, SSLMethod
 
 
-def check_at_least(least: float, **settings: float) -> None:
-    """Settings that must not be below a number.
-
-    Raises:
-        ValueError: One is.
-    """
-    for name, value in settings.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
 def check_together(deadline: Any, devices: Any, memory_budget: Any, micro_batch: Any, bank: Any) -> None:
     """Settings that need or exclude each other.
 

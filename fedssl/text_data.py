@@ -7,10 +7,10 @@ from torch.utils.data import DataLoader
 
 from fedssl.batches import in_order
 from fedssl.client_data import ClientData, Federation
-from fedssl.data import check_positive
 from fedssl.datasets import TextSet, load_text, speeches
 from fedssl.partition import Partitioner, WholeClasses
 from fedssl.seeding import numpy_generator, run_seed
+from ssl_methods import check_at_least
 
 
 class FederatedText(ClientData):
@@ -51,7 +51,7 @@ class FederatedText(ClientData):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_positive(context=context, clients=clients, eval_batch_size=eval_batch_size)
+        check_at_least(1, context=context, clients=clients, eval_batch_size=eval_batch_size)
         self.dataset, self.root, self.context = dataset, root, context
         self.num_clients, self.partition = clients, partition
         self.fractions = validation_fraction, test_fraction

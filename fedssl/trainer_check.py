@@ -1,10 +1,29 @@
-"""Which Lightning Trainers can drive a federation."""
+"""Which Lightning Trainers can drive a run, and which of their settings nothing would read."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from fedssl.ddp import CohortStrategy
+
+UNREAD: dict[str, tuple[tuple[Any, ...], str]] = {
+    "accumulate_grad_batches": (
+        (1,),
+        "clients step after every batch; --model.micro_batch N takes less memory at a time",
+    ),
+    "gradient_clip_val": ((None,), "clients do not clip; lower --model.optimizer.lr"),
+    "gradient_clip_algorithm": ((None,), "clients do not clip; lower --model.optimizer.lr"),
+    "limit_train_batches": ((0, 1), "a round is one batch; --data.train_images N takes fewer images"),
+    "limit_predict_batches": ((1, None), "there is nothing to predict"),
+    "overfit_batches": ((0,), "a round is one batch; --data.train_images N takes fewer images"),
+    "val_check_interval": ((None, 1), "a round is one batch; set --trainer.check_val_every_n_epoch"),
+    "reload_dataloaders_every_n_epochs": ((0,), "clients keep their images"),
+    "min_epochs": ((None, 0), "set --model.rounds"),
+    "min_steps": ((None,), "set --model.rounds"),
+}
+"""Trainer flags that no federated run reads: the values that change nothing, and what to do instead."""
+
+LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "gradient_clip_val": 0}
 
 
 def check_trains(trainer: Any) -> None:
@@ -19,15 +38,15 @@ def check_trains(trainer: Any) -> None:
 
 
 def check_trainer(trainer: Any, rounds: int) -> None:
-    """Compares a Trainer with a run.
+    """Compares a Trainer with a federated run.
 
     Args:
         trainer: The Trainer.
         rounds: Communication rounds of the run.
 
     Raises:
-        ValueError: It has another number of epochs, divides no cohorts among its processes, or has an unsupported
-            precision.
+        ValueError: It has another number of epochs, divides no cohorts among its processes, has an unsupported
+            precision, or a setting that nothing would read.
     """
     check_trains(trainer)
     if trainer.max_epochs != rounds and not trainer.fast_dev_run:
@@ -42,6 +61,25 @@ def check_trainer(trainer: Any, rounds: int) -> None:
         )
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise ValueError(f"trainer.precision {trainer.precision} is not supported: use 32-true or bf16-mixed")
+    for name, (harmless, instead) in UNREAD.items():
+        value = getattr(trainer, name)
+        if value not in harmless and not trainer.fast_dev_run:
+            raise ValueError(f"trainer.{name} {value} has no effect in a federated run: {instead}")
+    if trainer._accelerator_connector._layer_sync is not None:
+        raise ValueError("trainer.sync_batchnorm has no effect in a federated run: processes train different clients")
+    check_intervals(trainer)
+
+
+def check_intervals(trainer: Any) -> None:
+    """Looks at what Lightning takes and stumbles over later, in any run.
+
+    Raises:
+        ValueError: An interval or a limit is out of its range.
+    """
+    for name, lowest in LEAST.items():
+        value = getattr(trainer, name)
+        if value is not None and not value >= lowest:
+            raise ValueError(f"trainer.{name} must be at least {lowest}, got {value}")
 
 
 def check_monitors(trainer: Any) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
@@ -25,6 +25,10 @@ from layerwise.vit import split_vit
 
 VIT_MODULES = ("vision_transformer", "deit", "vision_transformer_hybrid")
 """The modules of timm whose models take their image size at construction."""
+
+
+ALIKE = 0.6
+"""Share of letters that two names have in common for one to be meant."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,9 @@ class EncoderSpec(StagedSpec):
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
-            near = difflib.get_close_matches(self.name, timm.list_models(), n=3, cutoff=0.4)
-            raise ValueError(f"timm knows no model {self.name!r}; nearest names: {', '.join(near) or 'none'}")
+            raise ValueError(
+                f"timm knows no model {self.name!r}; nearest names: {', '.join(_near(self.name)) or 'none'}"
+            )
         if self.image_size < 1:
             raise ValueError(f"image_size must be at least 1 pixel, got {self.image_size}")
         if self.in_channels not in (1, 3):
@@ -250,3 +255,10 @@ def _set_sincos(model: VisionTransformer) -> None:
     with torch.no_grad():
         model.pos_embed.zero_()
         model.pos_embed[0, -grid.shape[0] :] = grid
+
+
+def _near(name: str) -> list[str]:
+    """Models of timm whose names begin nearly so: most have patch and image size behind what people remember."""
+    alike = {each: SequenceMatcher(None, name, each[: len(name)]).ratio() for each in timm.list_models()}
+    near = [each for each, ratio in alike.items() if ratio > ALIKE]
+    return sorted(near, key=lambda each: (-alike[each], len(each)))[:3]

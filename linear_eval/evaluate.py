@@ -16,6 +16,9 @@ ProbeName = Literal["auto", "logistic", "sgd"]
 LOGISTIC_MAX_IMAGES = 10_000
 """Up to this many training images `probe="auto"` takes the logistic probe, above it the SGD probe."""
 
+LARGEST_TEMPERATURE = 1e3
+"""From here on all neighbours have the same vote."""
+
 
 @dataclass(frozen=True)
 class EvaluationSettings:
@@ -39,8 +42,10 @@ class EvaluationSettings:
     def __post_init__(self) -> None:
         if self.knn_k < 1:
             raise ValueError(f"knn_k must be 1 or more, got {self.knn_k}")
-        if not self.knn_temperature > 0:
-            raise ValueError(f"knn_temperature must be above 0, got {self.knn_temperature}")
+        if not 0 < self.knn_temperature <= LARGEST_TEMPERATURE:
+            raise ValueError(
+                f"knn_temperature must be above 0 and at most {LARGEST_TEMPERATURE:g}, got {self.knn_temperature}"
+            )
         if self.probe not in get_args(ProbeName):
             raise ValueError(f"probe must be one of {', '.join(get_args(ProbeName))}, got {self.probe!r}")
 

@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from linear_eval.metrics import ClassificationMetrics, classification_metrics
 from linear_eval.schedule import warmup_cosine
 
+LARGEST_LR = 1e3
 LabelledImages: TypeAlias = Dataset[tuple[Tensor, int]]
 
 
@@ -46,10 +47,10 @@ class FinetuneSettings:
             raise ValueError(
                 f"warmup_epochs must be at least 0 and below epochs = {self.epochs}, got {self.warmup_epochs}"
             )
-        if not self.base_lr > 0:
-            raise ValueError(f"base_lr must be above 0, got {self.base_lr}")
-        if self.weight_decay < 0:
-            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        if not 0 < self.base_lr <= LARGEST_LR:
+            raise ValueError(f"base_lr must be above 0 and at most {LARGEST_LR:g}, got {self.base_lr}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"weight_decay must be 0 or more and finite, got {self.weight_decay}")
 
 
 def finetune(

@@ -6,6 +6,7 @@ from ssl_methods.language_modelling import LanguageModelling
 from ssl_methods.losses import info_nce, nt_xent
 from ssl_methods.method import Inputs, Method, OptimizerFactory, StepOutput
 from ssl_methods.moco_v3 import MoCoV3
+from ssl_methods.setting_checks import check_at_least, check_optimizer
 from ssl_methods.simclr import SimCLR
 from ssl_methods.ssl_method import SSLMethod, Views
 from ssl_methods.supervised import Supervised
@@ -28,6 +29,8 @@ __all__ = [
     "Twin",
     "TwoViews",
     "Views",
+    "check_at_least",
+    "check_optimizer",
     "info_nce",
     "nt_xent",
 ]

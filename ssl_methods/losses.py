@@ -6,6 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_methods.setting_checks import check_at_least
+
+TEMPERATURES = (1e-3, 1e3)
+"""Below, a softmax of cosines is a maximum; above, it is uniform."""
+
 
 def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
     """InfoNCE: each query must recognise the key at its own place among all keys of the batch.
@@ -48,13 +53,12 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 def check_temperature(temperature: float) -> float:
-    """Returns the temperature if it is positive.
+    """Returns the temperature if it lies within ``TEMPERATURES``.
 
     Raises:
-        ValueError: It is not.
+        ValueError: It cannot.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    check_at_least(*TEMPERATURES, temperature=temperature)
     return temperature
 
 

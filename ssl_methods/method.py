@@ -12,6 +12,8 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ssl_methods.setting_checks import check_optimizer
+
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 Inputs = tuple[Tensor, ...]
 
@@ -55,7 +57,7 @@ class Method(LightningModule):
         optimizer: Makes an optimizer for a list of parameters.
 
     Raises:
-        ValueError: There is no ``augment``.
+        ValueError: There is no ``augment``, or the optimizer cannot train.
 
     Attributes:
         modality: What it is trained on, ``images`` or ``text``.
@@ -71,6 +73,7 @@ class Method(LightningModule):
         self, backbone: nn.Module, feature_dim: int, augment: Augmentation | None, optimizer: OptimizerFactory
     ) -> None:
         super().__init__()
+        check_optimizer("optimizer", optimizer)
         if augment is None:
             raise ValueError(
                 f"{type(self).__name__} trains on views of images: set augment, to NaturalViews for example"

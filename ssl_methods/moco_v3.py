@@ -8,6 +8,7 @@ from torch import nn
 from ssl_methods.augment import TwoViews
 from ssl_methods.losses import check_temperature, info_nce
 from ssl_methods.method import OptimizerFactory, StepOutput
+from ssl_methods.setting_checks import check_at_least
 from ssl_methods.ssl_method import MomentumMethod, Views
 
 
@@ -44,6 +45,8 @@ class MoCoV3(MomentumMethod):
         predictor_layers: int = 2,
     ) -> None:
         super().__init__(backbone, feature_dim, augment, optimizer, momentum)
+        check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
+        check_at_least(2, projector_layers=projector_layers, predictor_layers=predictor_layers)
         self.projector = MoCoProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers, True)
         self.predictor = MoCoProjectionHead(output_dim, hidden_dim, output_dim, predictor_layers, True)
         self.temperature = check_temperature(temperature)

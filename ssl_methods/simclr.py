@@ -8,6 +8,7 @@ from torch import nn
 from ssl_methods.augment import TwoViews
 from ssl_methods.losses import check_temperature, nt_xent
 from ssl_methods.method import OptimizerFactory, StepOutput
+from ssl_methods.setting_checks import check_at_least
 from ssl_methods.ssl_method import SSLMethod, Views
 
 
@@ -40,6 +41,8 @@ class SimCLR(SSLMethod):
         projector_layers: int = 3,
     ) -> None:
         super().__init__(backbone, feature_dim, augment, optimizer)
+        check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
+        check_at_least(2, projector_layers=projector_layers)
         self.projector = SimCLRProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers)
         self.temperature = check_temperature(temperature)
 

@@ -195,7 +195,7 @@ def test_wandb_runs_offline_under_one_id(tmp_path: Path) -> None:
         (["--model.dropout=1.0"], "dropout must be a probability"),
         (["--model.calibration.epochs=1"], "calibration needs auxiliary images"),
         (["--model.local_epochs=0"], "local_epochs must be at least 1, got 0"),
-        (["--model.method.temperature=0"], "temperature must be above 0"),
+        (["--model.method.temperature=0"], "temperature must be from 0.001 to 1000, got 0"),
         (["--data.dataset=cifar11"], "did you mean cifar10"),
         (["--ckpt_path=last"], "--ckpt_path last"),
         (["--ckpt_path=absent.ckpt"], "there is no checkpoint absent.ckpt"),

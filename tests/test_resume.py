@@ -134,7 +134,7 @@ def test_when_every_client_diverges_the_run_stops_and_keeps_its_last_good_checkp
     good = {path: path.read_bytes() for path in (folder / "checkpoints").glob("*.ckpt")}
     diverge = [
         *EVERYTHING,
-        "--model.optimizer.lr=1e30",
+        "--model.optimizer.weight_decay=1e30",
         "--ckpt_path=last",
         "--changed_settings=accept",
         f"--run_dir={folder}",

@@ -51,6 +51,8 @@ def read_medmnist(stem: str, root: Path, split: str, download: bool) -> Arrays:
         raise ValueError(f"{path} is not a readable npz file: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise ValueError(f"{path}: images must be uint8 (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}")
+    if len(labels.get(f"{split}_labels", images)) != len(images):
+        raise ValueError(f"{path}: {split} has {len(images)} images and {len(labels[f'{split}_labels'])} labels")
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return Arrays(images, *one_label_an_image(path, f"{split}_labels", labels))
 
@@ -63,8 +65,25 @@ def one_label_an_image(path: Path, key: str, labels: dict[str, np.ndarray]) -> t
     if chosen.ndim == 2 and chosen.shape[1] > 1:
         warnings.warn(f"{path}: {chosen.shape[1]} labels an image; used as unlabelled images", stacklevel=4)
         return np.full(len(chosen), -1), []
-    classes = max((int(values.max()) for values in labels.values() if values.size), default=-1) + 1
+    classes = number_of_classes(path, labels)
     return chosen.ravel().astype(np.int64), [str(c) for c in range(classes)]
+
+
+def number_of_classes(path: Path, labels: dict[str, np.ndarray]) -> int:
+    """Classes of all splits, by their highest number.
+
+    Raises:
+        ValueError: Labels are no whole numbers, or more classes than images would follow from them.
+    """
+    for key, values in labels.items():
+        whole = np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)
+        if not whole or not (values == np.floor(values)).all() or not np.isfinite(values).all():
+            raise ValueError(f"{path}: {key} must be whole numbers, the classes from 0")
+    classes = max((int(values.max()) for values in labels.values() if values.size), default=-1) + 1
+    images = sum(len(values) for values in labels.values())
+    if classes > images:
+        raise ValueError(f"{path}: labels go up to {classes - 1}, but there are {images}: number the classes from 0")
+    return classes
 
 
 def download_member(stem: str, root: Path) -> None:

@@ -24,12 +24,17 @@ class SampleSet(Dataset, ABC):
         classes: Names of the classes, in the order of the labels; empty for unlabelled data.
         modality: What the samples are, ``images`` or ``text``.
         in_memory: Whether the samples are held in memory.
+
+    Raises:
+        ValueError: Labels are no whole numbers.
     """
 
     modality: ClassVar[str]
     in_memory: ClassVar[bool]
 
     def __init__(self, name: str, labels: Tensor, classes: Sequence[str]) -> None:
+        if labels.is_floating_point() and not bool((labels == labels.floor()).all() and labels.isfinite().all()):
+            raise ValueError(f"labels of {name} must be whole numbers")
         self.name = name
         self.labels = labels.to(torch.int64)
         self.classes = tuple(classes)

@@ -11,6 +11,7 @@ import yaml
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.cli import LightningArgumentParser
 
+from fedssl.class_paths import check_class_paths, restrict_class_paths
 from fedssl.client_data import ClientData
 from fedssl.federated import FederatedSSL
 from linear_eval import EvaluatedModule
@@ -64,6 +65,7 @@ def read_recipe(text: str, data_root: str | None = None) -> Recipe:
         text: From :func:`write_recipe`. Its classes are imported and called, so it must come from a trusted server.
         data_root: Folder of all data sets on this machine; ``None`` takes the recipe's.
     """
+    restrict_class_paths()
     recipe = yaml.safe_load(text)
     precision = recipe.pop("precision")
     if data_root is not None:
@@ -71,5 +73,7 @@ def read_recipe(text: str, data_root: str | None = None) -> Recipe:
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(EvaluatedModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-    built = parser.instantiate_classes(parser.parse_object(recipe))
+    parsed = parser.parse_object(recipe)
+    check_class_paths(parsed)
+    built = parser.instantiate_classes(parsed)
     return Recipe(built.model, built.data, precision == "bf16-mixed")

@@ -61,6 +61,8 @@ class MemorySetting:
         try:
             if isinstance(budget, str):
                 return cls(parse_bytes(budget))
+            if not budget:
+                raise ValueError("got an empty list")
             return cls(availability=Availability([parse_bytes(size) for size in budget]))
         except ValueError as error:
             raise ValueError(f"memory_budget must be {ALLOWED}: {error}") from error

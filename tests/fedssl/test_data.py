@@ -141,7 +141,7 @@ def test_set_up_again_keeps_the_division() -> None:
     ("settings", "message"),
     [
         ({"clients": 0}, "clients must be at least 1, got 0"),
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"batch_size": 8}, "read in centralised training only"),
         ({"eval_batch_size": -1}, "eval_batch_size must be at least 1, got -1"),
         ({"auxiliary_fraction": 1.0}, "auxiliary_fraction must be at least 0 and below 1, got 1.0"),
         ({"auxiliary_fraction": -0.1}, "auxiliary_fraction must be"),
@@ -156,6 +156,8 @@ def test_set_up_again_keeps_the_division() -> None:
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FederatedData(seed=0, **settings)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        ImageData(seed=0, batch_size=0)
 
 
 @pytest.mark.parametrize("number", [0, IMAGES + 1])
@@ -252,3 +254,32 @@ def test_pooled_batches_cover_every_image_in_an_order_of_their_epoch() -> None:
     assert not torch.equal(first, second)
     for images in (first, second):
         assert sorted(i.numpy().tobytes() for i in images) == sorted(i.numpy().tobytes() for i in pool)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"validation_fraction": 0.999, "eval_train_images": 100}, "validation_fraction 0.999 of 100 labelled"),
+        ({"eval_train_images": 1}, "of 1 labelled training images leaves none"),
+        ({"auxiliary_fraction": 0.999, "train_images": 60}, "auxiliary_fraction 0.999 sets 60 of 60 images aside"),
+        ({"auxiliary_fraction": 0.001, "train_images": 60}, "auxiliary_fraction 0.001 sets 0 of 60 images aside"),
+    ],
+)
+def test_every_part_has_an_image(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        loaded(**settings)
+
+
+@pytest.mark.parametrize("value", [0, 7])
+def test_equal_images_are_said(value: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = np.arange(90) % 3
+    images = np.full((90, 8, 8), value, np.uint8)
+    splits = {"train": images, "test": images[:30]}
+    arrays = {f"{split}_images": array for split, array in splits.items()}
+    arrays |= {f"{split}_labels": labels[: len(array), None] for split, array in splits.items()}
+    np.savez(tmp_path / "plain.npz", **arrays)
+    loaded(dataset="medmnist:plain", root=str(tmp_path))
+    assert caplog.messages == ["medmnist:plain: all images looked at (64) are equal, there is nothing to learn"]
+    caplog.clear()
+    loaded()
+    assert not caplog.messages

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchvision.datasets as tv
 
-from fedssl.datasets import load_images
+from fedssl.datasets import ArrayImages, load_images
 
 RNG = np.random.default_rng(3)
 
@@ -299,3 +299,35 @@ def test_failed_download_says_what_was_looked_for(name: str, tmp_path: Path) -> 
         load_images(name, "train", tmp_path / "new")
     with pytest.raises(FileNotFoundError, match="download=False"):
         load_images(name, "train", tmp_path, download=False)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.5, 1.5, 2.5], "train_labels must be whole numbers"),
+        ([0.0, np.nan, 1.0], "train_labels must be whole numbers"),
+        ([0.0, np.inf, 1.0], "train_labels must be whole numbers"),
+        (["a", "b", "c"], "train_labels must be whole numbers"),
+        ([0, 1, 999_999], "labels go up to 999999, but there are 6: number the classes from 0"),
+    ],
+)
+def test_medmnist_labels_are_classes(labels: list[Any], message: str, tmp_path: Path) -> None:
+    images, good = pixels(3, 8, 8), np.arange(3)[:, None]
+    bad = np.array(labels)[:, None]
+    np.savez(tmp_path / "odd.npz", train_images=images, train_labels=bad, test_images=images, test_labels=good)
+    with pytest.raises(ValueError, match=rf"odd\.npz: .*{message}"):
+        load_images("medmnist:odd", "train", tmp_path)
+
+
+def test_labels_that_are_whole_floats_are_taken(tmp_path: Path) -> None:
+    images = pixels(3, 8, 8)
+    np.savez(tmp_path / "odd.npz", train_images=images, train_labels=np.array([[0.0], [2.0], [1.0]]))
+    assert load_images("medmnist:odd", "train", tmp_path).labels.tolist() == [0, 2, 1]
+    with pytest.raises(ValueError, match="labels of mine must be whole numbers"):
+        ArrayImages("mine", torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0.0, 0.5]), ["a"])
+
+
+def test_medmnist_has_a_label_an_image(tmp_path: Path) -> None:
+    np.savez(tmp_path / "odd.npz", train_images=pixels(3, 8, 8), train_labels=np.arange(2)[:, None])
+    with pytest.raises(ValueError, match=r"odd\.npz: train has 3 images and 2 labels"):
+        load_images("medmnist:odd", "train", tmp_path)

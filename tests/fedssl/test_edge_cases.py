@@ -21,6 +21,7 @@ from fedssl.loop import shuffled_batches
 from fedssl.messages import Failure
 from fedssl.participation import cohort_size
 from fedssl.run_folder import latest_run_folder
+from fedssl.server import AllClientsFailedError
 from fedssl.tracking import MetricsCSV
 from layerwise import LayerWise
 from ssl_methods import DigitsViews
@@ -144,3 +145,33 @@ def test_a_round_of_clients_with_too_few_images_is_an_empty_one(make_world: Call
     assert (report.trained, len(report.failures), world.server.round) == ((), 1, 1)
     after = world.weights()
     assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"optimizer": partial(SGD, lr=0.0)}, "optimizer.lr must be above 0 and at most 1000, got 0.0"),
+        ({"optimizer": partial(SGD, lr=float("nan"))}, r"optimizer.* nan"),
+        ({"optimizer": partial(SGD, lr=1e9)}, "optimizer.lr must be above 0 and at most 1000"),
+        ({"server_optimizer": partial(SGD, lr=0.0)}, "server_optimizer.lr must be above 0"),
+        ({"server_optimizer": partial(SGD, lr=1.0, momentum=5.0)}, "server_optimizer.momentum must be at least 0 and"),
+        ({"server_optimizer": partial(SGD, lr=1.0, weight_decay=float("inf"))}, "weight_decay must be finite"),
+        ({"memory_budget": []}, "memory_budget must be .*: got an empty list"),
+        ({"proximal": float("nan")}, "proximal must be from 0 to 1e.06, got nan"),
+        ({"batch_size": None}, "batch_size must be at least 2, got None"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(settings: Any, message: str, vit_spec: Any, methods: Any) -> None:
+    given = {"optimizer": partial(SGD, lr=0.1), "rounds": 3, "seed": 0} | settings
+    optimizer = given.pop("optimizer")
+    with pytest.raises(ValueError, match=message):
+        FederatedSSL(vit_spec, methods["SimCLR"], DigitsViews(), optimizer, LayerWise(), **given)
+
+
+def test_a_run_in_which_nobody_trained_has_no_results(
+    make_module: Callable[..., FederatedSSL], caplog: pytest.LogCaptureFixture
+) -> None:
+    module = make_module(dropout=0.9999)
+    with pytest.raises(AllClientsFailedError, match=r"no client was trained in any of 3 rounds: .* model\.dropout \(0"):
+        fit(module, FederatedData(clients=3, train_images=24, seed=0))
+    assert [text for text in caplog.messages if "nobody was trained; dropped out: 3" in text] != []

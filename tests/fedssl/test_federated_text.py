@@ -194,7 +194,7 @@ def test_tied_weights_are_refused_unless_all_layers_are_trained(data) -> None:
 
 
 def test_images_and_text_do_not_mix(data) -> None:
-    with pytest.raises(ValueError, match="finetuning classifies images: leave it out for text"):
+    with pytest.raises(ValueError, match="evaluation and finetuning classify images: leave them out for text"):
         make_module(finetuning=FinetuneSettings())
     with pytest.raises(ValueError, match="alignment compares views: LanguageModelling has none"):
         make_module(alignment=object())

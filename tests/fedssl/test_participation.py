@@ -87,3 +87,9 @@ def test_clients_that_are_not_connected_are_not_drawn() -> None:
     assert participation.draw(0, stage) == everyone
     participation.online = {1, 3}
     assert participation.draw(0, stage) == Cohort((1, 3), unavailable=(0, 2))
+
+
+def test_a_fraction_that_is_nobody_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"participation 1e-300 of 10 clients is nobody: 0\.1 is one client"):
+        cohort_size(1e-300, 10)
+    assert cohort_size(0.01, 10) == 1

@@ -196,6 +196,11 @@ def test_unknown_name_suggests_the_nearest():
         EncoderSpec("resnet1B")
 
 
+def test_the_beginning_of_a_name_suggests_it():
+    with pytest.raises(ValueError, match="nearest names: vit_tiny_"):
+        EncoderSpec("vit_tinny")
+
+
 def test_name_like_no_other():
     with pytest.raises(ValueError, match=r"'\?\?\?'; nearest names: none"):
         EncoderSpec("???")

@@ -1,0 +1,92 @@
+"""Which code a configuration can name: a stranger's configuration must not reach more than the classes meant for it.
+
+Two rules, both kept before anything is called. A module is imported only if it is this project's, one of its
+dependencies' or lies in the user's own folder; jsonargparse asks its import policy for every path in a value. And what
+``class_path`` names is a class, of which jsonargparse has then checked that it is below the type of the setting: where
+a setting takes a callable, it would call any function with the arguments of the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from jsonargparse import Namespace, set_parsing_settings
+
+OWN = ("fedssl", "layerwise", "linear_eval", "ssl_methods")
+DEPENDENCIES = (
+    "jinja2", "lightly", "lightning_fabric", "matplotlib", "networkx", "numpy", "pytorch_lightning", "rich",
+    "safetensors", "sklearn", "timm", "torch", "torchvision", "wandb",
+)  # fmt: skip
+"""Packages of the dependencies in pyproject.toml; jsonargparse never lets a value name itself."""
+
+INSTALLED = ("site-packages", "dist-packages")
+
+
+class ForbiddenClassError(ValueError):
+    """A configuration names what it may not."""
+
+
+def restrict_class_paths() -> None:
+    """Lets values name this project, its dependencies and the modules of the user's own folders, and nothing else."""
+    set_parsing_settings(
+        import_path_denylist=["*"],
+        import_path_allowlist=[*OWN, *DEPENDENCIES, *own_modules()],
+        # Where anything is accepted, such as an encoder's options, a class path is text.
+        instantiate_subclass_spec_in_any=False,
+    )
+
+
+def own_modules() -> list[str]:
+    """Modules whose file lies directly in an own folder, unless the name leads somewhere else, as ``os`` does."""
+    folders = own_folders()
+    found = {module.name for module in iter_modules(map(str, folders))}
+    found |= {path.parent.name for folder in folders for path in folder.glob("*/*.py")}  # without an __init__.py
+    return sorted(name for name in found if name.isidentifier() and _lies_in(name, folders))
+
+
+def own_folders() -> list[Path]:
+    """Where Python looks for the user's own modules: beside the program, here, and where ``PYTHONPATH`` says."""
+    named = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    searched = {Path(entry).resolve() for entry in sys.path}
+    program = Path(sys.argv[0] or ".").absolute().parent
+    folders = dict.fromkeys(folder.resolve() for folder in (program, Path(), *named))
+    return [folder for folder in folders if folder in searched and folder.name not in INSTALLED]
+
+
+def check_class_paths(config: Any) -> None:
+    """Looks through a parsed configuration, in which every path was imported already.
+
+    Raises:
+        ForbiddenClassError: A ``class_path`` is no class but a function, which would be called with ``init_args``.
+    """
+    values = vars(config) if isinstance(config, Namespace) else config
+    if isinstance(values, dict):
+        path = values.get("class_path")
+        if isinstance(path, str) and "." in path:
+            _check_class(path)
+        for value in values.values():
+            check_class_paths(value)
+    elif isinstance(values, list | tuple):
+        for value in values:
+            check_class_paths(value)
+
+
+def _check_class(path: str) -> None:
+    module, _, name = path.rpartition(".")
+    named = getattr(sys.modules.get(module), name, None)
+    if callable(named) and not isinstance(named, type):
+        raise ForbiddenClassError(f"class_path {path} is a function: it must name a class")
+
+
+def _lies_in(name: str, folders: list[Path]) -> bool:
+    """Whether the top-level module of this name that Python would import lies there; asks without importing it."""
+    spec = None if name in sys.stdlib_module_names else PathFinder.find_spec(name)
+    if spec is None:
+        return False
+    places = spec.submodule_search_locations or [spec.origin or ""]
+    return all(Path(place).resolve().parent in folders for place in places)

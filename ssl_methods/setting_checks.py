@@ -1,0 +1,56 @@
+"""Checks of settings that are numbers or optimizers; whoever owns the setting calls them in its constructor."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+SMALLEST_LR = torch.finfo(torch.float32).tiny
+"""Less is nothing in the arithmetic of the weights."""
+
+LARGEST_LR = 1e3
+"""A step of a thousand times the gradient is a mistake in the exponent."""
+
+
+def check_at_least(least: float, most: float = math.inf, **settings: Any) -> None:
+    """Settings that must be finite numbers within limits.
+
+    Args:
+        least: The smallest number allowed.
+        most: The largest.
+        **settings: By their names.
+
+    Raises:
+        ValueError: One is outside, not finite or no number.
+    """
+    allowed = f"at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
+    for name, value in settings.items():
+        if not isinstance(value, int | float) or not least <= value <= most or math.isinf(value):
+            raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def check_optimizer(name: str, factory: Any) -> None:
+    """Makes an optimizer for a parameter that nobody needs, and looks at what it would do.
+
+    Args:
+        name: Of the setting.
+        factory: Makes optimizers.
+
+    Raises:
+        ValueError: It would not move, or certainly diverge, or refuses its own settings.
+    """
+    try:
+        optimizer = factory([nn.Parameter(torch.zeros(1, 1))])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    for group in optimizer.param_groups:
+        lr, momentum, decay = group.get("lr", 1), group.get("momentum", 0), group.get("weight_decay", 0)
+        if not SMALLEST_LR <= lr <= LARGEST_LR:
+            raise ValueError(f"{name}.lr must be above 0 and at most {LARGEST_LR:g}, got {float(lr)}")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"{name}.momentum must be at least 0 and below 1, got {momentum}")
+        if not math.isfinite(decay):
+            raise ValueError(f"{name}.weight_decay must be finite, got {decay}")
