@@ -23,7 +23,8 @@ if "--crash" in arguments:
 folder = Path(arguments["--run_dir"])
 (folder / "config.yaml").write_text("")
 if "--empty" not in arguments:
-    (folder / "results.json").write_text(json.dumps(sys.argv[1:]))
+    found = {"arguments": sys.argv[1:], "finished": "--short" not in arguments, "rounds_done": 1, "rounds_planned": 4}
+    (folder / "results.json").write_text(json.dumps(found))
 """
 
 
@@ -37,7 +38,7 @@ def planned(folder: Path, *arguments: str, seed: int = 0) -> PlannedRun:
 
 
 def started_with(run: PlannedRun) -> list[str]:
-    return json.loads((run.folder / "results.json").read_text())
+    return json.loads((run.folder / "results.json").read_text())["arguments"]
 
 
 def test_what_is_missing_is_run(tmp_path: Path) -> None:
@@ -54,6 +55,16 @@ def test_what_is_done_starts_no_process(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(runner.subprocess, "Popen", None)
     assert run_missing([run], jobs=1) == {}
     assert [path.name for path in run.folder.iterdir()] == ["results.json"]
+
+
+def test_a_run_that_was_cut_short_is_no_result_and_goes_on(tmp_path: Path) -> None:
+    run = planned(tmp_path / "a", "--short")
+    assert run_missing([run], jobs=1) == {run.folder: "1 of 4 rounds"}
+    checkpoint = run.folder / "checkpoints" / "00000.ckpt"
+    checkpoint.parent.mkdir()
+    checkpoint.write_text("")
+    assert run_missing([run], jobs=1) == {run.folder: "1 of 4 rounds"}
+    assert started_with(run)[-1] == "--ckpt_path=last"
 
 
 def test_what_was_interrupted_goes_on(tmp_path: Path) -> None:
