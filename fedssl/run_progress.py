@@ -66,7 +66,8 @@ def shortfall(results: dict[str, Any]) -> str:
             said.append(f"{numbered('stage', results[key])} {what}")
     if "blocks_planned" in results:
         said.append(f"{results['blocks_trained']} of {results['blocks_planned']} blocks trained")
-    said += [results["reason"]] * bool(results.get("reason"))
+    if results.get("reason"):
+        said.append(results["reason"])
     return "; ".join(said)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fedssl.checkpoints import origin
 from fedssl.run_folder import (
     choose_run_folder,
     find_checkpoint,
@@ -13,6 +14,9 @@ from fedssl.run_folder import (
     latest_run_folder,
     new_run_folder,
 )
+
+WHOLE = {"fedssl": origin(), "state_dict": {}}
+"""The least that a checkpoint has."""
 
 
 def make_run(folder: Path, checkpoint: bool = True, config: bool = True) -> Path:
@@ -86,7 +90,7 @@ def test_find_checkpoint(tmp_path: Path) -> None:
     checkpoint = run / "checkpoints" / "00001.ckpt"
     with pytest.raises(ValueError, match=r"00001\.ckpt"):
         find_checkpoint("last", run)
-    torch.save({}, checkpoint)
+    torch.save(WHOLE, checkpoint)
     assert find_checkpoint(None, run) is None
     assert find_checkpoint("last", run) == checkpoint
     assert find_checkpoint(str(checkpoint), tmp_path / "other") == checkpoint
@@ -106,7 +110,7 @@ def test_auto_resumes_the_newest_checkpoint_that_is_whole(tmp_path: Path, capsys
     run = make_run(tmp_path / "run", checkpoint=False)
     paths = [run / "checkpoints" / f"{number:05d}.ckpt" for number in range(3)]
     for path in paths:
-        torch.save({}, path)
+        torch.save(WHOLE, path)
     assert find_checkpoint("auto", run) == paths[2]
     paths[2].write_bytes(b"torn")
     assert find_checkpoint("auto", run) == paths[1]

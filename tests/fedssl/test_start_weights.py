@@ -15,7 +15,15 @@ from fedssl.report.details_file import read_details
 from fedssl.report.record import RunRecord
 
 pytestmark = pytest.mark.slow
-FIT = ["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--model.rounds=2", "--trainer.logger=false"]
+FIT = [
+    "fit",
+    "-c",
+    "lw_fedssl.yaml",
+    *TINY_FEDERATION,
+    "--model.rounds=2",
+    "--trainer.logger=false",
+    "--trainer.check_val_every_n_epoch=1",
+]
 FIGURES = ("knn_top1", "linear_top1")
 
 

@@ -27,7 +27,8 @@ if "--crash" in arguments:
 folder = Path(arguments["--run_dir"])
 (folder / "config.yaml").write_text("")
 if "--empty" not in arguments:
-    (folder / "results.json").write_text(json.dumps(sys.argv[1:]))
+    found = {"arguments": sys.argv[1:], "finished": "--short" not in arguments, "rounds_done": 1, "rounds_planned": 4}
+    (folder / "results.json").write_text(json.dumps(found))
 """
 
 
@@ -41,7 +42,7 @@ def planned(folder: Path, *arguments: str, seed: int = 0) -> PlannedRun:
 
 
 def started_with(run: PlannedRun) -> list[str]:
-    return json.loads((run.folder / "results.json").read_text())
+    return json.loads((run.folder / "results.json").read_text())["arguments"]
 
 
 def test_what_is_missing_is_run(tmp_path: Path) -> None:
@@ -69,6 +70,13 @@ def test_a_run_that_another_process_is_at_is_refused_before_anything_starts(
     with held(runs[1].folder), pytest.raises(FolderHeldError, match=f"b is in use by process {os.getpid()} on "):
         run_missing(runs, jobs=1)
     assert not runs[0].folder.exists()
+
+
+def test_a_run_that_was_cut_short_is_no_result_and_goes_on(tmp_path: Path) -> None:
+    run = planned(tmp_path / "a", "--short")
+    assert run_missing([run], jobs=1) == {run.folder: "1 of 4 rounds"}
+    assert run_missing([run], jobs=1) == {run.folder: "1 of 4 rounds"}
+    assert "--ckpt_path=auto" in started_with(run)
 
 
 def test_a_failure_is_reported_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
