@@ -18,7 +18,7 @@ Each run writes to a tmpfs of the given size of its own (root may mount it). "Fi
 fills up after the second checkpoint. Afterwards every checkpoint there is read, the disk is given space, and the run
 is resumed, or begun again if there was no checkpoint.
 """
-SIZES = (30, 60, 120, 180, 260, 400, 900)
+SIZES = (60, 180, 400)
 ROOM = 64 * 1024
 NOISE = ("leaked", "nanobind", "skipped remainder", "FEDSSL_DEBUG")
 
