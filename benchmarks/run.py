@@ -27,6 +27,7 @@ MODULES = (
     "reliability.signals",
     "reliability.attacks",
     "reliability.privacy",
+    "reliability.robust",
     "reliability.faulty",
     "reliability.fuzz",
     "schemes",
