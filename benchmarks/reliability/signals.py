@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socket import gethostname
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -26,8 +27,9 @@ ROOT = Path(__file__).parents[2]
 NAME = "reliability_signals"
 NOTES = """
 Whole processes with one thread each: two blocks of width 16, 60 digits, 3 clients. Status is the exit status of a
-shell's `$?`, negative for a process that a signal ended without its say; seconds are from the signal to the end of the
-process, on a machine with other work. Every ended run had a checkpoint that could be read, unless a row says otherwise.
+shell's `$?`, negative for a process that a signal ended without its say. Seconds are from the signal to the end of the
+process (under `compare` to the end of both), on one core with about ten other processes at work: they show that it
+ends, not how fast. Kinds that the file has are not measured again. "Checkpoint good": it could be read.
 """
 ENCODER = '{"patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 2, "global_pool": "avg"}'
 SMALL = ["-c", "lw_fedssl.yaml", "--model.encoder.options", ENCODER, "--model.method.hidden_dim=16"]
@@ -59,7 +61,12 @@ def run(arguments: argparse.Namespace, results: Path) -> None:
             with TemporaryDirectory() as scratch:
                 for row in kind(Path(scratch)):
                     print(row, flush=True)
-                    rows.append({key: str(value).replace(scratch, "DIR") for key, value in row.items()})
+                    rows.append(
+                        {
+                            key: str(value).replace(scratch, "DIR").replace(gethostname(), "HOST")
+                            for key, value in row.items()
+                        }
+                    )
         found[kind.__name__] = rows
         table = [row for rows in found.values() for row in rows]
         write_record(results, NAME, "Locks, signals and what is left", table, found, notes)
