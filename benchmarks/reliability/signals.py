@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import runpy
 import shutil
@@ -12,19 +13,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from socket import gethostname
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.record import write_record
 from fedssl.checkpoints import checkpoints_of, read_checkpoint
 from fedssl.run_folder import RESULTS
+from fedssl.run_lock import FolderHeldError, check_free
 from fedssl.tracking import read_rows
 
 ROOT = Path(__file__).parents[2]
+NAME = "reliability_signals"
 NOTES = """
 Whole processes with one thread each: two blocks of width 16, 60 digits, 3 clients. Status is the exit status of a
-shell's `$?`, negative for a process that a signal ended without its say; seconds are from the signal to the end of the
-process, on a machine with other work. Every ended run had a checkpoint that could be read, unless a row says otherwise.
+shell's `$?`, negative for a process that a signal ended without its say. Seconds are from the signal to the end of the
+process (under `compare` to the end of both), on one core with about ten other processes at work: they show that it
+ends, not how fast. Kinds that the file has are not measured again. "Checkpoint good": it could be read.
 """
 ENCODER = '{"patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 2, "global_pool": "avg"}'
 SMALL = ["-c", "lw_fedssl.yaml", "--model.encoder.options", ENCODER, "--model.method.hidden_dim=16"]
@@ -38,23 +43,33 @@ Row = dict[str, Any]
 
 def add_commands(commands: Any) -> None:
     """Adds ``reliability_signals``."""
-    parser = commands.add_parser("reliability_signals", help="locks, signals, damaged metrics and W&B after kills")
+    parser = commands.add_parser(NAME, help="locks, signals, damaged metrics and W&B after kills")
     parser.add_argument("--trials", type=int, default=1, help="of each kind")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace, results: Path) -> None:
-    """Measures everything and writes the table, anew after every kind."""
-    kinds = (_ended, _comparisons, _same_folder, _together, _wandb, _metrics, _ranks, _out_of_time)
-    rows: list[Row] = []
-    for kind in kinds:
+    """Measures every kind that the result file does not have yet, and writes the file anew after each."""
+    path = results / f"{NAME}.json"
+    found: dict[str, list[Row]] = json.loads(path.read_text())["data"] if path.exists() else {}
+    notes = f"{NOTES}Trials of each kind: {arguments.trials}.\n"
+    for kind in (_ended, _comparisons, _same_folder, _together, _wandb, _metrics, _ranks, _out_of_time):
+        if kind.__name__ in found:
+            continue
+        rows: list[Row] = []
         for _ in range(arguments.trials):
             with TemporaryDirectory() as scratch:
                 for row in kind(Path(scratch)):
                     print(row, flush=True)
-                    rows.append({key: str(value).replace(scratch, "DIR") for key, value in row.items()})
-        notes = f"{NOTES}Trials of each kind: {arguments.trials}.\n"
-        write_record(results, "reliability_signals", "Locks, signals and what is left", rows, rows, notes)
+                    rows.append(
+                        {
+                            key: str(value).replace(scratch, "DIR").replace(gethostname(), "HOST")
+                            for key, value in row.items()
+                        }
+                    )
+        found[kind.__name__] = rows
+        table = [row for rows in found.values() for row in rows]
+        write_record(results, NAME, "Locks, signals and what is left", table, found, notes)
 
 
 def _start(folder: Path, *arguments: str, launcher: tuple[str, ...] = ("train.py", "fit")) -> subprocess.Popen[str]:
@@ -148,6 +163,14 @@ def _readable(folder: Path) -> str:
     return "last checkpoint good"
 
 
+def _free(folder: Path) -> bool:
+    try:
+        check_free(folder)
+    except FolderHeldError:
+        return False
+    return True
+
+
 def _out_of_time(scratch: Path) -> Iterator[Row]:
     process = _fit(scratch / "run", LONG, QUIET, "--trainer.max_time=00:00:00:03")
     status = process.wait()
@@ -166,7 +189,7 @@ def _comparisons(scratch: Path) -> Iterator[Row]:
         begun = time.perf_counter()
         process.send_signal(signal.Signals[name])
         status = process.wait()
-        _wait(lambda lock=folder / "lock": not lock.exists())
+        _wait(lambda run=folder: _free(run))
         seconds = time.perf_counter() - begun
         last = (folder / "log.txt").read_text().splitlines()[-1]
         yield _row(f"{name} to compare", status, f"its run: {last}; {_readable(folder)}", seconds)

@@ -26,7 +26,9 @@ COMMAND = (sys.executable, "-c", CODE, "fit")
 PACKAGES = Path(__file__).parents[2]
 POLL = 0.1
 PATIENCE = 5
-"""Seconds that runs have to end by themselves, before they are asked to on Ctrl-C, and before they are killed."""
+"""Seconds that interrupted runs have to end by themselves before they are asked to."""
+GRACE = 20
+"""Seconds that they have then, W&B's last words included, before they are killed."""
 
 
 def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
@@ -113,7 +115,7 @@ class _Process:
         """Asks it to end, and kills it if it does not; its last checkpoint stays."""
         self._process.terminate()
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -113,6 +113,7 @@ def test_the_runs_at_work_end_with_the_comparison(
 ) -> None:
     monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", code))
     monkeypatch.setattr(runner, "PATIENCE", 0.2)
+    monkeypatch.setattr(runner, "GRACE", 0.2)
     processes, started = [], runner.subprocess.Popen
 
     def remember(*arguments: object, **options: object) -> object:
