@@ -20,6 +20,7 @@ MODULES = (
     "overhead",
     "paper",
     "peers",
+    "reliability.faulty",
     "reliability.fuzz",
     "schemes",
     "startup",

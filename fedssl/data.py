@@ -149,6 +149,8 @@ class ImageData(LightningDataModule):
                 raise ValueError(
                     f"{self.eval_dataset}/{split} has no labels to evaluate with; name a labelled eval_dataset"
                 )
+        if bool((train.labels == train.labels[0]).all()):
+            raise ValueError(f"{train.name} has one class only, nothing to tell apart: name another eval_dataset")
         train = self._some(train, self.eval_train_images, "eval train images")
         if self._queries(len(train)) >= len(train):
             raise ValueError(

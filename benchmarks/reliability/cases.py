@@ -19,9 +19,21 @@ TEXT = ["--model.encoder={context: 32, depth: 2, width: 16, heads: 2}", "--data.
 PAPER = [*SSL, *FINE, "--model.rounds=2", "--data.clients=3", "--data.partition=IID", "--data.eval_train_split=train"]
 PAPER += ["--model.encoder.image_size=16", "--data.image_size=16", "--data.channels=3", "--data.eval_dataset=digits"]
 BASES: dict[str, list[str]] = {
-    "lw_fedssl": [*SSL, "--model.rounds=2"],
-    "prog_fedssl": ["--model.method=BYOL", *SSL, "--model.rounds=2", "--model.alignment=MoonAlignment"],
-    "fedssl": [*SSL, "--model.rounds=2", "--model.calibration.epochs=1", "--data.auxiliary_fraction=0.2"],
+    "lw_fedssl": [*SSL, "--model.rounds=2", "--data.clients=2"],
+    "prog_fedssl": [
+        "--model.method=BYOL",
+        *SSL,
+        "--model.rounds=2",
+        "--model.alignment=MoonAlignment",
+        "--data.clients=2",
+    ],
+    "fedssl": [
+        *SSL,
+        "--model.rounds=2",
+        "--model.calibration.epochs=1",
+        "--data.auxiliary_fraction=0.2",
+        "--data.clients=2",
+    ],
     "fll": ["--model.method=MoCoV3", *SSL, "--model.rounds=2", "--model.scheme.layer_budget=2"],
     "fedhybrid": [*SSL, "--model.rounds=2"],
     "centralized": [*CENTRAL, "--trainer.max_epochs=1"],

@@ -51,6 +51,8 @@ def read_medmnist(stem: str, root: Path, split: str, download: bool) -> Arrays:
         raise ValueError(f"{path} is not a readable npz file: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise ValueError(f"{path}: images must be uint8 (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}")
+    if len(labels.get(f"{split}_labels", images)) != len(images):
+        raise ValueError(f"{path}: {split} has {len(images)} images and {len(labels[f'{split}_labels'])} labels")
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return Arrays(images, *one_label_an_image(path, f"{split}_labels", labels))
 

@@ -325,3 +325,9 @@ def test_labels_that_are_whole_floats_are_taken(tmp_path: Path) -> None:
     assert load_images("medmnist:odd", "train", tmp_path).labels.tolist() == [0, 2, 1]
     with pytest.raises(ValueError, match="labels of mine must be whole numbers"):
         ArrayImages("mine", torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0.0, 0.5]), ["a"])
+
+
+def test_medmnist_has_a_label_an_image(tmp_path: Path) -> None:
+    np.savez(tmp_path / "odd.npz", train_images=pixels(3, 8, 8), train_labels=np.arange(2)[:, None])
+    with pytest.raises(ValueError, match=r"odd\.npz: train has 3 images and 2 labels"):
+        load_images("medmnist:odd", "train", tmp_path)
