@@ -15,7 +15,11 @@ LARGEST_LR = 1e3
 """A step of a thousand times the gradient is a mistake in the exponent."""
 
 
-def check_at_least(least: float, most: float = math.inf, **settings: Any) -> None:
+LARGEST = 2**53
+"""Whole numbers above are not exact everywhere, and soon too large for tensors."""
+
+
+def check_at_least(least: float, most: float = LARGEST, **settings: Any) -> None:
     """Settings that must be finite numbers within limits.
 
     Args:
@@ -26,9 +30,11 @@ def check_at_least(least: float, most: float = math.inf, **settings: Any) -> Non
     Raises:
         ValueError: One is outside, not finite or no number.
     """
-    allowed = f"at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
     for name, value in settings.items():
-        if not isinstance(value, int | float) or not least <= value <= most or math.isinf(value):
+        number = isinstance(value, int | float)
+        if not number or not least <= value <= most:
+            only_low = most == LARGEST and not (number and value > most)
+            allowed = f"at least {least:g}" if only_low else f"from {least:g} to {most:g}"
             raise ValueError(f"{name} must be {allowed}, got {value}")
 
 

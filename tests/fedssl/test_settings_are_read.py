@@ -142,6 +142,11 @@ def test_a_flag_that_nothing_reads_is_refused(flag: str, make_trainer: Callable[
         check_trainer(make_trainer(**{flag: WRONG[flag]}), 2)
 
 
+def test_a_time_between_validations_is_refused(make_trainer: Callable[..., Trainer]) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.val_check_interval as a time has no effect"):
+        check_trainer(make_trainer(val_check_interval="00:00:01:00"), 2)
+
+
 def test_what_a_flag_is_by_itself_is_accepted(make_trainer: Callable[..., Trainer]) -> None:
     check_trainer(make_trainer(), 2)
     check_trainer(make_trainer(limit_train_batches=1), 2)
