@@ -127,7 +127,9 @@ def train_epochs(
             macs += cost.macs
             activation_bytes = max(activation_bytes, planned.peak_bytes if planned else cost.activation_bytes)
         if not math.isfinite(losses[0].item()):
-            raise NonFiniteLossError(f"loss {losses[0].item() / steps} after {steps} local steps")
+            raise NonFiniteLossError(
+                f"loss {losses[0].item() / steps} after {steps} local steps; a lower model.optimizer.lr may help"
+            )
     loss, squared_loss = (losses / steps).tolist() if steps else (math.nan, math.nan)
     return LoopReport(loss, squared_loss, steps, macs, activation_bytes)
 

@@ -283,3 +283,12 @@ def test_equal_images_are_said(value: int, tmp_path: Path, caplog: pytest.LogCap
     caplog.clear()
     loaded()
     assert not caplog.messages
+
+
+def test_one_class_cannot_be_evaluated(tmp_path: Path) -> None:
+    images, labels = np.arange(30 * 64, dtype=np.uint8).reshape(30, 8, 8), np.zeros((30, 1), np.int64)
+    splits = {f"{split}_{what}": array for split in ("train", "test") for what, array in
+              (("images", images), ("labels", labels))}  # fmt: skip
+    np.savez(tmp_path / "single.npz", **splits)
+    with pytest.raises(ValueError, match="medmnist:single has one class only"):
+        loaded(dataset="medmnist:single", root=str(tmp_path))
