@@ -71,7 +71,7 @@ def test_training_follows_the_seed(method: str, make_module: Callable[..., Centr
 
 def test_divided_data_are_refused(make_module: Callable[..., CentralizedSSL]) -> None:
     with pytest.raises(ValueError, match="CentralizedSSL needs ImageData, got FederatedData"):
-        fitted(make_module(), data=FederatedData(train_images=22, batch_size=8, seed=0))
+        fitted(make_module(), data=FederatedData(train_images=22, seed=0))
 
 
 def test_the_loss_falls(make_module: Callable[..., CentralizedSSL]) -> None:
