@@ -26,7 +26,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from fedssl.changed_settings import changed_settings, check_changes, notes_of_run
 from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.class_paths import check_class_paths, restrict_class_paths
-from fedssl.cli_errors import BriefParser, blame_settings, check_nulls, root_cause
+from fedssl.cli_errors import BriefParser, blame_settings, check_nulls, one_line, root_cause
 from fedssl.client_data import ClientData
 from fedssl.data import ImageData
 from fedssl.ddp import process_rank, process_settings
@@ -384,7 +384,7 @@ def _run(arguments: list[str], cli: Callable[..., FedSSLCLI]) -> None:
         if os.environ.get("FEDSSL_DEBUG"):
             raise
         process = f"process {process_rank()}: " if process_rank() else ""
-        sys.exit(f"error: {process}{root_cause(error)}\n(FEDSSL_DEBUG=1 shows where)")
+        sys.exit(f"error: {process}{one_line(str(root_cause(error)))}\n(FEDSSL_DEBUG=1 shows where)")
 
 
 def _compare(arguments: list[str]) -> int:

@@ -53,6 +53,7 @@ OTHER_TYPE = re.compile(r"Expected '(\S+)' to be a (?:subclass of|function that 
 OTHER_CLASS = re.compile(r"does not correspond to a subclass of (\w+)")
 EXPECTED = re.compile(r"Expected a <class '(\w+)'>")
 GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+LONG = 200
 NO_MAPPING = re.compile(r"'\w+' object has no attribute 'keys'")
 PLAIN = {
     "int": "a whole number",
@@ -70,7 +71,7 @@ class BriefParser(LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Ends the program with a short message."""
-        sys.exit(f"error: {brief(message)}\n(train.py fit --help and --print_config show all settings)")
+        sys.exit(f"error: {one_line(brief(message))}\n(train.py fit --help and --print_config show all settings)")
 
 
 def brief(message: str) -> str:
@@ -114,6 +115,11 @@ def _known(message: str, key: str) -> str:
 def shorten(text: str, length: int = 60) -> str:
     """Leaves out the end of what is too long for a message."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def one_line(text: str) -> str:
+    """A message without line ends and without words that nobody would read to their end."""
+    return " ".join(shorten(word) if len(word) > LONG else word for word in text.split())
 
 
 def _telling_lines(message: str) -> str:

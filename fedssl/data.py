@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 LOOKED_AT = 64
 """Images that show whether a data set has anything but one image."""
 
-EVERY_CLIENTS_OWN = 1
+EVERY_CLIENTS_OWN = 2
 """What stands for the batch size where pooled images are never trained on."""
 
 
@@ -71,7 +71,8 @@ class ImageData(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        check_at_least(2, batch_size=batch_size)  # one image alone is no step
+        check_at_least(1, eval_batch_size=eval_batch_size)
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
         self.dataset, self.root, self.split = dataset, root, split

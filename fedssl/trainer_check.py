@@ -23,7 +23,7 @@ UNREAD: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Trainer flags that no federated run reads: the values that change nothing, and what to do instead."""
 
-LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 0, "num_sanity_val_steps": -1, "gradient_clip_val": 0}
+LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 1, "num_sanity_val_steps": -1, "gradient_clip_val": 0}
 
 
 def check_trains(trainer: Any) -> None:

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from linear_eval.metrics import ClassificationMetrics, classification_metrics
 from linear_eval.schedule import warmup_cosine
 
-LARGEST_LR = 1e3
+SMALLEST_LR, LARGEST_LR = 1e-37, 1e3
 LabelledImages: TypeAlias = Dataset[tuple[Tensor, int]]
 
 
@@ -47,7 +47,7 @@ class FinetuneSettings:
             raise ValueError(
                 f"warmup_epochs must be at least 0 and below epochs = {self.epochs}, got {self.warmup_epochs}"
             )
-        if not 0 < self.base_lr <= LARGEST_LR:
+        if not SMALLEST_LR <= self.base_lr <= LARGEST_LR:
             raise ValueError(f"base_lr must be above 0 and at most {LARGEST_LR:g}, got {self.base_lr}")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be 0 or more and finite, got {self.weight_decay}")

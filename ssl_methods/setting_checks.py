@@ -53,10 +53,11 @@ def check_optimizer(name: str, factory: Any) -> None:
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
     for group in optimizer.param_groups:
-        lr, momentum, decay = group.get("lr", 1), group.get("momentum", 0), group.get("weight_decay", 0)
+        lr, momentum = group.get("lr", 1), group.get("momentum", 0)
         if not SMALLEST_LR <= lr <= LARGEST_LR:
             raise ValueError(f"{name}.lr must be above 0 and at most {LARGEST_LR:g}, got {float(lr)}")
         if not 0 <= momentum < 1:
             raise ValueError(f"{name}.momentum must be at least 0 and below 1, got {momentum}")
-        if not math.isfinite(decay):
-            raise ValueError(f"{name}.weight_decay must be finite, got {decay}")
+        for key, value in group.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name}.{key} must be finite, got {value}")

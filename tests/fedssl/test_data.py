@@ -156,8 +156,8 @@ def test_set_up_again_keeps_the_division() -> None:
 def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FederatedData(seed=0, **settings)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        ImageData(seed=0, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 2, got 1"):
+        ImageData(seed=0, batch_size=1)
 
 
 @pytest.mark.parametrize("number", [0, IMAGES + 1])

@@ -156,6 +156,10 @@ def test_a_round_of_clients_with_too_few_images_is_an_empty_one(make_world: Call
         ({"server_optimizer": partial(SGD, lr=0.0)}, "server_optimizer.lr must be above 0"),
         ({"server_optimizer": partial(SGD, lr=1.0, momentum=5.0)}, "server_optimizer.momentum must be at least 0 and"),
         ({"server_optimizer": partial(SGD, lr=1.0, weight_decay=float("inf"))}, "weight_decay must be finite"),
+        (
+            {"server_optimizer": partial(SGD, lr=1.0, dampening=float("nan"))},
+            "server_optimizer.dampening must be finite",
+        ),
         ({"memory_budget": []}, "memory_budget must be .*: got an empty list"),
         ({"proximal": float("nan")}, "proximal must be from 0 to 1e.06, got nan"),
         ({"batch_size": None}, "batch_size must be at least 2, got None"),
