@@ -37,7 +37,8 @@ def open_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) ->
     """
     while True:
         folder = Path(run_dir) if run_dir else choose_run_folder(None, ckpt_path, parent)
-        numbered = run_dir is None and not folder.exists()
+        # Not told by whether the folder exists: another run may have made it since its number was found free.
+        numbered = run_dir is None and not _resumes_in_place(ckpt_path)
         with ExitStack() as stack:
             try:
                 stack.enter_context(made(folder, exclusively=numbered))
@@ -101,6 +102,11 @@ def folder_of_checkpoint(checkpoint: Path) -> Path | None:
     """The run folder a checkpoint lies in, or ``None`` if it lies elsewhere."""
     inside = checkpoint.parent.name == CHECKPOINTS and (checkpoint.parent.parent / CONFIG).exists()
     return checkpoint.parent.parent if inside else None
+
+
+def _resumes_in_place(ckpt_path: str | None) -> bool:
+    """Whether a run without ``--run_dir`` goes on in the folder of its checkpoint, in place of a new number."""
+    return ckpt_path is not None and (ckpt_path == LAST or folder_of_checkpoint(Path(ckpt_path)) is not None)
 
 
 def find_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:

@@ -4,6 +4,7 @@ import fcntl
 import os
 import signal
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -11,7 +12,7 @@ from threading import Barrier
 import pytest
 
 from fedssl.comparison.run import find_folders
-from fedssl.run_folder import latest_run_folder, open_run_folder
+from fedssl.run_folder import latest_run_folder, new_run_folder, open_run_folder
 from fedssl.run_lock import LOCK, FolderHeldError, check_free, held, made
 
 
@@ -73,8 +74,14 @@ def test_a_file_system_without_locks_is_said(
     assert capsys.readouterr().err == f"{tmp_path} cannot be locked on this file system: start no second run in it\n"
 
 
-def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path) -> None:
-    together = Barrier(8)
+def test_runs_that_start_together_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(parent: Path) -> Path:
+        folder = new_run_folder(parent)
+        time.sleep(0.02)  # the others find the same number free in the meantime
+        return folder
+
+    monkeypatch.setattr("fedssl.run_folder.new_run_folder", slowly)
+    together = Barrier(8, timeout=60)
 
     def run(_: int) -> str:
         together.wait()
