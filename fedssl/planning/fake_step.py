@@ -120,20 +120,16 @@ class FakeStep:
 
     def planned(self, batch_size: int, actions: Actions) -> Outcome:
         """Runs a step with actions for its segments."""
-        with self._mode, self._live, StepMeter([*self._model, *self._copies]) as meter:
+        method, planned = self._method, PlannedStep(self._method, actions)
+        names = segments(method, [method.backbone, *method.heads().values()])
+        with self._mode, self._live:
             if not self._optimizer.state:
                 self._run(self._inputs(batch_size))
             self._live.levels = []
-            before = meter.cost().macs
-            names = segments(self._method, [self._method.backbone, *self._method.heads().values()])
-            observed = _Observed(self._method, names, self._live, meter)
-            planned = PlannedStep(self._method, actions)
-            with observed:
+            with StepMeter([]) as meter, _Observed(method, names, self._live, meter) as observed:
                 self._run(self._inputs(batch_size), planned)
-            macs = meter.cost().macs - before
-        return Outcome(
-            max(self._live.levels), planned.peak_bytes, macs, observed.held, observed.inputs, observed.macs
-        )
+        peak, macs = max(self._live.levels), meter.cost().macs
+        return Outcome(peak, planned.peak_bytes, macs, observed.held, observed.inputs, observed.macs)
 
     def hidden_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of what the active part gets of an image, one for each view."""

@@ -36,9 +36,7 @@ class StoredTensor:
         note: Called with every tensor that is held from now on, for the account of memory.
     """
 
-    def __init__(
-        self, tensor: Tensor, bits: int, generator: torch.Generator, note: Callable[[Tensor], Tensor]
-    ) -> None:
+    def __init__(self, tensor: Tensor, bits: int, generator: torch.Generator, note: Callable[[Tensor], Tensor]) -> None:
         self._layout, self._dtype, self._note, self._waiting = layout_of(tensor), tensor.dtype, note, 0
         self._packed: Packed | Tensor
         self._restored: Tensor | None = None

@@ -10,8 +10,8 @@ from layerwise.memory.codec import WIDTHS
 from layerwise.memory.step import KEEP, Action, Actions
 
 MACS_A_SECOND = 4e10
-BYTES_A_SECOND = 4e9
-CODEC_BYTES_A_SECOND = 1.5e9
+BYTES_A_SECOND = 1e9
+CODEC_BYTES_A_SECOND = 7e8
 """Rates of a nominal device, about those of one core of a server: plans depend on their ratios only."""
 
 TIERS = ((), *(WIDTHS[: count + 1] for count in range(len(WIDTHS))))

@@ -107,7 +107,13 @@ class PlannedStep(AbstractContextManager["PlannedStep"]):
                 return forward(*inputs)
             kept: list[Any] | None = [] if action.recompute == "cheap" else None
             contexts = partial(self._contexts, module, kept, store)
-            return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, preserve_rng_state=not isinstance(inputs[0], FakeTensor))
+            return checkpoint(
+                forward,
+                *inputs,
+                use_reentrant=False,
+                context_fn=contexts,
+                preserve_rng_state=not isinstance(inputs[0], FakeTensor),
+            )
 
     def _contexts(
         self, module: nn.Module, kept: list[Any] | None, store: Callable[[Tensor], Any]

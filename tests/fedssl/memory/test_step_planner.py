@@ -43,10 +43,11 @@ def measured_peak(planner: StepPlanner, budget: int, stage: Stage = WHOLE) -> in
     def step() -> int:
         moments = [value for values in optimizer.state.values() for value in values.values()]
         with LiveBytes([*method.parameters(), *method.buffers(), *copies, *moments]) as live:
-            examples = method.example_inputs((16, 1, 16, 16))
-            inputs = [x if x.dtype == torch.long else torch.rand(x.shape, generator=generator) for x in examples]
+            inputs = method.example_inputs((16, 1, 16, 16))
+            for each in inputs:
+                each.zero_() if each.dtype == torch.long else each.uniform_(generator=generator)
             with context:
-                method.loss_of(tuple(inputs)).backward()
+                method.loss_of(inputs).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             method.after_step()
