@@ -176,7 +176,7 @@ class _Observed(ExitStack):
     def __init__(self, method: Method, names: list[str], live: LiveBytes, meter: StepMeter) -> None:
         super().__init__()
         self._live, self._meter, self._starts = live, meter, list[tuple[int, int]]()
-        self.held, self.inputs, self.macs = ({name: 0 for name in names} for _ in range(3))
+        self.held, self.inputs, self.macs = (dict.fromkeys(names, 0) for _ in range(3))
         modules = dict(method.named_modules())
         for name in names:
             before = modules[name].register_forward_pre_hook(partial(self._before, name))

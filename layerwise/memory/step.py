@@ -26,7 +26,7 @@ SMALLEST = 4096
 """Bytes of the smallest tensor that is worth compressing."""
 
 STATISTIC = 16
-"""Tensors with fewer values than a segment's input by this factor are statistics, small and sensitive: they are kept."""
+"""Tensors smaller than a segment's input by this factor are statistics (of norms, of attention), which are kept."""
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,9 @@ def received(method: Method) -> list[Tensor]:
     return [each for term in method.loss_terms if isinstance(term, ProximalTerm) for each in term.received]
 
 
-@pytest.mark.parametrize("method", ["SimCLR", "BYOL", "MoCoV3", "Supervised"])
+@pytest.mark.parametrize(
+    "method", ["SimCLR", *(pytest.param(name, marks=pytest.mark.slow) for name in ("BYOL", "MoCoV3", "Supervised"))]
+)
 def test_a_real_step_keeps_to_the_budget(method: str, make_planner: Make) -> None:
     planner = make_planner(method)
     for share in (0.5, 0.0):
@@ -118,7 +120,7 @@ def test_smaller_batches_take_the_actions_of_the_largest_where_these_suffice(mak
 
 @pytest.mark.slow
 def test_plans_do_not_depend_on_which_was_made_first(make_planner: Make) -> None:
-    first, second = make_planner(), make_planner()
+    first, second = make_planner(), make_planner(anew=True)
     budget = between(first, 0.3)
     sizes = (16, 15)
     plans = [first.plan(WHOLE, size, budget) for size in sizes]
