@@ -119,7 +119,11 @@ class FakeStep:
         return StepTrace(self._prediction(gradients, meter.cost(), filling.cost().macs), tuple(self._live.levels))
 
     def planned(self, batch_size: int, actions: Actions) -> Outcome:
-        """Runs a step with actions for its segments."""
+        """Runs a step with actions for its segments.
+
+        Raises:
+            ChangedInPlaceError: An action keeps a result that the step changes in place.
+        """
         method, planned = self._method, PlannedStep(self._method, actions)
         names = segments(method, [method.backbone, *method.heads().values()])
         with self._mode, self._live:
@@ -127,7 +131,10 @@ class FakeStep:
                 self._run(self._inputs(batch_size))
             self._live.levels = []
             with StepMeter([]) as meter, _Observed(method, names, self._live, meter) as observed:
-                self._run(self._inputs(batch_size), planned)
+                try:
+                    self._run(self._inputs(batch_size), planned)
+                finally:
+                    self._optimizer.zero_grad(set_to_none=True)
         peak, macs = max(self._live.levels), meter.cost().macs
         return Outcome(peak, planned.peak_bytes, macs, observed.held, observed.inputs, observed.macs)
 

@@ -2,12 +2,13 @@
 
 from layerwise.memory.codec import WIDTHS
 from layerwise.memory.search import InfeasibleBudgetError, Outcome, Plan, Search
-from layerwise.memory.step import Action, Actions, PlannedStep, segments
+from layerwise.memory.step import Action, Actions, ChangedInPlaceError, PlannedStep, segments
 
 __all__ = [
     "WIDTHS",
     "Action",
     "Actions",
+    "ChangedInPlaceError",
     "InfeasibleBudgetError",
     "Outcome",
     "Plan",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 from layerwise.memory.codec import WIDTHS
-from layerwise.memory.step import KEEP, Action, Actions
+from layerwise.memory.step import KEEP, Action, Actions, ChangedInPlaceError
 
 MACS_A_SECOND = 4e10
 BYTES_A_SECOND = 1e9
@@ -105,7 +107,17 @@ class Search:
         """The segments."""
         return list(self({}).held)
 
-    def all(self, action: Action) -> Outcome:
+    @cached_property
+    def _possible(self) -> list[Action]:
+        """Ways to recompute; a cheap one is none where a result that it keeps is changed in place."""
+        possible = []
+        for action in RECOMPUTE:
+            with suppress(ChangedInPlaceError):
+                self.uniform(action)
+                possible.append(action)
+        return possible
+
+    def uniform(self, action: Action) -> Outcome:
         """The step with one action everywhere."""
         return self(dict.fromkeys(self.names, action))
 
@@ -153,15 +165,15 @@ class Search:
     def choices(self, name: str, widths: Sequence[int]) -> list[_Choice]:
         """Every action for a segment."""
         kept, found = self({}), []
-        for plain in RECOMPUTE:
-            held = self.all(plain).held[name]
+        for plain in self._possible:
+            held = self.uniform(plain).held[name]
             macs = kept.segment_macs[name] if plain.recompute == "all" else 0
             saved = kept.held[name] - held
             seconds = macs / MACS_A_SECOND + max(0, saved) / BYTES_A_SECOND
             found.append(_Choice(plain, saved, seconds))
             if widths:
                 wide = Action(plain.recompute, WIDTHS[0])
-                packed = (held - self.all(wide).held[name] + kept.inputs[name]) / (1 - WIDTHS[0] / 32)
+                packed = (held - self.uniform(wide).held[name] + kept.inputs[name]) / (1 - WIDTHS[0] / 32)
                 for bits in widths:
                     action = Action(plain.recompute, bits)
                     gain = packed * (1 - bits / 32)

@@ -29,6 +29,10 @@ STATISTIC = 16
 """Tensors smaller than a segment's input by this factor are statistics (of norms, of attention), which are kept."""
 
 
+class ChangedInPlaceError(RuntimeError):
+    """A kept result was changed in place, so that what is recomputed would start from another value."""
+
+
 @dataclass(frozen=True)
 class Action:
     """Treatment of a segment's activations.
@@ -191,10 +195,10 @@ class _Kept:
         """The result.
 
         Raises:
-            RuntimeError: An operation changed it in place, so that the recomputed ones would start from another value.
+            ChangedInPlaceError: An operation changed it in place.
         """
         if self.alias is not None and self.alias._version != self.version:
-            raise RuntimeError("a kept result was changed in place: this segment can only be recomputed as a whole")
+            raise ChangedInPlaceError("a kept result was changed in place: recompute this segment as a whole")
         return _restored(self.saved)
 
 

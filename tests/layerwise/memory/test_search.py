@@ -2,7 +2,7 @@
 
 import pytest
 
-from layerwise.memory import Action, InfeasibleBudgetError, Outcome, Search
+from layerwise.memory import Action, ChangedInPlaceError, InfeasibleBudgetError, Outcome, Search
 
 INPUT, CHEAP, PRODUCTS = 100, 300, 200
 """Bytes that each segment keeps as its input, to spare a cheap recomputation, and of products."""
@@ -80,3 +80,14 @@ def test_few_steps_are_run_and_none_twice():
 
 def test_one_width_everywhere_recomputes_nothing(search):
     assert set(search.evenly(4).actions.values()) == {Action(bits=4)}
+
+
+def test_segments_that_change_results_in_place_are_recomputed_as_a_whole():
+    run = run_of({"first": 10, "second": 10}, [])
+
+    def strict(actions):
+        if any(action.recompute == "cheap" for action in actions.values()):
+            raise ChangedInPlaceError("in place")
+        return run(actions)
+
+    assert {action.recompute for action in Search(strict).fastest(1300).actions.values()} == {"all"}
