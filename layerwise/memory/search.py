@@ -40,10 +40,10 @@ class Outcome:
     Args:
         peak: Most bytes of tensors alive at once.
         activations: Most bytes held for backward at once.
-        macs: Multiply-accumulates of the whole step.
+        macs: Multiply-accumulates of the whole step; counted without actions only.
         held: Bytes that the forward pass of each segment leaves behind.
         inputs: Bytes of the inputs of each segment.
-        segment_macs: Multiply-accumulates of the forward pass of each segment.
+        segment_macs: Those of the forward pass of each segment.
     """
 
     peak: int
@@ -127,7 +127,7 @@ class Search:
 
     def least(self) -> int:
         """Least peak that can be reached."""
-        return min(self._end(tier).peak for tier in TIERS)
+        return min(self._end(tier).peak for tier in (TIERS[0], TIERS[-1]))
 
     def fastest(self, budget: int) -> Plan:
         """The plan of least added time found within a budget.
@@ -137,10 +137,12 @@ class Search:
         """
         if self({}).peak <= budget:
             return self.priced({})
-        for tier in TIERS:
+        if self._end(TIERS[0]).peak <= budget:
+            return self._shortest(TIERS[0], budget)
+        least = self.least()
+        for tier in TIERS[1:] if least <= budget else ():
             if self._end(tier).peak <= budget:
                 return self._shortest(tier, budget)
-        least = self.least()
         raise InfeasibleBudgetError(f"budget of {budget} bytes cannot be met: {least} bytes can be reached", least)
 
     def _end(self, tier: tuple[int, ...]) -> Plan:
@@ -164,20 +166,18 @@ class Search:
 
     def choices(self, name: str, widths: Sequence[int]) -> list[_Choice]:
         """Every action for a segment."""
-        kept, found = self({}), []
+        kept, output, found = self({}), self.uniform(RECOMPUTE[-1]).held[name], []
         for plain in self._possible:
             held = self.uniform(plain).held[name]
             macs = kept.segment_macs[name] if plain.recompute == "all" else 0
             saved = kept.held[name] - held
             seconds = macs / MACS_A_SECOND + max(0, saved) / BYTES_A_SECOND
             found.append(_Choice(plain, saved, seconds))
-            if widths:
-                wide = Action(plain.recompute, WIDTHS[0])
-                packed = (held - self.uniform(wide).held[name] + kept.inputs[name]) / (1 - WIDTHS[0] / 32)
-                for bits in widths:
-                    action = Action(plain.recompute, bits)
-                    gain = packed * (1 - bits / 32)
-                    found.append(_Choice(action, saved + gain, seconds + max(0.0, packed) / CODEC_BYTES_A_SECOND))
+            # A segment that recomputes everything leaves its output only, which the next one compresses as its input.
+            packed = max(0, held - output) + kept.inputs[name]
+            for bits in widths:
+                action, gain = Action(plain.recompute, bits), packed * (1 - bits / 32)
+                found.append(_Choice(action, saved + gain, seconds + packed / CODEC_BYTES_A_SECOND))
         return found
 
     def walk(self, widths: Sequence[int]) -> list[tuple[str, Action]]:

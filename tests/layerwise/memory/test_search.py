@@ -19,7 +19,7 @@ def run_of(macs, runs):
         runs.append(dict(actions))
         bytes_ = {name: held(actions.get(name, Action())) for name in macs}
         peak = 1000 + sum(bytes_.values())
-        inputs = dict.fromkeys(macs, 0)
+        inputs = dict.fromkeys(macs, INPUT)
         return Outcome(peak, peak - 1000, 3 * sum(macs.values()), bytes_, inputs, macs)
 
     return run
