@@ -6,24 +6,23 @@ import argparse
 import json
 import statistics
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from benchmarks.record import write_record
 from fedssl.files import write_atomically
 from fedssl.model import SplitModel, build_model
+from fedssl.planning.fake_step import FakeStep
 from layerwise import EncoderSpec, EndToEnd, LiveBytes
-from layerwise.memory import PlannedStep, StepTrace, plan_memory, trace_step, with_nominal_times
+from layerwise.memory import Actions, Outcome, Plan, PlannedStep, Search
 from ssl_methods import MoCoV3, NaturalViews
 
 MIB = 2**20
@@ -32,22 +31,15 @@ CASES = {
     "ViT-Tiny": EncoderSpec("vit_tiny_patch16_224", 32, 3, "learned", {"patch_size": 4}),
     "ResNet-18": EncoderSpec("resnet18", 32, 3),
 }
-PLANS: dict[str, dict[str, Any]] = {
-    "FedHybrid": {},
-    "recompute only": {"actions": ("recompute",)},
-    **{f"compress only, {bits} bits": {"actions": ("compress",), "bits": (bits,)} for bits in (8, 4, 2)},
-}
-NOMINAL = "FedHybrid, nominal times"
-TORCH = "torch checkpoints by block"
-MATRIX = [torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.convolution]
+PLAN = "plan"
+EVENLY = {f"{bits} bits": bits for bits in (8, 4, 2)}
 NOTES = """
 One step (forward and backward, both views, MoCo v3), images of 32x32; budgets are shares of the bytes that autograd
-keeps without a plan. Peak: largest number of such bytes at any moment, transient copies included, without allocator
-rounding; predicted: by the plan. All tensors: largest number of bytes of all tensors alive. Time: median of interleaved
-pairs of a step with and without the plan. Error: norm of the difference of the gradients over the norm of the gradient
-without a plan, on the same batch. Nominal times: the plan that a federation uses, made without measuring. By
-block: `torch.utils.checkpoint` of the first k blocks, first with the results of matrix products kept (selective), then
-without, at the smallest k that meets the budget; their peak is the difference of all tensors from the unplanned step.
+keeps without a plan. Peak: largest number of such bytes at any moment, restored and recomputed ones included, without
+allocator rounding; predicted: on tensors without data. All tensors: largest number of bytes of all tensors alive. Time:
+median of interleaved pairs of a step with and without the plan, processor time on a CPU; predicted: by nominal rates.
+Error: norm of the difference of the gradients over the norm of the gradient without a plan, on the same batch. "8
+bits" and so on: all activations in that width, nothing recomputed, whatever the budget.
 """
 
 
@@ -57,10 +49,14 @@ class Case:
 
     model: SplitModel
     step: Callable[[], Tensor]
-    trace: StepTrace
+    search: Search
     gradient: Tensor
-    all_bytes: int
     repeats: int
+
+    @property
+    def whole(self) -> int:
+        """Bytes kept for backward without a plan."""
+        return self.search({}).activations
 
 
 def add_commands(commands: Any) -> None:
@@ -93,85 +89,48 @@ def run(arguments: argparse.Namespace, results: Path) -> None:
 
 def _rows(name: str, arguments: argparse.Namespace, known: dict[str, Any], found: Path) -> Iterator[dict[str, Any]]:
     case = None
-    for method in (*PLANS, NOMINAL, TORCH):
-        for percent in arguments.budgets:
-            key = f"{method} {percent}"
-            if key not in known:
-                case = case or _case(name, arguments)
-                known[key] = {"model": name, "method": method, "percent": percent} | _measure(case, method, percent)
-                print(known[key], flush=True)
-                found.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(found, lambda path: path.write_text(json.dumps(known, indent=1)))
-            yield known[key]
+    for method, percent in [*((PLAN, percent) for percent in arguments.budgets), *((each, 100) for each in EVENLY)]:
+        key = f"{method} {percent}"
+        if key not in known:
+            case = case or _case(name, arguments)
+            known[key] = {"model": name, "method": method, "percent": percent} | _measure(case, method, percent)
+            print(known[key], flush=True)
+            found.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(found, lambda path: path.write_text(json.dumps(known, indent=1)))
+        yield known[key]
 
 
 def _case(name: str, arguments: argparse.Namespace) -> Case:
-    spec = CASES[name]
-    model = build_model(spec, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0).to(torch.device(arguments.device))
+    spec, batch = CASES[name], arguments.batch
+    model = build_model(spec, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0)
     model.attach(EndToEnd().stages(len(model.encoder.blocks), 1)[0])
-    generator, shape = torch.Generator().manual_seed(0), (arguments.batch, 3, spec.image_size, spec.image_size)
+    fake = FakeStep(model.method, spec, None, 0.0)
+
+    def activations(actions: Actions) -> Outcome:
+        """A budget of this benchmark is one of the activations, not of the whole step."""
+        outcome = fake.planned(batch, actions)
+        return replace(outcome, peak=outcome.activations)
+
+    model.to(torch.device(arguments.device))
+    generator, shape = torch.Generator().manual_seed(0), (batch, 3, spec.image_size, spec.image_size)
     views = tuple(torch.randn(shape, generator=generator).to(arguments.device) for _ in range(2))
     step = partial(model.method.loss_of, views)
-    trace = trace_step(step, model.method)
-    return Case(model, step, trace, _gradient(model, step), _all_bytes(model, step, nullcontext()), arguments.repeats)
+    return Case(model, step, Search(activations), _gradient(model, step), arguments.repeats)
 
 
 def _measure(case: Case, method: str, percent: int) -> dict[str, Any]:
-    budget = case.trace.saved_bytes * percent // 100
-    start = time.perf_counter()
-    if method == TORCH:
-        return {"budget": budget} | _by_block(case, budget)
-    trace = with_nominal_times(case.trace) if method == NOMINAL else case.trace
+    budget, start = case.whole * percent // 100, time.perf_counter()
     try:
-        plan = plan_memory(trace, budget, **PLANS.get(method, {}))
+        plan: Plan = case.search.evenly(EVENLY[method]) if method in EVENLY else case.search.fastest(budget)
     except ValueError as error:
         return {"budget": budget, "infeasible": str(error)}
-    planned = PlannedStep(plan, trace, case.model.method)
-    found = {"budget": budget, "planning_seconds": time.perf_counter() - start, "predicted": plan.predicted_peak}
+    planned = PlannedStep(case.model.method, plan.actions)
+    found = {"budget": budget, "planning_seconds": time.perf_counter() - start, "predicted": plan.peak}
     found |= _effect(case, planned)
-    return found | {"peak": planned.peak_bytes, "predicted_seconds": plan.added_seconds}
+    return found | {"peak": planned.peak_bytes, "predicted_added": plan.share}
 
 
-def _by_block(case: Case, budget: int) -> dict[str, Any]:
-    """The first blocks checkpointed, as few as the budget allows; with matrix products kept if that is enough."""
-    counts = range(1, len(case.model.encoder.blocks) + 1)
-    for selective in (True, False):
-        peak = cache(lambda count, selective=selective: _peak_by_block(case, count, selective))
-        fewest = bisect_left(counts, True, key=lambda count, peak=peak: peak(count) <= budget)
-        if fewest < len(counts):
-            count = counts[fewest]
-            blocks = _Checkpointed(case.model, count, selective)
-            return {"peak": peak(count), "blocks": count, "selective": selective} | _effect(case, blocks)
-    return {"infeasible": "with every block checkpointed the peak is above the budget"}
-
-
-def _peak_by_block(case: Case, count: int, selective: bool) -> int:
-    """Falls with the number of blocks."""
-    return (
-        case.trace.saved_bytes
-        - case.all_bytes
-        + _all_bytes(case.model, case.step, _Checkpointed(case.model, count, selective))
-    )
-
-
-class _Checkpointed(AbstractContextManager[None]):
-    """Checkpoints the first blocks while it is entered."""
-
-    def __init__(self, model: SplitModel, count: int, selective: bool) -> None:
-        self._blocks: list[nn.Module] = list(model.encoder.blocks)[:count]
-        context = partial(create_selective_checkpoint_contexts, [op.default for op in MATRIX])
-        self._options: dict[str, Any] = {"use_reentrant": False} | ({"context_fn": context} if selective else {})
-
-    def __enter__(self) -> None:
-        for block in self._blocks:
-            block.forward = partial(checkpoint, block.forward, **self._options)
-
-    def __exit__(self, *error: object) -> None:
-        for block in self._blocks:
-            del block.forward
-
-
-def _effect(case: Case, planned: AbstractContextManager[Any]) -> dict[str, Any]:
+def _effect(case: Case, planned: PlannedStep) -> dict[str, Any]:
     """Gradient error, all bytes and time of steps inside a context."""
     with planned:
         gradient = _gradient(case.model, case.step)
@@ -189,7 +148,6 @@ def _effect(case: Case, planned: AbstractContextManager[Any]) -> dict[str, Any]:
         "error": float((gradient - case.gradient).norm() / case.gradient.norm()),
         "equal": bool(torch.equal(gradient, case.gradient)),
         "all_bytes": _all_bytes(case.model, case.step, planned),
-        "plain_all_bytes": case.all_bytes,
         "seconds": slower,
         "plain_seconds": plain,
         "added": slower / plain - 1,
@@ -218,7 +176,8 @@ def _all_bytes(model: SplitModel, step: Callable[[], Tensor], context: AbstractC
 def _clock(tensor: Tensor) -> float:
     if tensor.is_cuda:
         torch.cuda.synchronize()
-    return time.perf_counter()
+        return time.perf_counter()
+    return time.process_time()
 
 
 def _shown(row: dict[str, Any]) -> dict[str, str]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from benchmarks.steps import WHOLE, attached, medians, seconds, stages_by_name
 from fedssl.model import SplitModel
 from fedssl.planning.prediction import StepPredictor
 from layerwise import LiveBytes, Stage
-from layerwise.memory import InfeasibleBudgetError, PlannedStep, plan_memory, trace_step
+from layerwise.memory import Action, PlannedStep, segments
 from ssl_methods import Views
 
 MIB = 2**20
@@ -30,7 +28,7 @@ both views), rounding by the allocator left out. Predicted: as `train.py plan` d
 memory`: peak of plain end-to-end training over the row's. Time: processor time over that of the plain step of the same
 training, which takes turns with it. Error: norm of the difference of the gradients over the norm of the plain step's,
 same batch; the largest of the stages. Micro-batches: `model.micro_batch`; with one a view, the views are one after the
-other. Recomputation: the memory plan of least memory that only recomputes. bf16: autocast.
+other. Recomputation: every block and head. bf16: autocast.
 """
 
 
@@ -139,20 +137,17 @@ def _case(stage: Stage, option: Option, views: Views) -> _Case:
     model = attached(stage, max(1, batch // option.pieces) if option.pieces else None)
     context: AbstractContextManager[Any] = nullcontext()
     if option.recompute:
-        context = _recomputing(partial(model.method.loss_of, views), model)
+        context = _recomputing(model)
     elif option.bf16:
         context = torch.autocast("cpu", torch.bfloat16)
     return _Case(model, context, model.method.configure_optimizers(), views)
 
 
-def _recomputing(step: Callable[[], Tensor], model: SplitModel) -> PlannedStep:
-    """The plan of least memory that leaves gradients as they are."""
-    trace, actions = trace_step(step, model.method), ("recompute",)
-    try:
-        plan = plan_memory(trace, 1, actions)
-    except InfeasibleBudgetError as error:
-        plan = plan_memory(trace, error.floor_bytes, actions)
-    return PlannedStep(plan, trace, model.method)
+def _recomputing(model: SplitModel) -> PlannedStep:
+    """Keeps the inputs of blocks and heads only, which leaves gradients as they are."""
+    method = model.method
+    names = segments(method, [method.backbone, *method.heads().values()])
+    return PlannedStep(method, dict.fromkeys(names, Action("all")))
 
 
 def _predicted(stage: Stage, option: Option, batch: int) -> int | None:

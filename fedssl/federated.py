@@ -22,7 +22,7 @@ from fedssl.devices import Deadline, DeviceSource, Eligibility, Fleet
 from fedssl.engine import Engine
 from fedssl.intake import MAX_UPDATE, check_max_update
 from fedssl.local_update import LocalUpdate
-from fedssl.memory.clients import ClientPlans
+from fedssl.memory.planner import ClientPlans
 from fedssl.memory.setting import MemoryRule, MemorySetting
 from fedssl.messages import Failure, Result, Tensors
 from fedssl.model import MethodFactory, SplitModel

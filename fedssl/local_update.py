@@ -13,8 +13,7 @@ from fedssl.alignment import Alignment, Memory, ProximalTerm
 from fedssl.bank import ActivationBank
 from fedssl.bank.clients import ClientBanks, Source
 from fedssl.datasets import SampleSet
-from fedssl.loop import CostBook, LoopReport, NonFiniteLossError, train_epochs
-from fedssl.memory.clients import ClientPlans
+from fedssl.loop import CostBook, LoopReport, MemoryPlans, NonFiniteLossError, train_epochs
 from fedssl.messages import Failure, Result, Task, Tensors, flatten, unflatten
 from fedssl.model import SplitModel
 from fedssl.saved_state import check_same
@@ -73,7 +72,7 @@ class LocalUpdate:
         start: StartRule | None,
         seed: int,
         recall: Callable[[str, str], Tensors],
-        plans: ClientPlans | None = None,
+        plans: MemoryPlans | None = None,
         bank: ActivationBank | None = None,
     ) -> None:
         self.model = model
@@ -159,7 +158,7 @@ class LocalUpdate:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
         remembers, method, stage = memory is not None and memory.alignment is not None, self.model.method, task.stage
         kind = f"stage {stage.index}, {stage.extent} of {len(stage.present)} trained"
-        plans = self.plans.begin(task, method, self.alignment, remembers) if self.plans else None
+        plans = self.plans.begin(task, method) if self.plans else None
         size, book = self.batch_size, self.book
         banked = self.banks(task, method, images, size, book, kind) if self.banks else nullcontext(Source(images))
         kind += ", with memory" if remembers else ""

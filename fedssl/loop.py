@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fedssl.datasets import SampleSet
-from fedssl.memory.clients import ClientSteps
+from fedssl.messages import Task
 from fedssl.stopwatch import Stopwatch
 from layerwise import StepCost, StepMeter
 from ssl_methods import Inputs, Method
@@ -40,6 +41,43 @@ class LoopReport:
     steps: int
     macs: int
     activation_bytes: int
+
+
+class PlannedStep(Protocol):
+    """Goes around forward and backward of a step and keeps it within a memory budget."""
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes held for backward at once."""
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(self, *error: Any) -> bool | None: ...
+
+
+class StepPlans(Protocol):
+    """Memory plans for the steps of one client in one round."""
+
+    @property
+    def kind(self) -> str:
+        """Tells the costs of these steps from those of others."""
+
+    def __call__(self, batch_size: int) -> PlannedStep | None:
+        """The plan for a batch size; ``None`` if the step fits as it is."""
+
+
+class MemoryPlans(Protocol):
+    """Memory plans of all clients.
+
+    Attributes:
+        changing: Whether a budget may be too small in one round and large enough in another.
+    """
+
+    @property
+    def changing(self) -> bool: ...
+
+    def begin(self, task: Task, method: Method) -> StepPlans:
+        """Plans for one client in one round, whose steps a method runs."""
 
 
 class CostBook:
@@ -73,7 +111,7 @@ def train_epochs(
     generator: torch.Generator,
     book: CostBook,
     kind: str,
-    plans: ClientSteps | None = None,
+    plans: StepPlans | None = None,
 ) -> LoopReport:
     """Trains a method on one client's images, with a fresh optimizer.
 

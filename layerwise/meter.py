@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from layerwise.live_bytes import LiveBytes
 
@@ -85,3 +85,8 @@ _CPU_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
 }
+
+
+def is_product(func: Any) -> bool:
+    """Whether an operator is among those whose multiply-accumulates count: matrix products, convolutions, attention."""
+    return func.overloadpacket in flop_registry or func.overloadpacket in _CPU_ATTENTION

@@ -1,67 +1,32 @@
-"""Memory plans of a run's local steps: made once for each kind of step and budget."""
+"""Memory plans of a run's local steps: made once for each kind of step and budget, and handed to clients."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 
-from fedssl.alignment import ProximalTerm
-from fedssl.memory.rehearsal import WITH_MEMORY, Rehearsal, StepState, place_of
-from fedssl.memory.unsaved import UnsavedStep
+from fedssl.messages import Task
 from fedssl.planning.prediction import StepPredictor
+from fedssl.seeding import derive_seed
 from fedssl.units import format_bytes
 from layerwise import Stage
-from layerwise.memory import (
-    CHUNK,
-    InfeasibleBudgetError,
-    MemoryPlan,
-    StepTrace,
-    compress_evenly,
-    plan_memory,
-    transfer_plan,
-)
-from ssl_methods import SSLMethod
+from layerwise.memory import InfeasibleBudgetError, Plan, PlannedStep, Search
+from ssl_methods import Method
 
-CODEC_BYTES = 12
-"""Working memory of the codec for each value that it packs at a time."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """A plan with the step that it is for.
-
-    Args:
-        plan: The plan.
-        trace: The step.
-        rest: Bytes that the step needs besides the activations that it keeps.
-    """
-
-    plan: MemoryPlan
-    trace: StepTrace
-    rest: int
-
-    @property
-    def peak(self) -> int:
-        """Predicted peak memory of the step."""
-        return self.plan.predicted_peak + self.rest
-
-    @property
-    def added_time(self) -> float:
-        """Predicted added time as a share of the step's; backward counts as two forward passes."""
-        return self.plan.added_seconds / (3 * self.trace.forward_seconds)
-
-
-Steps = tuple[Stage, str]
+Budget = Callable[[int, int], float]
+"""Bytes of a client in a round."""
 
 
 class StepPlanner:
-    """Plans local steps of a model, so that their predicted peak memory is within a budget.
+    """Plans local steps of a model, so that their peak memory is within a budget.
 
-    A plan follows from the step and the budget alone: times are nominal, and smaller batches take the actions of the
-    largest one where these suffice. So it does not matter which client needs a plan first, and a resumed run has the
-    plans of the uninterrupted one.
+    A plan follows from the step and the budget alone, and smaller batches take the actions of the largest one where
+    these suffice. So it does not matter which client needs a plan first, and a resumed run has the plans of the
+    uninterrupted one.
 
     Args:
-        predictor: Predicts steps without a plan; its model rehearses those with one.
+        predictor: Runs steps on tensors without data, with a plan and without.
         largest_batch: Most images in a step of any client.
         bits: Keeps activations in this many bits, whatever the budget; ``None`` looks for the best actions.
     """
@@ -70,15 +35,8 @@ class StepPlanner:
         self.predictor = predictor
         self._bits = bits
         self._largest = largest_batch
-        self._rests: dict[tuple[Stage, int], int] = {}
-        self._traces: dict[tuple[Steps, int], StepTrace] = {}
-        self._plans: dict[tuple[Stage, str, int], Planned] = {}
-        self._floors: dict[tuple[Stage, str], int] = {}
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one input: (C, H, W) of images."""
-        return self.predictor.model.encoder.spec.input_shape
+        self._search = cache(self._make_search)
+        self._planned = cache(self._make_plan)
 
     def unplanned(self, stage: Stage, batch_size: int) -> int:
         """Peak memory of a step without a plan."""
@@ -86,117 +44,98 @@ class StepPlanner:
 
     def least(self, stage: Stage, batch_size: int) -> int:
         """Peak memory of a step with the plan that saves most."""
-        rehearsal = self.rehearse(stage)
-        steps = self.predictor.form(stage), rehearsal.kind
-        return min(self.unplanned(stage, batch_size), self._least(steps, batch_size, rehearsal))
+        search = self._search(self.predictor.form(stage), batch_size)
+        least = search.evenly(self._bits).peak if self._bits else search.least()
+        return min(self.unplanned(stage, batch_size), least)
 
-    def rehearse(self, stage: Stage) -> Rehearsal:
-        """The steps of a client that has a memory, in the planner's own model."""
-        kind = f"{WITH_MEMORY}, {place_of(self.predictor.model.method)}"
-        return Rehearsal(lambda: self._attached(stage), kind, self.shape)
-
-    def _attached(self, stage: Stage) -> StepState:
-        alignment, proximal = self.predictor.alignment, self.predictor.proximal
-        method = self.predictor.attach(stage)
-        method.loss_terms = []
-        if alignment:
-            assert isinstance(method, SSLMethod)
-            alignment.start(method, alignment.remember(method))
-            method.loss_terms.append(alignment)
-        if proximal:
-            method.loss_terms.append(ProximalTerm(method, proximal))
-        return StepState(method, alignment)
-
-    def plan(self, stage: Stage, batch_size: int, budget: float, rehearsal: Rehearsal | None = None) -> Planned | None:
+    def plan(self, stage: Stage, batch_size: int, budget: float) -> Plan | None:
         """The plan for a step; ``None`` if it needs none.
 
         Args:
             stage: The stage.
             batch_size: Images in the step.
             budget: Bytes that the step may take, everything counted that ``train.py plan`` counts.
-            rehearsal: Of the method that will run it; by default the planner's own.
 
         Raises:
             InfeasibleBudgetError: No plan meets the budget; the message names stage, batch and what can be reached.
         """
-        if self.unplanned(stage, batch_size) <= budget:
+        unplanned = self.unplanned(stage, batch_size)
+        if unplanned <= budget:
             return None
-        rehearsal = rehearsal or self.rehearse(stage)
-        steps, size = (self.predictor.form(stage), rehearsal.kind), int(budget)
         try:
-            return self._planned(steps, batch_size, size, rehearsal)
+            return self._planned(self.predictor.form(stage), batch_size, int(budget))
         except InfeasibleBudgetError as error:
-            least = self._least(steps, batch_size, rehearsal)
+            least = error.floor_bytes
             raise InfeasibleBudgetError(
-                f"memory budget {format_bytes(size)} is too small for stage {stage.index + 1} with {batch_size} images "
-                f"a step: {format_bytes(least)} ({least} bytes) can be reached, "
-                f"{format_bytes(self.unplanned(stage, batch_size))} are needed without a memory plan",
+                f"memory budget {format_bytes(int(budget))} is too small for stage {stage.index + 1} with {batch_size} "
+                f"images a step: {format_bytes(least)} ({least} bytes) can be reached, "
+                f"{format_bytes(unplanned)} are needed without a memory plan",
                 least,
             ) from error
 
-    def _planned(self, steps: Steps, batch_size: int, budget: int, rehearsal: Rehearsal) -> Planned:
-        trace = self._trace(steps, batch_size, rehearsal)
-        key = steps[0], trace.graph, budget
-        if key not in self._plans:
-            plan, rest = None, self._rest(steps[0], batch_size)
-            if batch_size < self._largest:
-                plan = self._transferred(steps, trace, budget, rehearsal)
-            self._plans[key] = Planned(plan or self._search(trace, budget - rest), trace, rest)
-        return self._plans[key]
+    def _make_search(self, form: Stage, batch_size: int) -> Search:
+        return Search(partial(self.predictor.fake_step(form).planned, batch_size))
 
-    def _search(self, trace: StepTrace, budget: int) -> MemoryPlan:
-        return compress_evenly(trace, self._bits) if self._bits else _search(trace, budget)
-
-    def _transferred(self, steps: Steps, trace: StepTrace, budget: int, rehearsal: Rehearsal) -> MemoryPlan | None:
-        """The plan of the largest batch, if there is one and it does."""
-        try:
-            model = self._planned(steps, self._largest, budget, rehearsal)
-        except InfeasibleBudgetError:
-            return None
-        return transfer_plan(model.plan, model.trace, trace)
-
-    def _least(self, steps: Steps, batch_size: int, rehearsal: Rehearsal) -> int:
-        trace = self._trace(steps, batch_size, rehearsal)
-        key = steps[0], trace.graph
-        if key not in self._floors:
+    def _make_plan(self, form: Stage, batch_size: int, budget: int) -> Plan:
+        search = self._search(form, batch_size)
+        if self._bits:
+            return search.evenly(self._bits)
+        if batch_size < self._largest:
             try:
-                self._floors[key] = self._search(trace, 1).predicted_peak + _codec(trace)
-            except InfeasibleBudgetError as error:
-                self._floors[key] = error.floor_bytes
-        return self._floors[key] + self._rest(steps[0], batch_size)
-
-    def _trace(self, steps: Steps, batch_size: int, rehearsal: Rehearsal) -> StepTrace:
-        key = steps, batch_size
-        if key not in self._traces:
-            self._traces[key] = rehearsal.trace(batch_size)
-        return self._traces[key]
-
-    def _rest(self, form: Stage, batch_size: int) -> int:
-        """What a step needs besides the activations that it keeps."""
-        key = form, batch_size
-        if key not in self._rests:
-            predictor = self.predictor
-            method, spec = predictor.attach(form), predictor.model.encoder.spec
-            self._rests[key] = UnsavedStep(method, spec, predictor.alignment, predictor.proximal).peak(batch_size)
-        return self._rests[key]
+                plan = search.priced(self._planned(form, self._largest, budget).actions)
+            except InfeasibleBudgetError:
+                return search.fastest(budget)
+            if plan.peak <= budget:
+                return plan
+        return search.fastest(budget)
 
 
-def _codec(trace: StepTrace) -> int:
-    """Working memory of the codec."""
-    return CODEC_BYTES * min(CHUNK, max(trace.values[value].numel for value in trace.saved))
+@dataclass(frozen=True)
+class ClientPlans:
+    """Gives clients plans for their local steps.
 
-
-def _search(trace: StepTrace, budget: int) -> MemoryPlan:
-    """A plan for the activations; where it compresses, the codec's working memory is within the budget too.
-
-    Raises:
-        InfeasibleBudgetError: There is none; the floor includes the codec's working memory.
+    Args:
+        planner: Makes the plans.
+        budget: Of each client in each round.
+        seed: Of the run; stochastic rounding draws from it, the round and the client.
+        changing: Whether a budget may be too small in one round and large enough in another.
     """
-    codec = _codec(trace)
-    try:
-        plan = plan_memory(trace, max(1, budget))
-        if not any(action.bits for action in plan.actions.values()):
-            return plan
-        return plan_memory(trace, max(1, budget - codec))
-    except InfeasibleBudgetError as error:
-        raise InfeasibleBudgetError(str(error), error.floor_bytes + codec) from error
+
+    planner: StepPlanner
+    budget: Budget
+    seed: int
+    changing: bool = False
+
+    def begin(self, task: Task, method: Method) -> ClientSteps:
+        """The steps of one client in one round, by a method that is attached to the task's stage."""
+        return ClientSteps(self, task, method)
+
+
+class ClientSteps:
+    """Plans for the local steps of one client in one round, by batch size."""
+
+    def __init__(self, plans: ClientPlans, task: Task, method: Method) -> None:
+        self._plans, self._task, self._method = plans, task, method
+        self._budget = plans.budget(task.client_id, task.round)
+        self._step = cache(self._make)
+
+    def __call__(self, batch_size: int) -> PlannedStep | None:
+        """A context around forward and backward of a step; ``None`` if it fits as it is.
+
+        Raises:
+            InfeasibleBudgetError: It does not fit with any plan.
+        """
+        return self._step(batch_size)
+
+    @property
+    def kind(self) -> str:
+        """Tells steps with this budget from others, in the book of costs."""
+        return f", in {self._budget:.0f} bytes"
+
+    def _make(self, batch_size: int) -> PlannedStep | None:
+        task = self._task
+        plan = self._plans.planner.plan(task.stage, batch_size, self._budget)
+        if plan is None:
+            return None
+        seed = derive_seed(self._plans.seed, "compress", task.round, task.client_id, batch_size)
+        return PlannedStep(self._method, plan.actions, seed)

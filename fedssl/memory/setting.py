@@ -9,8 +9,7 @@ from typing import Any
 
 from fedssl.devices import DeviceProfile
 from fedssl.memory.availability import Availability
-from fedssl.memory.clients import ClientPlans
-from fedssl.memory.planner import StepPlanner
+from fedssl.memory.planner import ClientPlans, StepPlanner
 from fedssl.planning.forecast import largest_batch, step_sizes
 from fedssl.planning.prediction import StepPredictor
 from fedssl.units import parse_bytes

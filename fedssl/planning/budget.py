@@ -124,7 +124,7 @@ def _planned_choices(planner: Planner, budget: int, batch_size: int) -> list[Cho
             peaks = [
                 plan.peak if plan else steps.unplanned(s, batch_size) for s, plan in zip(stages, plans, strict=True)
             ]
-            slower = max(plan.added_time for plan in made)
+            slower = max(plan.share for plan in made)
             found.append(replace(choice, peak_memory_bytes=max(peaks), plan_time=slower))
     return found
 

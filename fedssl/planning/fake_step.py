@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch.optim import Optimizer
 
 from fedssl.alignment import Alignment, ProximalTerm
 from layerwise import LiveBytes, StagedSpec, StepCost, StepMeter, tensor_bytes
+from layerwise.memory import Actions, Outcome, PlannedStep, segments
 from ssl_methods import Inputs, Method, SSLMethod
 
 
@@ -115,6 +118,29 @@ class FakeStep:
                 gradients = self._run(inputs)
         return StepTrace(self._prediction(gradients, meter.cost(), filling.cost().macs), tuple(self._live.levels))
 
+    def planned(self, batch_size: int, actions: Actions) -> Outcome:
+        """Runs a step with actions for its segments.
+
+        Raises:
+            ChangedInPlaceError: An action keeps a result that the step changes in place.
+        """
+        method, planned = self._method, PlannedStep(self._method, actions)
+        names = segments(method, [method.backbone, *method.heads().values()])
+        with self._mode, self._live:
+            if not self._optimizer.state:
+                self._run(self._inputs(batch_size))
+            self._live.levels = []
+            # Operations are asked for without actions only, and counting them takes a fifth of the time.
+            meter = StepMeter([])
+            counting = nullcontext() if actions else meter
+            with counting, _Observed(method, names, self._live, meter) as observed:
+                try:
+                    self._run(self._inputs(batch_size), planned)
+                finally:
+                    self._optimizer.zero_grad(set_to_none=True)
+        peak, macs = max(self._live.levels), meter.cost().macs
+        return Outcome(peak, planned.peak_bytes, macs, observed.held, observed.inputs, observed.macs)
+
     def hidden_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of what the active part gets of an image, one for each view."""
         with self._mode:
@@ -133,9 +159,10 @@ class FakeStep:
         self._method.prefix = self._prefix
         return self._method.hidden(self._method.example_inputs((batch_size, *self._shape)))
 
-    def _run(self, inputs: Inputs) -> int:
+    def _run(self, inputs: Inputs, planned: AbstractContextManager[object] = nullcontext()) -> int:  # noqa: B008
         """One step; returns the bytes of gradients."""
-        self._method.loss_of(inputs).backward()
+        with planned:
+            self._method.loss_of(inputs).backward()
         gradients = tensor_bytes(p.grad for p in self._method.trained() if p.grad is not None)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -151,6 +178,31 @@ class FakeStep:
         copies = tensor_bytes(self._model) - parameters + tensor_bytes(self._copies)
         kept = cost.activation_bytes
         return StepPrediction(parameters, gradients, state, copies, kept, peak, cost.macs, filling_macs)
+
+
+class _Observed(ExitStack):
+    """Notes what the forward pass of each segment leaves behind and computes."""
+
+    def __init__(self, method: Method, names: list[str], live: LiveBytes, meter: StepMeter) -> None:
+        super().__init__()
+        self._live, self._meter, self._starts = live, meter, list[tuple[int, int]]()
+        self.held, self.inputs, self.macs = (dict.fromkeys(names, 0) for _ in range(3))
+        modules = dict(method.named_modules())
+        for name in names:
+            before = modules[name].register_forward_pre_hook(partial(self._before, name))
+            after = modules[name].register_forward_hook(partial(self._after, name))
+            self.callback(before.remove)
+            self.callback(after.remove)
+
+    def _before(self, name: str, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._starts.append((self._live.now, self._meter.cost().macs))
+        if torch.is_grad_enabled():
+            self.inputs[name] += tensor_bytes(each for each in inputs if each.requires_grad)
+
+    def _after(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        now, macs = self._starts.pop()
+        self.held[name] += self._live.now - now
+        self.macs[name] += self._meter.cost().macs - macs
 
 
 class _Levels(LiveBytes):

@@ -39,7 +39,7 @@ class StepPredictor:
         self.proximal = proximal
         self.bank = bank
         self._alike = _grows_evenly(model)
-        self._step = cache(self._make_step)
+        self.fake_step = cache(self._make_step)
         self._cost = cache(self._run_or_infer)
         self._traces: dict[tuple[Stage, int], dict[int, StepTrace]] = defaultdict(dict)
 
@@ -98,7 +98,7 @@ class StepPredictor:
         if not stage.frozen_parts():
             return []
         shallow = Stage(0, (0,), (0,), False, 1) if self._alike else replace(stage, index=0, rounds=1)
-        return self._step(shallow).hidden_shapes()
+        return self.fake_step(shallow).hidden_shapes()
 
     def _run_or_infer(self, stage: Stage, batch_size: int) -> StepPrediction:
         """Runs the stage at the first batch sizes asked for and infers the cost at all further ones.
@@ -109,7 +109,7 @@ class StepPredictor:
         inferred = infer_step(traces, batch_size) if len(traces) > DEGREE else None
         if inferred:
             return inferred
-        trace = self._step(stage)(batch_size)
+        trace = self.fake_step(stage)(batch_size)
         if len(traces) <= DEGREE:
             traces[batch_size] = trace
         return trace.step

@@ -2,19 +2,75 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
-from layerwise.memory.allocation import WIDTHS, allocate_bits
-from layerwise.memory.bits import pack_bits, unpack_bits
-from layerwise.memory.layout import Chunk, Layout
+from layerwise.memory.layout import CHUNK, Chunk, Layout, layout_of
 
+WIDTHS = (8, 4, 2)
 METADATA = torch.bfloat16
 OUTWARDS = 2**-8  # more than the relative rounding error of bfloat16
 
 Classes = list[tuple[int, Tensor | None]]
+
+
+CODEC_BYTES = 12
+"""Working memory for each value that is packed or restored at a time."""
+
+
+class StoredTensor:
+    """A compressed storage, from when the first tensor on it is saved for backward until the last one was used.
+
+    Tensors without data are not packed: stand-ins take the bytes that packing and restoring take at most.
+
+    Args:
+        tensor: A tensor on the storage.
+        bits: Mean width of a code.
+        generator: Of the rounding.
+        note: Called with every tensor that is held from now on, for the account of memory.
+    """
+
+    def __init__(self, tensor: Tensor, bits: int, generator: torch.Generator, note: Callable[[Tensor], Tensor]) -> None:
+        self._layout, self._dtype, self._note, self._waiting = layout_of(tensor), tensor.dtype, note, 0
+        self._packed: Packed | Tensor
+        self._restored: Tensor | None = None
+        if isinstance(tensor, FakeTensor):
+            self._work(tensor)
+            packed = torch.empty(self._layout.packed_bytes(bits), dtype=torch.uint8, device=tensor.device)
+            self._packed = note(packed)
+        else:
+            flat = tensor.detach().as_strided((self._layout.numel,), (1,), 0)
+            self._packed = compress(flat, self._layout, bits, generator)
+            for each in self._packed.tensors():
+                note(each)
+
+    def handle(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Gives the tensor again in backward; the storage is restored at the first use and held until the last."""
+        self._waiting += 1
+        return partial(self._view, tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def _view(self, shape: Sequence[int], stride: Sequence[int], offset: int) -> Tensor:
+        restored = self._restored if self._restored is not None else self._restore()
+        self._waiting -= 1
+        self._restored = restored if self._waiting > 0 else None
+        return restored.as_strided(shape, stride, offset)
+
+    def _restore(self) -> Tensor:
+        if isinstance(self._packed, Tensor):
+            block = torch.empty(self._layout.numel, dtype=self._dtype, device=self._packed.device)
+            self._work(self._packed)
+        else:
+            block = self._packed.restore()
+        return self._note(block)
+
+    def _work(self, like: Tensor) -> None:
+        torch.empty(CODEC_BYTES * min(CHUNK, self._layout.numel), dtype=torch.uint8, device=like.device)
 
 
 @dataclass(frozen=True)
@@ -37,11 +93,10 @@ class Packed:
     low: Tensor
     step: Tensor
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
+    def tensors(self) -> list[Tensor]:
+        """Everything that is held."""
         order = [channels for _, channels in self.classes if channels is not None]
-        return sum(t.nbytes for t in [self.low, self.step, *order, *(code for chunk in self.codes for code in chunk)])
+        return [self.low, self.step, *order, *(code for chunk in self.codes for code in chunk)]
 
     def restore(self) -> Tensor:
         """The block as floats, flat (N,)."""
@@ -52,32 +107,6 @@ class Packed:
             step, low = _spread(self.step, chunk), _spread(self.low, chunk)
             rows[chunk.rows] = (levels.view(chunk.grouped(self.layout)) * step).add_(low).flatten(0, 1)
         return block
-
-
-@dataclass(frozen=True)
-class PackedMask:
-    """A compressed block that takes two values only, without loss.
-
-    Args:
-        numel: Number of elements.
-        codes: One bit an element, uint8.
-        low: Smaller value, a scalar.
-        high: Larger value, a scalar.
-    """
-
-    numel: int
-    codes: Tensor
-    low: Tensor
-    high: Tensor
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        return self.codes.nbytes + self.low.nbytes + self.high.nbytes
-
-    def restore(self) -> Tensor:
-        """The block as it was, flat (N,)."""
-        return torch.where(unpack_bits(self.codes, 1, self.numel).bool(), self.high, self.low)
 
 
 def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generator) -> Packed:
@@ -105,17 +134,6 @@ def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generato
     step = (spread / levels * (1 + OUTWARDS)).to(METADATA)
     codes = [_encode(values, chunk, low, step, levels, classes, generator) for chunk, values in grouped]
     return Packed(layout, block.dtype, codes, classes, low, step)
-
-
-def compress_mask(block: Tensor) -> PackedMask:
-    """Packs a block that takes at most two values, for example booleans or a dropout mask, to one bit an element."""
-    low, high = block.aminmax()
-    return PackedMask(len(block), pack_bits((block == high).to(torch.uint8), 1), low, high)
-
-
-def mask_bytes(numel: int, itemsize: int) -> int:
-    """Bytes of a packed mask."""
-    return -(-numel // 8) + 2 * itemsize
 
 
 def _classes(spread: Tensor, layout: Layout, bits: int) -> Classes:
@@ -178,3 +196,72 @@ def _merge(codes: list[Tensor], classes: Classes, chunk: Chunk, layout: Layout) 
 def _spread(metadata: Tensor, chunk: Chunk) -> Tensor:
     """A chunk's part of a (groups, C) table in a form that broadcasts over (groups, rows, C, I)."""
     return metadata[chunk.groups].float()[:, None, :, None]
+
+
+def allocate_bits(weights: Tensor, average: int) -> Tensor:
+    """Shares an average width among channels of equal size so that the variance of rounding is least.
+
+    Rounding a channel stochastically to b bits has a variance of at most ``weight / (2**b - 1)**2``. All channels
+    start at 8 bits, and the one whose step down raises the sum least, per bit saved, goes first, until the average
+    is met (the allocation of ActNN, arXiv 2104.14129, section 4.2, and GACT, arXiv 2206.11357, with channels as the
+    unit; FedHybrid's own rule for its "channel-wise mixed compression" is not published).
+
+    Args:
+        weights: Sum over a channel's elements of a quarter of the squared range, (C,).
+        average: Mean width that must not be exceeded: 8, 4 or 2.
+
+    Returns:
+        Width of each channel, one of 8, 4 and 2, int64 (C,).
+    """
+    channels = len(weights)
+    variance = {bits: weights / (2**bits - 1) ** 2 for bits in WIDTHS}
+    steps = list(pairwise(WIDTHS))
+    rise = torch.cat([(variance[low] - variance[high]) / (high - low) for high, low in steps])
+    saved = torch.cat([torch.full_like(weights, high - low, dtype=torch.int64) for high, low in steps])
+    order = torch.argsort(rise, stable=True)
+    before = saved[order].cumsum(0) - saved[order]
+    taken = torch.zeros_like(saved)
+    taken[order] = saved[order] * (before < (WIDTHS[0] - average) * channels)
+    return WIDTHS[0] - taken.view(len(steps), channels).sum(0)
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Packs codes of 1, 2, 4 or 8 bits.
+
+    The codes are cut into 8 / bits equal parts, and each byte holds one code of every part.
+
+    Args:
+        codes: uint8 (N,), each below 2 ** bits.
+        bits: Width of a code.
+
+    Returns:
+        uint8 (ceil(N * bits / 8),).
+    """
+    if bits == 8:
+        return codes
+    per_byte = 8 // bits
+    size = -(-len(codes) // per_byte)
+    if size * per_byte != len(codes):
+        codes = torch.nn.functional.pad(codes, (0, size * per_byte - len(codes)))
+    packed = codes[:size].clone()
+    for part in range(1, per_byte):
+        packed |= codes[part * size : (part + 1) * size] << (part * bits)
+    return packed
+
+
+def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
+    """The codes that :func:`pack_bits` packed.
+
+    Args:
+        packed: uint8, as it came from :func:`pack_bits`.
+        bits: Width of a code.
+        count: Number N of codes.
+
+    Returns:
+        uint8 (N,).
+    """
+    if bits == 8:
+        return packed
+    mask = 2**bits - 1
+    parts = [(packed >> (part * bits)) & mask for part in range(8 // bits)]
+    return torch.cat(parts)[:count]

@@ -9,8 +9,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from layerwise.memory.views import View
-
 GROUP = 256
 """Values that share a minimum and a step: so many of a channel, or a whole channel plane where that is more."""
 
@@ -97,27 +95,33 @@ class Layout:
         return codes + 4 * groups + 4 * self.channels
 
 
-def layout_of(view: View, nbytes: int) -> Layout:
-    """The layout of a storage of ``nbytes`` that was made by a tensor like ``view``.
+def layout_of(tensor: Tensor) -> Layout:
+    """The layout of the whole storage behind a tensor.
 
     Channels are dimension 1 of four-dimensional maps (B, C, H, W) and the last dimension of everything else, wherever
-    it lies in memory. A storage with gaps, or with few values a channel, counts as one channel.
+    it lies in memory. A view with gaps, such as queries in a joint projection of queries, keys and values, says how
+    long the rows of its storage are. A storage of which that is not known, or with few values a channel, counts as one
+    channel.
     """
-    shape, numel = view.shape, nbytes // view.dtype.itemsize
+    numel = tensor.untyped_storage().nbytes() // tensor.itemsize
+    row = _row(tensor)
     one_channel = Layout(numel, 1, 1)
-    if not shape or prod(shape) != numel or view.offset or not _is_dense(view):
+    if not tensor.dim() or numel % row:
         return one_channel
-    channel = 1 if len(shape) == 4 else len(shape) - 1
-    outer = prod(size for size, stride in zip(shape, view.stride, strict=True) if stride > view.stride[channel])
-    layout = Layout(outer, shape[channel], numel // (outer * shape[channel]))
+    layout = Layout(numel // row, row, 1)
+    if row == tensor.numel() == numel:
+        channel = 1 if tensor.dim() == 4 else tensor.dim() - 1
+        strides = zip(tensor.shape, tensor.stride(), strict=True)
+        outer = prod(size for size, stride in strides if stride > tensor.stride(channel))
+        layout = Layout(outer, tensor.shape[channel], numel // (outer * tensor.shape[channel]))
     return layout if layout.outer * layout.inner >= MIN_PER_CHANNEL else one_channel
 
 
-def _is_dense(view: View) -> bool:
-    """Whether the view is a permutation of contiguous memory."""
-    expected = 1
-    for stride, size in sorted(zip(view.stride, view.shape, strict=True)):
-        if size > 1 and stride != expected:
-            return False
-        expected *= size
-    return True
+def _row(tensor: Tensor) -> int:
+    """Values from the start of one densely stored part of a tensor to that of the next; all if it has no gaps."""
+    dense = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride != dense:
+            return max(1, stride)
+        dense *= size
+    return dense

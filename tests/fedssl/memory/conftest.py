@@ -25,7 +25,7 @@ SPEC = EncoderSpec(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run(methods: dict[str, Any]) -> Callable[..., FederatedSSL]:
     def make(method: str = "SimCLR", **settings: Any) -> FederatedSSL:
         defaults: dict[str, Any] = {
@@ -43,10 +43,16 @@ def make_run(methods: dict[str, Any]) -> Callable[..., FederatedSSL]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_planner(make_run: Callable[..., FederatedSSL]) -> Callable[..., StepPlanner]:
-    def make(method: str = "SimCLR", **settings: Any) -> StepPlanner:
-        return StepPlanner(make_run(method, **settings).predictor(), largest_batch([100], 16))
+    """Planners are shared by tests, because every outcome is a step that has to be run."""
+    made: dict[str, StepPlanner] = {}
+
+    def make(method: str = "SimCLR", anew: bool = False, **settings: Any) -> StepPlanner:
+        key = f"{method} {sorted(settings)}"
+        if anew or key not in made:
+            made[key] = StepPlanner(make_run(method, **settings).predictor(), largest_batch([100], 16))
+        return made[key]
 
     return make
 

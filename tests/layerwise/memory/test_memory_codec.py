@@ -1,9 +1,10 @@
+from itertools import product
+
 import pytest
 import torch
 
-from layerwise.memory.codec import compress, compress_mask, mask_bytes
+from layerwise.memory.codec import WIDTHS, allocate_bits, compress, pack_bits, unpack_bits
 from layerwise.memory.layout import Layout, layout_of
-from layerwise.memory.views import View
 
 LAYOUTS = [
     Layout(512, 3, 1),  # (B, T, D): groups of 256 rows
@@ -23,6 +24,10 @@ def block_of(layout, dtype=torch.float32, seed=0):
     return (torch.randn(layout.numel, generator=generator(seed)) * 3 + 1).to(dtype)
 
 
+def nbytes_of(packed):
+    return sum(tensor.nbytes for tensor in packed.tensors())
+
+
 def test_by_hand():
     """0, 1, ... 255 at eight bits: the step is one, but for the outward rounding of 2**-8."""
     block = torch.arange(256.0)
@@ -30,7 +35,7 @@ def test_by_hand():
     assert packed.low.tolist() == [[0.0]]
     assert packed.step.tolist() == [[pytest.approx(1, abs=2**-7)]]
     assert packed.step.item() >= 1
-    assert packed.nbytes == 256 + 2 + 2
+    assert nbytes_of(packed) == 256 + 2 + 2
     assert (packed.restore() - block).abs().max() <= packed.step.item()
 
 
@@ -57,7 +62,7 @@ def test_error_is_below_a_step(layout, bits):
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("bits", [8, 4, 2])
 def test_size_is_known_before(layout, bits):
-    nbytes = compress(block_of(layout), layout, bits, generator()).nbytes
+    nbytes = nbytes_of(compress(block_of(layout), layout, bits, generator()))
     assert nbytes <= layout.packed_bytes(bits)
     assert nbytes >= 0.95 * layout.packed_bytes(bits) - 4 * layout.channels - 8
 
@@ -78,7 +83,7 @@ def test_codes_of_a_channel_with_a_wide_range_are_wider():
     widths = {int(c): width for width, channels in packed.classes for c in channels}
     assert widths[2] == 8
     assert sum(widths.values()) <= 4 * 6
-    assert packed.nbytes == 512 * sum(widths.values()) // 8 + 2 * 2 * 2 * 6 + 4 * 6
+    assert nbytes_of(packed) == 512 * sum(widths.values()) // 8 + 2 * 2 * 2 * 6 + 4 * 6
 
 
 def test_channels_are_restored_in_their_place():
@@ -116,17 +121,6 @@ def test_constants_zeros_and_what_is_not_finite():
     assert not restored[512:].isfinite().any()
 
 
-@pytest.mark.parametrize("count", [1, 7, 8, 1003])
-@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.float16, torch.bfloat16])
-def test_masks_lose_nothing(count, dtype):
-    mask = torch.rand(count, generator=generator()) > 0.3
-    mask = mask if dtype == torch.bool else mask.to(dtype) / 0.7
-    packed = compress_mask(mask)
-    assert torch.equal(packed.restore(), mask)
-    assert packed.restore().dtype == dtype
-    assert packed.nbytes == mask_bytes(count, dtype.itemsize) == -(-count // 8) + 2 * dtype.itemsize
-
-
 @pytest.mark.parametrize(
     ("tensor", "layout"),
     [
@@ -138,10 +132,62 @@ def test_masks_lose_nothing(count, dtype):
         (torch.empty(4, 6), Layout(24, 1, 1)),  # few values a channel
         (torch.empty(40), Layout(40, 1, 1)),
         (torch.empty(()), Layout(1, 1, 1)),
-        (torch.empty(100, 6)[:, :3], Layout(600, 1, 1)),  # gaps
+        (torch.empty(100, 6)[:, :3], Layout(100, 6, 1)),  # gaps tell the length of a row
+        (torch.empty(8, 7, 3, 2, 8).permute(2, 0, 3, 1, 4)[1], Layout(56, 48, 1)),  # keys in a joint projection
         (torch.empty(6).expand(100, 6), Layout(6, 1, 1)),
     ],
     ids=lambda item: str(tuple(item.shape)) if isinstance(item, torch.Tensor) else str(item),
 )
 def test_channels_are_found_in_memory(tensor, layout):
-    assert layout_of(View.of(tensor), tensor.untyped_storage().nbytes()) == layout
+    assert layout_of(tensor) == layout
+
+
+def variance(weights, bits):
+    return sum(float(weight) / (2**b - 1) ** 2 for weight, b in zip(weights, bits, strict=True))
+
+
+def test_allocation_by_hand():
+    """At four bits the heavy channel keeps eight, and two light ones fall to two to pay for it."""
+    assert allocate_bits(torch.tensor([1.0, 1000.0, 1.1]), 4).tolist() == [2, 8, 2]
+    assert allocate_bits(torch.ones(5), 4).tolist() == [4] * 5
+
+
+@pytest.mark.parametrize("average", WIDTHS)
+@pytest.mark.parametrize("seed", range(5))
+def test_average_is_never_exceeded_and_nearly_used(average, seed):
+    bits = allocate_bits(torch.rand(37, generator=torch.Generator().manual_seed(seed)) ** 4, average)
+    assert set(bits.tolist()) <= set(WIDTHS)
+    assert average * 37 - 4 < bits.sum() <= average * 37
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_against_every_allocation_that_uses_as_few_bits(seed):
+    """A greedy allocation is the best among all that take no more bits than it took."""
+    weights = torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) ** 6
+    chosen = allocate_bits(weights, 4)
+    rivals = [bits for bits in product(WIDTHS, repeat=6) if sum(bits) <= int(chosen.sum())]
+    assert variance(weights, chosen.tolist()) <= min(variance(weights, bits) for bits in rivals) * (1 + 1e-9)
+
+
+def test_channels_without_range_and_without_sense():
+    assert allocate_bits(torch.zeros(4), 4).sum() <= 16
+    assert allocate_bits(torch.tensor([1.0, float("nan"), 1.0, 1.0]), 4)[1] == 8
+
+
+def test_packing_by_hand():
+    """Each byte holds one code of every eighth, quarter or half of the codes, the first part lowest."""
+    codes = torch.tensor([1, 2, 3, 0, 1], dtype=torch.uint8)
+    assert pack_bits(codes, 2).tolist() == [1 | 3 << 2 | 1 << 4, 2 | 0 << 2]
+    assert pack_bits(codes, 4).tolist() == [1 | 0 << 4, 2 | 1 << 4, 3]
+    assert pack_bits(codes, 8).tolist() == [1, 2, 3, 0, 1]
+    assert pack_bits(codes % 2, 1).tolist() == [0b10101]
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 9, 255, 1001])
+def test_what_is_packed_is_unpacked(bits, count):
+    codes = torch.randint(2**bits, (count,), dtype=torch.uint8, generator=torch.Generator().manual_seed(count))
+    packed = pack_bits(codes, bits)
+    assert packed.dtype == torch.uint8
+    assert packed.nbytes == -(-count * bits // 8)
+    assert torch.equal(unpack_bits(packed, bits, count), codes)

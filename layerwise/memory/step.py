@@ -1,0 +1,260 @@
+"""A training step whose activations are kept, recomputed or compressed, segment by segment."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.checkpoint import checkpoint
+
+from layerwise.live_bytes import LiveBytes
+from layerwise.memory.codec import WIDTHS, StoredTensor
+from layerwise.meter import is_product
+
+SMALLEST = 4096
+"""Bytes of the smallest tensor that is worth compressing."""
+
+STATISTIC = 16
+"""Tensors smaller than a segment's input by this factor are statistics (of norms, of attention), which are kept."""
+
+
+class ChangedInPlaceError(RuntimeError):
+    """A kept result was changed in place, so that what is recomputed would start from another value."""
+
+
+@dataclass(frozen=True)
+class Action:
+    """Treatment of a segment's activations.
+
+    Args:
+        recompute: ``all`` keeps the segment's input only; ``cheap`` also the results of matrix products, convolutions
+            and attention, so that the rest is recomputed in little time.
+        bits: Mean bits of a float that is kept, 8, 4 or 2; 0 keeps it as it is.
+    """
+
+    recompute: Literal["nothing", "cheap", "all"] = "nothing"
+    bits: int = 0
+
+    def __post_init__(self) -> None:
+        if self.bits not in (0, *WIDTHS):
+            raise ValueError(f"bits of an action must be one of {(0, *WIDTHS)}, got {self.bits!r}")
+
+
+KEEP = Action()
+Actions = Mapping[str, Action]
+
+
+class PlannedStep(AbstractContextManager["PlannedStep"]):
+    """Forward and backward of training steps, with an action for each segment.
+
+    Recomputation is torch's own non-reentrant checkpointing, compression sits in saved-tensor hooks. Make it once and
+    enter it at every step.
+
+    Args:
+        model: Holds the segments.
+        actions: By name of the module; segments that are not named keep everything.
+        seed: Of stochastic rounding, whose random numbers go on from step to step.
+
+    Attributes:
+        peak_bytes: Most bytes that the first step held for backward at once: kept and compressed tensors, restored and
+            recomputed ones. Parameters and buffers do not count.
+    """
+
+    def __init__(self, model: nn.Module, actions: Actions, seed: int = 0) -> None:
+        modules = dict(model.named_modules())
+        self._segments = [(modules[name], action) for name, action in actions.items()]
+        self._state = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        self._seed = seed
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._stored: dict[tuple[int, int], weakref.ref[StoredTensor]] = {}
+        self._ledger: LiveBytes | None = LiveBytes(())
+        self._exit = ExitStack()
+        self.peak_bytes = 0
+
+    def __enter__(self) -> PlannedStep:
+        self._stored = {}
+        self._ledger = None if self.peak_bytes else LiveBytes(())
+        if self._ledger:
+            self._exit.enter_context(saved_tensors_hooks(self._follow, lambda tensor: tensor))
+        for module, action in self._segments:
+            # An instance attribute hides the class's method from nn.Module.__call__; deleting it brings that back.
+            module.forward = partial(self._run, module, module.forward, action)
+            self._exit.callback(delattr, module, "forward")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+        if self._ledger:
+            self.peak_bytes = self._ledger.peak
+
+    def _run(self, module: nn.Module, forward: Callable[..., Tensor], action: Action, *inputs: Tensor) -> Tensor:
+        """One call of a segment."""
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        smallest = max(SMALLEST // 4, inputs[0].numel() // STATISTIC)
+        store = partial(self._store, action.bits, smallest)
+        with saved_tensors_hooks(store, _restored):
+            if action.recompute == "nothing":
+                return forward(*inputs)
+            kept: list[Any] | None = [] if action.recompute == "cheap" else None
+            contexts = partial(self._contexts, module, kept, store)
+            return checkpoint(
+                forward,
+                *inputs,
+                use_reentrant=False,
+                context_fn=contexts,
+                preserve_rng_state=not isinstance(inputs[0], FakeTensor),
+            )
+
+    def _contexts(
+        self, module: nn.Module, kept: list[Any] | None, store: Callable[[Tensor], Any]
+    ) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        keeping = nullcontext() if kept is None else _Keeping(kept, store)
+        return keeping, _again(module, kept, self._follow if self._ledger else None)
+
+    def _store(self, bits: int, smallest: int, tensor: Tensor) -> Any:
+        """Saves a tensor for backward; tensors that share a storage are compressed once."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata, tensor._version
+        if not bits or not tensor.is_floating_point() or tensor.numel() < smallest or storage._cdata in self._state:
+            return self._follow(tensor)
+        known = self._stored.get(key)
+        stored = known() if known else None
+        if stored is None:
+            stored = StoredTensor(tensor, bits, self._generator(tensor.device), self._follow)
+            self._stored[key] = weakref.ref(stored)
+            # The address may be given to another storage as soon as this one is gone.
+            weakref.finalize(storage, self._stored.pop, key, None).atexit = False
+        return stored.handle(tensor)
+
+    def _follow(self, tensor: Tensor) -> Tensor:
+        if self._ledger and tensor.untyped_storage()._cdata not in self._state:
+            self._ledger.follow(tensor)
+        return tensor
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
+
+
+def _restored(saved: Any) -> Tensor:
+    return saved if isinstance(saved, Tensor) else saved()
+
+
+class _Keeping(TorchDispatchMode):
+    """Keeps the results of products in the forward pass of a segment.
+
+    Args:
+        kept: Receives them in order.
+        store: Saves a tensor.
+    """
+
+    def __init__(self, kept: list[_Kept], store: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self._kept = kept
+        self._store = store
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation."""
+        out = func(*args, **(kwargs or {}))
+        if is_product(func):
+            self._kept.append(tree_map_only(Tensor, self._keep, out))
+        return out
+
+    def _keep(self, tensor: Tensor) -> _Kept:
+        # Only a detached tensor that is made with this dispatch key shares the counter of changes in place.
+        with torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.ADInplaceOrView, False):
+            alias = tensor.detach()
+        saved = self._store(alias)
+        return _Kept(saved, alias if saved is alias else None, alias._version)
+
+
+@dataclass
+class _Kept:
+    """A result that is kept, and whether it was changed since."""
+
+    saved: Any
+    alias: Tensor | None
+    version: int
+
+    def restored(self) -> Tensor:
+        """The result.
+
+        Raises:
+            ChangedInPlaceError: An operation changed it in place.
+        """
+        if self.alias is not None and self.alias._version != self.version:
+            raise ChangedInPlaceError("a kept result was changed in place: recompute this segment as a whole")
+        return _restored(self.saved)
+
+
+class _Replaying(TorchDispatchMode):
+    """Recomputation of a segment, with kept results in place of products.
+
+    Args:
+        kept: The results; ``None`` computes everything.
+        follow: Called with what is made, if set.
+    """
+
+    def __init__(self, kept: list[Any] | None, follow: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self._kept = None if kept is None else iter(kept)
+        self._follow = follow
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs an operation, or gives what it gave."""
+        if self._kept is not None and is_product(func):
+            return tree_map_only(_Kept, _Kept.restored, next(self._kept))
+        out = func(*args, **(kwargs or {}))
+        return tree_map_only(Tensor, self._follow, out) if self._follow else out
+
+
+@contextmanager
+def _again(module: nn.Module, kept: list[Any] | None, follow: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Around the recomputation of a segment; its buffers are copies, or batch norms would count every batch twice."""
+    buffers = [(m, name, buffer) for m in module.modules() for name, buffer in m._buffers.items() if buffer is not None]
+    replaying = nullcontext() if kept is None and follow is None else _Replaying(kept, follow)
+    try:
+        for owner, name, buffer in buffers:
+            owner._buffers[name] = buffer.clone()
+        with replaying:
+            yield
+    finally:
+        for owner, name, buffer in buffers:
+            owner._buffers[name] = buffer
+
+
+def segments(model: nn.Module, roots: Iterable[nn.Module]) -> list[str]:
+    """Names of the modules that plans treat as one: blocks of a ViT, residual blocks of a ResNet, stems, heads.
+
+    A sequence of modules that have parts of their own is taken apart, everything else is one segment.
+
+    Args:
+        model: Holds the roots.
+        roots: Trained modules.
+    """
+    names = {id(module): name for name, module in model.named_modules()}
+    return [names[id(module)] for root in roots for module in _parts(root)]
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    children = list(module.children())
+    if type(module).forward is nn.Sequential.forward and any(True for child in children for _ in child.children()):
+        for child in children:
+            yield from _parts(child)
+    elif children:
+        yield module
