@@ -26,7 +26,7 @@ if __name__ == "__main__":
         sys.exit(0 if sys.argv[1:] else 2)
     # What torch and Lightning make on import stays: to look for garbage there takes a quarter of the time.
     gc.disable()
-    from fedssl.cli import main
+    from fedssl.__main__ import main
 
     gc.enable()
     gc.freeze()

@@ -21,8 +21,8 @@ from benchmarks.record import write_record
 from fedssl import IID, FederatedSSL
 from fedssl.comparison.grid import slug
 from fedssl.comparison.measures import MIB, spread
-from fedssl.files import write_atomically
-from fedssl.partition import Partitioner
+from fedssl.data.partition import Partitioner
+from fedssl.utils.files import write_atomically
 
 RARE = (7, 8, 9)
 TASKS = (Images, Text)

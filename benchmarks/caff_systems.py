@@ -12,11 +12,11 @@ from torch.optim import AdamW
 
 from benchmarks.caff_tasks import CLIENTS, Task
 from fedssl import DeviceClasses, NormWeightedMean, UnchangedMean, WeightedMean
-from fedssl.aggregation import Aggregation
+from fedssl.costs.forecast import Forecast, Need
+from fedssl.costs.prediction import StepPredictor
 from fedssl.devices import Fleet, fleet_stages
-from fedssl.model import build_model
-from fedssl.planning.forecast import Forecast, Need
-from fedssl.planning.prediction import StepPredictor
+from fedssl.protocol.parts import build_model
+from fedssl.server.aggregation import Aggregation
 from layerwise import AllSmall, EndToEnd, HeterogeneousLoRA, LastLayers, LoRA, Scheme
 
 DEPTH, RANKS = 6, [1, 2, 4, 8]

@@ -15,11 +15,11 @@ from pytorch_lightning import LightningDataModule, LightningModule, Trainer
 from torch.optim import AdamW
 
 from fedssl import IID, CentralizedSSL, FederatedData, FederatedSSL, FederatedText, ImageData
-from fedssl.client_data import ClientData
-from fedssl.datasets.texts import load_text
-from fedssl.files import write_atomically
-from fedssl.model import MethodFactory
-from fedssl.partition import Partitioner
+from fedssl.data.clients import ClientData
+from fedssl.data.datasets.texts import load_text
+from fedssl.data.partition import Partitioner
+from fedssl.protocol.parts import MethodFactory
+from fedssl.utils.files import write_atomically
 from layerwise import CausalTransformerSpec, EncoderSpec, EndToEnd
 from linear_eval.metrics import classification_metrics
 from ssl_methods import LanguageModelling, NaturalViews, SimCLR, Supervised, TwoViews

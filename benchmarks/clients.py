@@ -21,12 +21,12 @@ from torch.optim import AdamW
 from benchmarks.record import write_record
 from benchmarks.round_times import ONE_THREAD
 from fedssl import FederatedData, FederatedSSL
-from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint
-from fedssl.data import Federation
-from fedssl.datasets import ImageSet
-from fedssl.process_memory import peak_process_bytes
-from fedssl.seeding import torch_generator
-from fedssl.tracking import MetricsCSV
+from fedssl.data.datasets import ImageSet
+from fedssl.data.images import Federation
+from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint
+from fedssl.training.tracking import MetricsCSV
+from fedssl.utils.resources import peak_process_bytes
+from fedssl.utils.seeding import torch_generator
 from layerwise import EncoderSpec, LayerWise
 from ssl_methods import DigitsViews, SimCLR
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.record import write_record
 from benchmarks.round_times import Measured, measure
-from fedssl.files import write_atomically
+from fedssl.utils.files import write_atomically
 
 MIB = 2**20
 ROUNDS = 4

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from benchmarks.record import write_record
-from fedssl.files import write_atomically
-from fedssl.model import SplitModel, build_model
-from fedssl.planning.fake_step import FakeStep
+from fedssl.costs.fake_step import FakeStep
+from fedssl.protocol.parts import SplitModel, build_model
+from fedssl.utils.files import write_atomically
 from layerwise import EncoderSpec, EndToEnd, LiveBytes
 from layerwise.memory import Actions, Outcome, Plan, PlannedStep, Search
 from ssl_methods import MoCoV3, NaturalViews

@@ -14,9 +14,9 @@ from torch.optim import AdamW
 
 from benchmarks.overhead import CASES, Case
 from benchmarks.record import write_record
-from fedssl.loop import CostBook
-from fedssl.model import build_model
-from fedssl.planning.forecast import batches_of_epoch
+from fedssl.client.training_loop import CostBook
+from fedssl.costs.forecast import batches_of_epoch
+from fedssl.protocol.parts import build_model
 from layerwise import Stage
 from ssl_methods import Method
 

@@ -10,7 +10,7 @@ from benchmarks.record import write_record
 from benchmarks.runs import finish
 from fedssl.comparison.grid import PlannedRun, slug
 from fedssl.comparison.measures import MIB, Measure, spread
-from fedssl.results import accuracy_over_simulated_time
+from fedssl.runs.results import accuracy_over_simulated_time
 
 GOAL = 90
 """Accuracy in percent whose simulated time is reported."""

@@ -17,9 +17,9 @@ from torch.optim import AdamW
 
 from benchmarks.record import write_record
 from fedssl import FederatedData, FederatedSSL
-from fedssl.checkpoints import AtomicCheckpointIO, RoundCheckpoint
-from fedssl.progress import RoundProgress
-from fedssl.tracking import MetricsCSV
+from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint
+from fedssl.training.progress import RoundProgress
+from fedssl.training.tracking import MetricsCSV
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Scheme, Stage, build_encoder, split_encoder
 from ssl_methods import DigitsViews, MoCoV3, NaturalViews, SimCLR
 

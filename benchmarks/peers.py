@@ -14,7 +14,7 @@ from benchmarks.flower import SIMULATION
 from benchmarks.peer_job import CLIENTS, EPOCHS, ROUNDS
 from benchmarks.record import write_record
 from benchmarks.round_times import Measured, measure
-from fedssl.files import write_atomically
+from fedssl.utils.files import write_atomically
 
 MIB = 2**20
 OURS = "fedssl, one process"

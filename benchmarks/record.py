@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fedssl.comparison.table import markdown_table
-from fedssl.results import commit, versions
+from fedssl.runs.results import commit, versions
 
 
 def provenance() -> dict[str, Any]:

@@ -31,7 +31,7 @@ PLAN = ["plan", "-c", "paper/lw_fedssl_v3.yaml", "--images_per_client", "500"]
 PROCESSES = {
     "import torch": ["-c", "import torch"],
     "import pytorch_lightning": ["-c", "import pytorch_lightning"],
-    "import fedssl.cli": ["-c", "import fedssl.cli"],
+    "import fedssl.__main__": ["-c", "import fedssl.__main__"],
     "train.py --help": ["train.py", "--help"],
     "train.py fit --help": ["train.py", "fit", "--help"],
     "train.py plan, ViT-Tiny of 12 blocks": ["train.py", *PLAN],
@@ -60,7 +60,7 @@ class FirstRound(Callback):
 
 def start(arguments: list[str]) -> None:
     """Runs the command line; the clock starts when it has been imported."""
-    from fedssl.cli import main
+    from fedssl.__main__ import main
 
     FirstRound.began = (time.perf_counter(), time.process_time())
     main(arguments)

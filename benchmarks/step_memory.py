@@ -14,8 +14,8 @@ from torch import Tensor
 
 from benchmarks.record import write_record
 from benchmarks.steps import WHOLE, attached, medians, seconds, stages_by_name
-from fedssl.model import SplitModel
-from fedssl.planning.prediction import StepPredictor
+from fedssl.costs.prediction import StepPredictor
+from fedssl.protocol.parts import SplitModel
 from layerwise import LiveBytes, Stage
 from layerwise.memory import Action, PlannedStep, segments
 from ssl_methods import Views

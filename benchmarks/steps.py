@@ -17,8 +17,8 @@ from torch.optim import AdamW
 
 from benchmarks.record import write_record
 from fedssl import GlobalAlignment
-from fedssl.bank.rows import Rows
-from fedssl.model import SplitModel, build_model
+from fedssl.client.bank import Rows
+from fedssl.protocol.parts import SplitModel, build_model
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Stage, StepMeter
 from ssl_methods import Method, MoCoV3, NaturalViews, Views
 

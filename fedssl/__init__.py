@@ -1,6 +1,12 @@
 """Federated self-supervised representation learning for devices with little memory."""
 
-from fedssl.aggregation import (
+from fedssl.client.bank import ActivationBank
+from fedssl.client.start import FedEMA, FedU
+from fedssl.data.images import FederatedData, ImageData
+from fedssl.data.partition import IID, Dirichlet, PowerLaw, Shards, WholeClasses
+from fedssl.data.texts import FederatedText
+from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
+from fedssl.server.aggregation import (
     LDAWA,
     Aggregation,
     CoordinateMedian,
@@ -12,17 +18,11 @@ from fedssl.aggregation import (
     UnchangedMean,
     WeightedMean,
 )
-from fedssl.alignment import GlobalAlignment, MoonAlignment
-from fedssl.bank import ActivationBank
-from fedssl.calibration import Calibration
-from fedssl.centralized import CentralizedSSL
-from fedssl.data import FederatedData, ImageData
-from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
-from fedssl.federated import FederatedSSL
-from fedssl.partition import IID, Dirichlet, PowerLaw, Shards, WholeClasses
-from fedssl.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
-from fedssl.start import FedEMA, FedU
-from fedssl.text_data import FederatedText
+from fedssl.server.calibration import Calibration
+from fedssl.server.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
+from fedssl.training.centralized import CentralizedSSL
+from fedssl.training.federated import FederatedSSL
+from ssl_methods.alignment import GlobalAlignment, MoonAlignment
 
 __all__ = [
     "IID",

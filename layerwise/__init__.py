@@ -1,15 +1,12 @@
 """Encoders as layers, stages and schemes; what a stage costs."""
 
-from layerwise.all_small import AllSmall
+from layerwise.caff import AllSmall, HeterogeneousLoRA, LastLayers, LoRA
 from layerwise.causal_transformer import CausalTransformerSpec
 from layerwise.depth_dropout import check_alike, keep_layers
 from layerwise.encoder import EncoderSpec, StagedEncoder, build_encoder, timm_arguments
 from layerwise.growth import grew, renew, transfer_weights
-from layerwise.last_layers import LastLayers
 from layerwise.layer_cost import LayerShare, layer_shares
-from layerwise.live_bytes import LiveBytes, tensor_bytes
-from layerwise.lora_schemes import HeterogeneousLoRA, LoRA
-from layerwise.meter import StepCost, StepMeter
+from layerwise.meter import LiveBytes, StepCost, StepMeter, tensor_bytes
 from layerwise.micro_batch import MicroBatches, check_micro_batch
 from layerwise.pace import BlockPerturbation, PaceReading, block_perturbation, relative_slope
 from layerwise.paper_cost import PaperCost, paper_cost

@@ -18,9 +18,8 @@ from linear_eval.features import Features, extract_features
 from linear_eval.finetune import FinetuneSettings, finetune
 from linear_eval.knn import knn_predict
 from linear_eval.logistic_probe import LogisticProbe
-from linear_eval.metrics import ClassificationMetrics, classification_metrics
+from linear_eval.metrics import ClassificationMetrics, Perplexity, classification_metrics
 from linear_eval.module import EvaluatedModule
-from linear_eval.perplexity import Perplexity
 from linear_eval.probe import FittedProbe, Probe
 from linear_eval.sgd_probe import SGDProbe
 from linear_eval.timm_encoder import TimmEncoder

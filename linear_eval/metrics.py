@@ -1,7 +1,11 @@
 """Measures of a classification, all in percent."""
 
+from __future__ import annotations
+
+import math
 from dataclasses import dataclass
 
+import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
@@ -71,3 +75,25 @@ def _check(name: str, classes: Tensor, num_classes: int) -> None:
     low, high = int(classes.min()), int(classes.max())
     if low < 0 or high >= num_classes:
         raise ValueError(f"{name} must be within 0..{num_classes - 1}, got {low}..{high}")
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Likelihood of a text, summed over its characters.
+
+    Attributes:
+        nats: Negative log-likelihood of all predictions.
+        characters: Number of predictions.
+    """
+
+    nats: float = 0.0
+    characters: int = 0
+
+    def __add__(self, nats: Tensor) -> Perplexity:
+        """With further predictions, the negative log-likelihood (N,) of each."""
+        return Perplexity(self.nats + nats.double().sum().item(), self.characters + nats.numel())
+
+    def as_dict(self) -> dict[str, float]:
+        """``perplexity`` a character, the exponential of its mean entropy, and that entropy in bits."""
+        mean = torch.tensor(self.nats / self.characters, dtype=torch.float64)
+        return {"perplexity": mean.exp().item(), "bits_per_character": mean.item() / math.log(2)}

@@ -14,8 +14,7 @@ from linear_eval.details import EvaluationDetails
 from linear_eval.evaluate import EvaluationReport, EvaluationSettings, evaluate_features, knn_report
 from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
-from linear_eval.metrics import ClassificationMetrics, classification_metrics
-from linear_eval.perplexity import Perplexity
+from linear_eval.metrics import ClassificationMetrics, Perplexity, classification_metrics
 
 LOGGED = ("knn_top1", "linear_top1", "linear_mean_per_class", "feature_std", "rankme")
 

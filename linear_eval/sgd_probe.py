@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linear_eval.features import Features
+from linear_eval.finetune import warmup_cosine
 from linear_eval.probe import FittedProbe, Standardizer, check_classes, check_search, choose_regularization
-from linear_eval.schedule import warmup_cosine
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from fedssl.cli import FedSSLCLI
+from fedssl.cli.lightning import FedSSLCLI
 from linear_eval import EvaluatedModule
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,9 @@ import timm
 import torch
 from shrunk import ROOT, TINY, TINY_FEDERATION
 
-from fedssl.cli import COMPARE, FedSSLCLI, find_config, main, prepare_arguments, run_name
+from fedssl.__main__ import main
+from fedssl.cli.arguments import COMPARE, find_config, prepare_arguments, run_name
+from fedssl.cli.lightning import FedSSLCLI
 
 
 def fit(tmp_path: Path, *arguments: str, config: str = "lw_fedssl.yaml", tiny: list[str] = TINY_FEDERATION) -> Path:

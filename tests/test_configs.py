@@ -13,9 +13,9 @@ from same import assert_same
 from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, OnlyFitted, Unstarted
 
 from fedssl import FederatedSSL
-from fedssl.checkpoints import read_checkpoint
-from fedssl.cli import main
+from fedssl.__main__ import main
 from fedssl.comparison.grid import Grid
+from fedssl.training.checkpoints import read_checkpoint
 
 COMPARISON = ROOT / "configs" / "comparison.yaml"
 PAPER = ROOT / "configs" / "paper"
@@ -115,7 +115,7 @@ def measured(metrics: Path) -> list[dict[str, str]]:
 def test_it_runs_and_goes_on_bit_for_bit_after_a_kill(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedssl.checkpoints.KEPT", 99)
+    monkeypatch.setattr("fedssl.training.checkpoints.KEPT", 99)
     below = ["-c", str(PAPER / f"{LAYERS[path]}.yaml")] if path in LAYERS else []
     command, run = [*below, "-c", str(path), *shrunk(path)], tmp_path / "run"
     if path.stem == "evaluate":

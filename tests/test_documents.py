@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from shrunk import ROOT, TINY_FEDERATION, Unstarted
 
-from fedssl.cli import main
-from fedssl.datasets import registry
+from fedssl.__main__ import main
+from fedssl.data.datasets import registry
 from linear_eval import EvaluatedModule
 
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)

@@ -14,8 +14,8 @@ from processes import start, wait_for
 from shrunk import ROOT, TINY_FEDERATION, environment, hear_interrupts
 from wandb_file import history
 
-from fedssl.cli import main
-from fedssl.run_lock import check_free
+from fedssl.__main__ import main
+from fedssl.runs.run_lock import check_free
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 CONFIG = "lw_fedssl.yaml"

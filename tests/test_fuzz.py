@@ -12,7 +12,8 @@ import yaml
 from shrunk import Unstarted
 
 from benchmarks.reliability.cases import BASES, hostile, nonsense
-from fedssl.cli import FedSSLCLI, main
+from fedssl.__main__ import main
+from fedssl.cli.lightning import FedSSLCLI
 from fedssl.comparison.configuration import resolve
 
 BASE = "lw_fedssl"

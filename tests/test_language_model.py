@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from shrunk import TINY_TEXT
 
-from fedssl.cli import main
+from fedssl.__main__ import main
 
 CONFIG = ["-c", "pretrain_tiny_lm.yaml", *TINY_TEXT]
 

@@ -12,7 +12,7 @@ import torch
 from same import assert_same
 from shrunk import ROOT, TINY_FEDERATION, environment
 
-from fedssl.cli import main
+from fedssl.__main__ import main
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 # What passes between processes: results, failures, memories of alignment, start rule and bank, calibrated weights.

@@ -15,7 +15,26 @@ from shrunk import ROOT
 import layerwise
 import ssl_methods
 
-CORE = ("server", "local_update", "messages", "intake", "loop", "participation")
+FOLDERS = (
+    "utils",
+    "data",
+    "protocol",
+    "client",
+    "costs",
+    "devices",
+    "memory_budget",
+    "server",
+    "training",
+    "planning",
+    "runs",
+    "cli",
+    "flower",
+    "comparison",
+)
+"""The folders of the federation from the bottom up: each may import itself and those before it."""
+
+ROOT_MODULES = {"__init__", "__main__"}
+CORE = ("protocol", "client", "costs", "devices", "memory_budget", "server")
 ENGINES = {"pytorch_lightning", "lightning", "flwr", "ray"}
 LIBRARIES = {"layerwise", "ssl_methods", "linear_eval"}
 OURS = LIBRARIES | {"fedssl"}
@@ -35,6 +54,11 @@ def sources(folder: str) -> list[Path]:
 
 def imported(path: Path) -> set[str]:
     """Top-level names of everything a file imports, at any depth of its code."""
+    return {name.partition(".")[0] for name in imported_modules(path)}
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Dotted names of the modules that a file imports, at any depth of its code."""
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -42,7 +66,7 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names.append(node.module or "")
-    return {name.partition(".")[0] for name in names}
+    return names
 
 
 def compared_strings(code: str) -> Iterator[str]:
@@ -106,9 +130,24 @@ def test_the_entry_point_knows_only_the_federation() -> None:
     assert imported(ROOT / "train.py") - sys.stdlib_module_names == {"fedssl"}
 
 
-@pytest.mark.parametrize("module", CORE)
-def test_the_federations_core_imports_no_engine(module: str) -> None:
-    assert not imported(ROOT / "fedssl" / f"{module}.py") & ENGINES
+def test_every_part_of_the_federation_has_its_floor() -> None:
+    below = ROOT / "fedssl"
+    assert {path.parent.name for path in below.glob("*/__init__.py")} == set(FOLDERS)
+    assert {path.stem for path in below.glob("*.py")} == ROOT_MODULES
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_imports_lead_downwards_only(folder: str) -> None:
+    allowed = {f"fedssl.{below}" for below in FOLDERS[: FOLDERS.index(folder) + 1]}
+    for path in sources(f"fedssl/{folder}"):
+        ours = {".".join(name.split(".")[:2]) for name in imported_modules(path) if name.split(".")[0] == "fedssl"}
+        assert ours <= allowed, path
+
+
+@pytest.mark.parametrize("folder", CORE)
+def test_the_federations_core_imports_no_engine(folder: str) -> None:
+    for path in sources(f"fedssl/{folder}"):
+        assert not imported(path) & ENGINES, path
 
 
 @pytest.mark.parametrize("path", sources("fedssl"), ids=lambda path: path.relative_to(ROOT).as_posix())

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from shrunk import TINY, TINY_FEDERATION
 
-from fedssl.cli import main
+from fedssl.__main__ import main
 
 pytestmark = pytest.mark.slow
 RUN = ["-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false"]

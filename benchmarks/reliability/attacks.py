@@ -20,7 +20,10 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from benchmarks.record import write_record
 from benchmarks.reliability.tiny import IMAGES, answer, directions, norm_of, tiny_server, weights
-from fedssl.aggregation import (
+from fedssl.flower.records import Hello, Lacking, decode_answer, encode_answer, encode_hello
+from fedssl.flower.roster import Roster
+from fedssl.protocol.messages import Failure, Result, Tensors
+from fedssl.server.aggregation import (
     LDAWA,
     Aggregation,
     CoordinateMedian,
@@ -31,12 +34,9 @@ from fedssl.aggregation import (
     TrimmedMean,
     WeightedMean,
 )
-from fedssl.flower.records import Hello, Lacking, decode_answer, encode_answer, encode_hello
-from fedssl.flower.roster import Roster
-from fedssl.intake import MAX_UPDATE
-from fedssl.messages import Failure, Result, Tensors
-from fedssl.selection import FedHybridSelector, SmartFreezeSelector
-from fedssl.server import Server
+from fedssl.server.selection import FedHybridSelector, SmartFreezeSelector
+from fedssl.server.server import Server
+from fedssl.server.updates import MAX_UPDATE
 
 CLIENTS, HONEST_NORM = 10, 1.0
 MEANS: dict[str, Callable[[], Aggregation]] = {

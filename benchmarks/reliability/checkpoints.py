@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.record import write_record
 from benchmarks.reliability.tiny_run import RUN, fit, same
-from fedssl.checkpoints import read_checkpoint
+from fedssl.training.checkpoints import read_checkpoint
 
 NOTES = """
 A run of four rounds is stopped after the third. Its checkpoint is damaged and read again (upper rows), or its folder is

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.record import write_record
 from benchmarks.reliability.tiny_run import RUN, start
-from fedssl.checkpoints import checkpoints_of, read_checkpoint
+from fedssl.training.checkpoints import checkpoints_of, read_checkpoint
 
 NOTES = """
 Each run writes to a tmpfs of the given size of its own (root may mount it). "Filled" is a disk that another program

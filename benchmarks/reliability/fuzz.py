@@ -22,7 +22,8 @@ import yaml
 
 from benchmarks.record import write_record
 from benchmarks.reliability.cases import BASES, hostile, nonsense
-from fedssl.cli import FedSSLCLI, main
+from fedssl.__main__ import main
+from fedssl.cli.lightning import FedSSLCLI
 from fedssl.comparison.configuration import resolve
 
 NOTES = """

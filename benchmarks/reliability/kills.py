@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.record import write_record
 from benchmarks.reliability.tiny_run import CLIENTS, HEADS, QUIET, VIT, same, start
-from fedssl.checkpoints import read_checkpoint
+from fedssl.training.checkpoints import read_checkpoint
 
 NOTES = """
 Each chain is a run that is killed (SIGKILL) and resumed with `--ckpt_path last`, again and again, beside the same run

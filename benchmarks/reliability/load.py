@@ -17,8 +17,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from benchmarks.process_tree import run_measured
 from benchmarks.record import write_record
 from benchmarks.round_times import ONE_THREAD
-from fedssl.report.record import RunRecord
-from fedssl.report.run_report import REPORT, write_run_report
+from fedssl.runs.report.deliver import REPORT, write_run_report
+from fedssl.runs.report.record import RunRecord
 
 MIB = 2**20
 IMAGES, SIDE = 50_000, 16
@@ -98,7 +98,7 @@ def measure(clients: int, rounds: int, work: Path) -> dict[str, Any]:
     folder, rows = work / f"{clients}", work / f"{clients}.rounds"
     shutil.rmtree(folder, ignore_errors=True)
     rows.unlink(missing_ok=True)
-    command = [sys.executable, "-c", "from fedssl.cli import main; main()", "fit", "-c", "lw_fedssl.yaml", *MODEL]
+    command = [sys.executable, "-c", "from fedssl.__main__ import main; main()", "fit", "-c", "lw_fedssl.yaml", *MODEL]
     command += [f"--model.rounds={rounds}", f"--trainer.check_val_every_n_epoch={rounds}", f"--run_dir={folder}"]
     command += ["--data.dataset=medmnist:noise", f"--data.root={work}", "--data.eval_train_images=2000"]
     command += [f"--data.clients={clients}", "--trainer.logger=false"]

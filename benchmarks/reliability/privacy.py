@@ -15,9 +15,9 @@ from torch import Tensor
 
 from benchmarks.record import write_record
 from benchmarks.reliability.tiny import answer, directions, tiny_server, weights
-from fedssl.aggregation import Aggregation, PrivateMean, WeightedMean
-from fedssl.aggregation.private_mean import epsilon_of
-from fedssl.messages import Failure
+from fedssl.protocol.messages import Failure
+from fedssl.server.aggregation import Aggregation, PrivateMean, WeightedMean
+from fedssl.server.aggregation.private_mean import epsilon_of
 
 DELTA, CLIP = 1e-5, 1.0
 CONFIDENCE = 0.999

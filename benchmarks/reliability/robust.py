@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import write_record
-from fedssl.aggregation import Aggregation, CoordinateMedian, Krum, TrimmedMean, WeightedMean
+from fedssl.server.aggregation import Aggregation, CoordinateMedian, Krum, TrimmedMean, WeightedMean
 
 CLIENTS, SIZE = 12, 1000
 LIARS = (1, 4, 5, 6)

@@ -18,10 +18,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.record import write_record
-from fedssl.checkpoints import checkpoints_of, read_checkpoint
-from fedssl.run_folder import RESULTS
-from fedssl.run_lock import FolderHeldError, check_free
-from fedssl.tracking import read_rows
+from fedssl.runs.run_folder import RESULTS
+from fedssl.runs.run_lock import FolderHeldError, check_free
+from fedssl.training.checkpoints import checkpoints_of, read_checkpoint
+from fedssl.training.tracking import read_rows
 
 ROOT = Path(__file__).parents[2]
 NAME = "reliability_signals"
@@ -112,7 +112,7 @@ def _row(what: str, status: Any, outcome: str, seconds: float | None = None) -> 
 
 def _together(scratch: Path) -> Iterator[Row]:
     for where in ((), (f"--run_dir={scratch / 'same'}",)):
-        code = f"import os; os.chdir({str(scratch)!r}); from fedssl.cli import main; main()"
+        code = f"import os; os.chdir({str(scratch)!r}); from fedssl.__main__ import main; main()"
         command = ("-c", code, "fit")
         runs = [
             _start(scratch / f"{seed}", *SMALL, SHORT, QUIET, f"--seed_everything={seed}", *where, launcher=command)

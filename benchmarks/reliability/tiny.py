@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch.optim import SGD
 
-from fedssl.aggregation import Aggregation
-from fedssl.messages import Result, Tensors, flatten
-from fedssl.model import build_model
-from fedssl.participation import Participation
-from fedssl.selection import Selector
-from fedssl.server import Server
+from fedssl.protocol.messages import Result, Tensors, flatten
+from fedssl.protocol.parts import build_model
+from fedssl.server.aggregation import Aggregation
+from fedssl.server.participation import Participation
+from fedssl.server.selection import Selector
+from fedssl.server.server import Server
 from layerwise import EncoderSpec, EndToEnd
 from ssl_methods import SimCLR, TwoViews
 

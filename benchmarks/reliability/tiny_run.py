@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, equal
 
-from fedssl.cli import main
+from fedssl.__main__ import main
 
 ROOT = Path(__file__).parent.parent.parent
 VIT = "--model.encoder.options={patch_size: 4, depth: 2, embed_dim: 16, num_heads: 2, global_pool: avg}"

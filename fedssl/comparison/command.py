@@ -10,17 +10,17 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import PositiveInt
 from rich.console import Console
 
-from fedssl.cli import run_name
-from fedssl.cli_errors import brief
+from fedssl.cli.arguments import run_name
+from fedssl.cli.errors import brief
 from fedssl.comparison.comparison_report import comparison_page
 from fedssl.comparison.grid import Grid, plan_grid
 from fedssl.comparison.rows import Row, group_runs
 from fedssl.comparison.run import find_folders, read_run, run_of
 from fedssl.comparison.runner import run_missing
 from fedssl.comparison.table import as_csv, as_markdown, as_rich, make_tables
-from fedssl.files import write_atomically
-from fedssl.report.run_report import REPORT
-from fedssl.signals import status_of
+from fedssl.runs.report.deliver import REPORT
+from fedssl.training.signals import status_of
+from fedssl.utils.files import write_atomically
 
 DESCRIPTION = """
 Compares runs. With -c FILE: every combination of choices on the axes, with every seed; runs what is missing, resumes

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedssl.comparison import figures
+from fedssl.comparison import curves as figures
 from fedssl.comparison.configuration import differences
 from fedssl.comparison.curves import ACCURACY, Band, band, layer_similarity, records
 from fedssl.comparison.measures import ACCURACIES, COSTS, MEASURES, Measure
 from fedssl.comparison.rows import Row, baseline, ratio
 from fedssl.comparison.table import NOTE, ComparisonTable, make_tables, percent
-from fedssl.report.heat_map import heat_map
-from fedssl.report.page import Block, Picture, Section, Table, build_page
+from fedssl.runs.report.page import Block, Picture, Section, Table, build_page
+from fedssl.runs.report.theme import heat_map
 
 KNN = ACCURACIES[0]
 CKA = (

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from fedssl.cli import FedSSLCLI, main
-from fedssl.run_folder import CONFIG, RESULTS
-from fedssl.setting_differences import differences_of_flat, flatten
+from fedssl.cli.command import main
+from fedssl.cli.lightning import FedSSLCLI
+from fedssl.runs.changed_settings import differences_of_flat, flatten
+from fedssl.runs.run_folder import CONFIG, RESULTS
 
 Configuration = dict[str, Any]
 WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings", "show_images")

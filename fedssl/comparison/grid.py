@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count, product
 from pathlib import Path
 
-from fedssl.checkpoints import checkpoints_of
 from fedssl.comparison.configuration import Configuration, comparable, holds, read_results, resolve
-from fedssl.run_folder import CHECKPOINTS, CONFIG, RESULTS
-from fedssl.run_progress import shortfall
+from fedssl.runs.run_folder import CHECKPOINTS, CONFIG, RESULTS
+from fedssl.training.checkpoints import checkpoints_of
+from fedssl.training.run_progress import shortfall
 
 OURS = ("--run_dir", "--ckpt_path", "--seed_everything")
 Choices = dict[str, dict[str, str | None]]

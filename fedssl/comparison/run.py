@@ -11,9 +11,9 @@ from typing import Any
 from fedssl.comparison.configuration import Configuration, read_configuration, read_results
 from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.runner import rounds_done
-from fedssl.run_folder import CONFIG
-from fedssl.run_progress import shortfall
-from fedssl.setting_differences import flatten
+from fedssl.runs.changed_settings import flatten
+from fedssl.runs.run_folder import CONFIG
+from fedssl.training.run_progress import shortfall
 
 
 @dataclass(frozen=True)

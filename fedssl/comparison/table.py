@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from fedssl.comparison.configuration import differences
 from fedssl.comparison.measures import ACCURACIES, MEASURES, Measure, mean_and_deviation
 from fedssl.comparison.rows import Row, baseline, ratio
-from fedssl.results import ENCODERS
+from fedssl.runs.results import ENCODERS
 
 NOTE = (
     "Mean ± standard deviation over seeds, values of the last round. Costs are those of a client over the whole run "

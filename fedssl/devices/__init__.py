@@ -2,8 +2,7 @@
 
 from fedssl.devices.deadline import Deadline
 from fedssl.devices.depth import choose_variant, device_extents, fleet_stages
-from fedssl.devices.fleet import Delivery, Eligibility, Fleet
-from fedssl.devices.limits import Shortage, shortage
+from fedssl.devices.fleet import Delivery, Eligibility, Fleet, Shortage, shortage
 from fedssl.devices.profile import DeviceProfile
 from fedssl.devices.sources import DeviceClasses, DeviceFile, DeviceSource, RandomDevices
 

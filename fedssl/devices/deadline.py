@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from fedssl.messages import Failure, Result
+from fedssl.protocol.messages import Failure, Result
 
 ROUNDING = 1e-9
 """What a product of a share and a number may be too small by."""

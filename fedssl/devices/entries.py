@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fedssl.data.partition import apportion
 from fedssl.devices.profile import DeviceProfile
-from fedssl.partition import apportion
-from fedssl.units import parse_bytes, parse_rate
+from fedssl.utils.units import parse_bytes, parse_rate
 
 SHARE_TOLERANCE = 1e-6
 """How far shares may add up from 1, as thirds do that are written out."""

@@ -14,8 +14,8 @@ import yaml
 
 from fedssl.devices.entries import assign, parse_entries, parse_number
 from fedssl.devices.profile import DeviceProfile
-from fedssl.seeding import numpy_generator
-from fedssl.units import parse_bytes, parse_rate
+from fedssl.utils.seeding import numpy_generator
+from fedssl.utils.units import parse_bytes, parse_rate
 
 Range = tuple[float, float]
 

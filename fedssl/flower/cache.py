@@ -10,9 +10,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from fedssl.files import write_atomically
-from fedssl.messages import Tensors, content_id
-from fedssl.saved_state import UnusableStateError, read_state, write_state
+from fedssl.protocol.messages import Tensors, content_id
+from fedssl.utils.files import write_atomically
+from fedssl.utils.saved_state import UnusableStateError, read_state, write_state
 
 logger = logging.getLogger(__name__)
 RUNS_KEPT = 3
@@ -34,7 +34,7 @@ class ClientCache:
         client_id: The client; several of them may share a folder.
 
     Raises:
-        ValueError: The run id is not one of :func:`fedssl.flower.run_id.run_id`.
+        ValueError: The run id is not one of :func:`fedssl.flower.settings.run_id`.
     """
 
     def __init__(self, folder: Path, run_id: str, client_id: int) -> None:

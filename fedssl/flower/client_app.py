@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from fedssl.flower.node import read_node
 from fedssl.flower.records import decode_order, decode_question, encode_answer, encode_hello
 from fedssl.flower.worker import introduce, work
-from fedssl.messages import Failure
+from fedssl.protocol.messages import Failure
 
 logger = logging.getLogger(__name__)
 app = ClientApp()

@@ -11,8 +11,6 @@ from statistics import median
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from fedssl.engine import Engine
-from fedssl.flower.mail import pull
 from fedssl.flower.records import (
     Hello,
     Lacking,
@@ -24,12 +22,12 @@ from fedssl.flower.records import (
     wire_bytes,
 )
 from fedssl.flower.roster import Roster
-from fedssl.flower.run_id import run_id
-from fedssl.flower.settings import RoundSettings
-from fedssl.messages import Failure, Result, num_bytes
-from fedssl.participation import Cohort
-from fedssl.round_report import RoundReport
-from fedssl.server import Server
+from fedssl.flower.settings import RoundSettings, pull, run_id
+from fedssl.protocol.messages import Failure, Result, num_bytes
+from fedssl.server.engine import Engine
+from fedssl.server.participation import Cohort
+from fedssl.server.rounds import RoundReport
+from fedssl.server.server import Server
 from layerwise import Stage
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fedssl.units import parse_bytes
+from fedssl.utils.units import parse_bytes
 
 KEYS = ("client-id", "data-root", "images", "cache-dir", "memory", "device")
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from fedssl.client_data import Federation
-from fedssl.data import FederatedData
-from fedssl.datasets import ImageSet
-from fedssl.federated import FederatedSSL
+from fedssl.data.clients import Federation
+from fedssl.data.datasets import ImageSet
+from fedssl.data.images import FederatedData
+from fedssl.training.federated import FederatedSSL
 
 
 class OwnImages(FederatedData):
@@ -25,7 +25,7 @@ class OwnImages(FederatedData):
         clients: Number of clients.
         images_per_client: Images that a client is taken to have until it has said how many.
         auxiliary_dataset: Images of the server's calibration.
-        **kwargs: Those of :class:`fedssl.data.ImageData`.
+        **kwargs: Those of :class:`fedssl.data.images.ImageData`.
     """
 
     def __init__(

@@ -11,9 +11,9 @@ import yaml
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.cli import LightningArgumentParser
 
-from fedssl.class_paths import check_class_paths, restrict_class_paths
-from fedssl.client_data import ClientData
-from fedssl.federated import FederatedSSL
+from fedssl.cli.class_paths import check_class_paths, restrict_class_paths
+from fedssl.data.clients import ClientData
+from fedssl.training.federated import FederatedSSL
 from linear_eval import EvaluatedModule
 
 

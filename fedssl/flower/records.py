@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fedssl.messages import Failure, Parts, Result, Task, flatten, unflatten
+from fedssl.protocol.messages import Failure, Parts, Result, Task, flatten, unflatten
 from layerwise import Stage
 
 LONGEST_REASON = 300

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedssl.flower.mail import pull
 from fedssl.flower.records import Hello, decode_hello, malformed
+from fedssl.flower.settings import pull
 
 logger = logging.getLogger(__name__)
 

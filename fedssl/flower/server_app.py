@@ -8,12 +8,13 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedssl.cli import FedSSLCLI, main
-from fedssl.federated import FederatedSSL
+from fedssl.cli.command import main
+from fedssl.cli.lightning import FedSSLCLI
 from fedssl.flower.engine import FlowerEngine
 from fedssl.flower.recipe import write_recipe
 from fedssl.flower.settings import RoundSettings, command_line, round_settings
-from fedssl.memory.setting import MemorySetting
+from fedssl.memory_budget.setting import MemorySetting
+from fedssl.training.federated import FederatedSSL
 
 app = ServerApp()
 

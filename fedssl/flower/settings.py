@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import httpx
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from fedssl.utils.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -62,3 +70,29 @@ def command_line(config: Mapping[str, Any]) -> list[str]:
     arguments = ["fit", "-c", str(config["config"]), *shlex.split(str(config["arguments"]))]
     arguments += [f"--run_dir={config['run-dir']}"] if config["run-dir"] else []
     return arguments + ([f"--ckpt_path={config['resume']}"] if config["resume"] else [])
+
+
+RUN_ID = "run_id"
+
+
+def run_id(folder: Path) -> str:
+    """The id in the run's folder, drawn when it is first asked for."""
+    path = folder / RUN_ID
+    if not path.exists():
+        write_atomically(path, lambda temporary: temporary.write_text(uuid.uuid4().hex))
+    return path.read_text().strip()
+
+
+def pull(grid: Grid, message_id: str) -> Message | Exception | None:
+    """The reply to a message; ``None`` if there is none yet, an exception if it is there and cannot be read.
+
+    Raises:
+        httpx.HTTPError: The SuperLink cannot be reached.
+    """
+    try:
+        replies = list(grid.pull_messages([message_id]))
+    except httpx.HTTPError:
+        raise
+    except Exception as error:
+        return error
+    return replies[0] if replies else None

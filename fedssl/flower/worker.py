@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from fedssl.client_data import ClientData
-from fedssl.data import FederatedData
-from fedssl.datasets import SampleSet, load_images
+from fedssl.client.local_update import LocalUpdate
+from fedssl.data.clients import ClientData
+from fedssl.data.datasets import SampleSet, load_images
+from fedssl.data.images import FederatedData
 from fedssl.flower.cache import ClientCache
 from fedssl.flower.node import Node
 from fedssl.flower.own_images import OwnImages
 from fedssl.flower.recipe import read_recipe
 from fedssl.flower.records import Hello, Lacking, Order
-from fedssl.local_update import LocalUpdate
-from fedssl.messages import Failure, Result, Task, Tensors
-from fedssl.units import format_bytes
+from fedssl.protocol.messages import Failure, Result, Task, Tensors
+from fedssl.utils.units import format_bytes
 
 
 def introduce(node: Node, run_id: str, recipe: str) -> Hello:

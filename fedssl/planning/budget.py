@@ -11,12 +11,12 @@ from typing import Any
 
 from rich.console import Console
 
-from fedssl.memory.planner import StepPlanner
+from fedssl.costs.prediction import StepPredictor
+from fedssl.memory_budget.planner import StepPlanner
 from fedssl.planning.plan import Planner
-from fedssl.planning.prediction import StepPredictor
 from fedssl.planning.table import amount, plain_table
-from fedssl.shares import typical_choices
-from fedssl.units import format_bytes
+from fedssl.server.client_stage import typical_choices
+from fedssl.utils.units import format_bytes
 from layerwise import Scheme, Stage
 from layerwise.schemes import scheme_choices
 

@@ -7,13 +7,13 @@ import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from fedssl.costs.fake_step import StepPrediction
+from fedssl.costs.forecast import Forecast, largest_batch
 from fedssl.devices import DeviceProfile, DeviceSource, Fleet, fleet_stages
-from fedssl.federated import FederatedSSL
-from fedssl.participation import Participation
-from fedssl.planning.fake_step import StepPrediction
-from fedssl.planning.forecast import Forecast, largest_batch
 from fedssl.planning.traffic import ClientTraffic, RoundPlayer, RoundTraffic, by_client
-from fedssl.shares import typical_choices
+from fedssl.server.client_stage import typical_choices
+from fedssl.server.participation import Participation
+from fedssl.training.federated import FederatedSSL
 from layerwise import Scheme, Stage, layer_shares, paper_cost, reference_scheme
 
 

@@ -8,10 +8,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedssl.participation import Participation
 from fedssl.planning.plan import Planner
 from fedssl.planning.traffic import RoundPlayer
-from fedssl.shares import typical_choices
+from fedssl.server.client_stage import typical_choices
+from fedssl.server.participation import Participation
 from layerwise import Scheme
 from layerwise.schemes import scheme_choices
 

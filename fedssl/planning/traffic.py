@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from fedssl.calibration import Calibration
-from fedssl.messages import num_bytes
-from fedssl.model import SplitModel
-from fedssl.participation import Participation
-from fedssl.planning.forecast import Forecast
-from fedssl.shares import client_stage, typical_choices
+from fedssl.costs.forecast import Forecast
+from fedssl.protocol.messages import num_bytes
+from fedssl.protocol.parts import SplitModel
+from fedssl.server.calibration import Calibration
+from fedssl.server.client_stage import client_stage, typical_choices
+from fedssl.server.participation import Participation
 from layerwise import Scheme, Stage
 
 
@@ -55,8 +55,8 @@ class RoundPlayer:
     """Plays the rounds of a run without training.
 
     Cohorts and depth dropout are those that the run with this seed draws, and a frozen part is sent to a client exactly
-    if it changed since the client received it, as :class:`fedssl.server.Server` does. Updates that fail or come too
-    late are not foreseen, and a selector sees no losses.
+    if it changed since the client received it, as the server does. Updates
+    that fail or come too late are not foreseen, and a selector sees no losses.
 
     Args:
         model: Has the sizes of all parts.

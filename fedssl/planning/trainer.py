@@ -9,16 +9,15 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, Trainer
 from rich.console import Console
 
-from fedssl.client_data import ClientData
+from fedssl.data.clients import ClientData
 from fedssl.devices import DeviceFile
-from fedssl.federated import FederatedSSL
 from fedssl.planning.budget import fit_budget, print_budget
-from fedssl.planning.fleet_plan import plan_fleet, print_fleet
-from fedssl.planning.layer_table import layer_table, print_layer_table
+from fedssl.planning.fleet_plan import layer_table, plan_fleet, print_fleet, print_layer_table
 from fedssl.planning.plan import Planner, plan_as_dict
 from fedssl.planning.plot import check_plot, plot_plan
 from fedssl.planning.table import print_plan
-from fedssl.units import parse_bytes
+from fedssl.training.federated import FederatedSSL
+from fedssl.utils.units import parse_bytes
 from linear_eval import EvaluatedModule
 
 

@@ -18,9 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.checkpoint import checkpoint
 
-from layerwise.live_bytes import LiveBytes
 from layerwise.memory.codec import WIDTHS, StoredTensor
-from layerwise.meter import is_product
+from layerwise.meter import LiveBytes, is_product
 
 SMALLEST = 4096
 """Bytes of the smallest tensor that is worth compressing."""

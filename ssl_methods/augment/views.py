@@ -6,8 +6,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssl_methods.augment import checks, color
-from ssl_methods.augment.blur import gaussian_blur
+from ssl_methods.augment import color
+from ssl_methods.augment import draws as checks
+from ssl_methods.augment.color import gaussian_blur
 from ssl_methods.augment.draws import UnitDraws, apply_where_, between, draw_units
 from ssl_methods.augment.geometry import affine_matrices, crop_boxes, crop_matrices, flip_matrices, resample
 

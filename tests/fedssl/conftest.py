@@ -13,26 +13,26 @@ import torch
 from torch import Tensor
 from torch.optim import SGD
 
-from fedssl.aggregation import Aggregation, WeightedMean
-from fedssl.alignment import Alignment
-from fedssl.bank import ActivationBank
-from fedssl.calibration import Calibration
-from fedssl.datasets import ArrayImages
+from fedssl.client.bank import ActivationBank
+from fedssl.client.local_update import LocalUpdate
+from fedssl.client.start import StartRule
+from fedssl.costs.fake_step import StepPrediction
+from fedssl.costs.forecast import Forecast
+from fedssl.costs.prediction import StepPredictor
+from fedssl.data.datasets import ArrayImages
 from fedssl.devices import Deadline, DeviceProfile, Fleet
-from fedssl.federated import sgd
-from fedssl.local_update import LocalUpdate
-from fedssl.messages import Failure, Result, Task, flatten
-from fedssl.model import SplitModel, build_model
-from fedssl.participation import Cohort, Participation
-from fedssl.planning.fake_step import StepPrediction
-from fedssl.planning.forecast import Forecast
-from fedssl.planning.prediction import StepPredictor
-from fedssl.round_report import RoundReport
-from fedssl.selection import Selector
-from fedssl.server import Server
-from fedssl.start import StartRule
+from fedssl.protocol.messages import Failure, Result, Task, flatten
+from fedssl.protocol.parts import SplitModel, build_model
+from fedssl.server.aggregation import Aggregation, WeightedMean
+from fedssl.server.calibration import Calibration
+from fedssl.server.participation import Cohort, Participation
+from fedssl.server.rounds import RoundReport
+from fedssl.server.selection import Selector
+from fedssl.server.server import Server
+from fedssl.training.federated import sgd
 from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme, Stage
 from ssl_methods import BYOL, DigitsViews, MoCoV3, SimCLR, Supervised, TwoViews
+from ssl_methods.alignment import Alignment
 
 VIT = EncoderSpec(
     "vit_tiny_patch16_224",
@@ -238,7 +238,7 @@ def plan_cohorts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             present = next(rounds)
             return Cohort(present, tuple(c for c in range(clients) if c not in present))
 
-        monkeypatch.setattr("fedssl.participation.Participation.draw", draw)
+        monkeypatch.setattr("fedssl.server.participation.Participation.draw", draw)
 
     return plan
 

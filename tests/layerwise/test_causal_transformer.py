@@ -6,15 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from layerwise import (
-    CausalTransformerSpec,
-    EncoderSpec,
-    LayerWise,
-    Stage,
-    build_encoder,
-    paper_cost,
-    split_encoder,
-)
+from layerwise import CausalTransformerSpec, EncoderSpec, LayerWise, Stage, build_encoder, paper_cost, split_encoder
 from layerwise.paper_cost import part_costs
 
 SMALL = CausalTransformerSpec(vocabulary=11, context=6, depth=3, width=16, heads=2)

@@ -5,16 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerwise import (
-    EncoderSpec,
-    EndToEnd,
-    LayerWise,
-    Progressive,
-    Stage,
-    build_encoder,
-    keep_layers,
-    split_encoder,
-)
+from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, Stage, build_encoder, keep_layers, split_encoder
 
 LAYER_WISE = Stage(7, tuple(range(8)), (7,), False, 3)
 PROGRESSIVE = Stage(7, tuple(range(8)), tuple(range(8)), True, 3)

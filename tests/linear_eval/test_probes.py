@@ -7,8 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from linear_eval import Features, LogisticProbe, SGDProbe
+from linear_eval.finetune import warmup_cosine
 from linear_eval.probe import Standardizer, choose_regularization, stratified_split
-from linear_eval.schedule import warmup_cosine
 from linear_eval.sgd_probe import whitening_matrix
 
 FAST_SGD = SGDProbe(epochs=20, batch_size=32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.transforms import functional as tv
 
-from ssl_methods.augment.blur import blur_matrices, gaussian_blur
+from ssl_methods.augment.color import blur_matrices, gaussian_blur
 
 
 @pytest.mark.parametrize(("channels", "height", "width"), [(3, 16, 16), (1, 18, 18)])

@@ -9,7 +9,7 @@ import pytest
 from finished import configuration, results
 from shrunk import TINY_FEDERATION
 
-from fedssl.cli import main
+from fedssl.__main__ import main
 from fedssl.comparison import runner
 
 MakeRun = Callable[..., Path]

@@ -10,8 +10,7 @@ import pytest
 from finished import MIB, configuration, results
 
 from fedssl.comparison.comparison_report import comparison_page, panels, sentence
-from fedssl.comparison.curves import Band, band, layer_similarity
-from fedssl.comparison.figures import accuracy_over_rounds, cost_shares
+from fedssl.comparison.curves import Band, accuracy_over_rounds, band, cost_shares, layer_similarity
 from fedssl.comparison.measures import COSTS
 from fedssl.comparison.rows import Row, group_runs
 from fedssl.comparison.run import Run, read_run

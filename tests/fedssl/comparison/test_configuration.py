@@ -7,9 +7,9 @@ import pytest
 import yaml
 from shrunk import TINY_FEDERATION
 
-from fedssl.cli import main
+from fedssl.__main__ import main
 from fedssl.comparison.configuration import comparable, differences, holds, read_configuration, resolve
-from fedssl.setting_differences import flatten
+from fedssl.runs.changed_settings import flatten
 
 ENCODER = {"encoder": {"name": "vit", "options": {"depth": 2}}}
 

@@ -12,8 +12,8 @@ import pytest
 from fedssl.comparison import runner
 from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.runner import reason_of_failure, rounds_done, run_missing
-from fedssl.run_lock import FolderHeldError, held
-from fedssl.signals import Ended
+from fedssl.runs.run_lock import FolderHeldError, held
+from fedssl.training.signals import Ended
 
 STAND_IN = """
 import json, sys

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedssl.devices import Deadline
-from fedssl.messages import Failure, Parts, Result
+from fedssl.protocol.messages import Failure, Parts, Result
 
 NAMES = ("stem", "block.0", "block.1", "tail", "head.projector")
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from fedssl.costs.forecast import Need
 from fedssl.devices import DeviceProfile, Fleet, choose_variant, device_extents, fleet_stages, shortage
-from fedssl.planning.forecast import Need
 from layerwise import AllSmall, EndToEnd, LastLayers, Stage
 
 BLOCK, FROZEN = 100, 10

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from fedssl.costs.forecast import Forecast, Need, batches_of_epoch
+from fedssl.costs.prediction import StepPredictor
 from fedssl.devices import Deadline, Delivery, DeviceProfile, Fleet
 from fedssl.devices.fleet import EMPTY_ROUND_SECONDS
 from fedssl.devices.profile import SECONDS_A_DAY
-from fedssl.messages import Failure, Result
-from fedssl.participation import Participation
-from fedssl.planning.forecast import Forecast, Need, batches_of_epoch
-from fedssl.planning.prediction import StepPredictor
+from fedssl.protocol.messages import Failure, Result
+from fedssl.server.participation import Participation
 from layerwise import LayerWise, Stage
 
 STAGES = [Stage(0, (0,), (0,), True, 1), Stage(1, (0, 1), (1,), False, 1)]

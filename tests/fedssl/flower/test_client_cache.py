@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedssl.flower.cache import ClientCache
-from fedssl.messages import content_id
+from fedssl.protocol.messages import content_id
 
 OLD, NEW = ({"w": torch.full((3,), value), "n": torch.tensor(2)} for value in (1.0, 2.0))
 

@@ -13,7 +13,7 @@ import torch
 from loopback import Loopback, make_certificates
 from shrunk import ROOT, TINY_FEDERATION
 
-from fedssl.cli import main
+from fedssl.__main__ import main
 
 pytestmark = [pytest.mark.slow]
 Start = Callable[..., Loopback]

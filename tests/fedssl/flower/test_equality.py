@@ -10,8 +10,8 @@ import pytest
 import torch
 from shrunk import TINY_FEDERATION
 
-from fedssl.cli import main
-from fedssl.export import timm_state
+from fedssl.__main__ import main
+from fedssl.training.export import timm_state
 from layerwise import EncoderSpec, build_encoder
 
 LAYERWISE = (

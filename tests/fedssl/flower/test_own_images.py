@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from shrunk import TINY
 
-from fedssl.cli import main
+from fedssl.__main__ import main
 
 OWN = [
     "--data=fedssl.flower.own_images.OwnImages",

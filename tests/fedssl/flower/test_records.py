@@ -25,7 +25,7 @@ from fedssl.flower.records import (
     wire_bytes,
 )
 from fedssl.flower.roster import Roster
-from fedssl.messages import Failure, Parts, flatten, num_bytes
+from fedssl.protocol.messages import Failure, Parts, flatten, num_bytes
 
 
 def same(a: Parts, b: Parts) -> bool:

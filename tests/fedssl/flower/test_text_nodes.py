@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from shrunk import TINY_TEXT
 
-from fedssl.cli import main
+from fedssl.__main__ import main
 
 FEW = [*TINY_TEXT, "--model.participation=2", "--data.partition=IID", "--trainer.logger=false"]
 

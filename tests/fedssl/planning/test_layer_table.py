@@ -7,10 +7,10 @@ from typing import Any
 
 from rich.console import Console
 
+from fedssl.costs.forecast import Forecast
+from fedssl.costs.prediction import StepPredictor
 from fedssl.devices import DeviceProfile, Fleet
-from fedssl.planning.forecast import Forecast
-from fedssl.planning.layer_table import layer_table, print_layer_table
-from fedssl.planning.prediction import StepPredictor
+from fedssl.planning.fleet_plan import layer_table, print_layer_table
 from layerwise import LastLayers
 
 

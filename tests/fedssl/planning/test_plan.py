@@ -12,7 +12,7 @@ from pytorch_lightning import Trainer
 from torch.optim import AdamW
 
 from fedssl import ActivationBank, Calibration, Dirichlet, FederatedData, FederatedSSL, GlobalAlignment
-from fedssl.cli import main
+from fedssl.__main__ import main
 from fedssl.planning.plan import Planner, paper_convention, plan_as_dict, total
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, Scheme
 from ssl_methods import BYOL, DigitsViews, MoCoV3, NaturalViews, SimCLR

@@ -1,0 +1,77 @@
+"""Arguments as the user types them, completed before the parser sees them."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+CONFIG_FOLDERS = (Path(), Path("configs"), Path(__file__).parents[2] / "configs")
+
+
+SUBCOMMANDS = ("fit", "validate", "test", "plan")
+
+
+COMPARE = "compare"
+
+
+def prepare_arguments(arguments: list[str]) -> list[str]:
+    """Completes bare configuration names and flags, and refuses a configuration before the sub-command.
+
+    Raises:
+        SystemExit: A configuration stands before the sub-command, where LightningCLI would ignore it, or a
+            file does not exist.
+    """
+    prepared: list[str] = []
+    after_flag = False
+    for argument in _complete_flags(arguments):
+        flag, _, value = argument.partition("=")
+        is_config = flag in ("-c", "--config")
+        if is_config and not any(name in prepared for name in (*SUBCOMMANDS, COMPARE)):
+            sys.exit(f"error: {argument} must follow the sub-command: train.py fit -c FILE")
+        if after_flag:
+            argument = str(find_config(argument))
+        elif is_config and value:
+            argument = f"{flag}={find_config(value)}"
+        after_flag = is_config and not value
+        prepared.append(argument)
+    return prepared
+
+
+def _complete_flags(arguments: list[str]) -> list[str]:
+    """Writes flags as the parser wants them.
+
+    A bare ``--json`` is ``--json=true``, ``--device-profile`` may have its hyphen, and a value that begins with a minus
+    is joined to its flag, so that it is refused for what it says.
+    """
+    completed: list[str] = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
+        flag, equals, value = argument.partition("=")
+        if flag == "--json" and not equals and following.startswith("-"):
+            argument = "--json=true"
+        elif flag == "--device-profile":
+            argument = f"--device_profile{equals}{value}"
+        if re.match(r"-\d", argument) and completed and completed[-1].startswith("--"):
+            completed[-1] += f"={argument}"
+        else:
+            completed.append(argument)
+    return completed
+
+
+def find_config(name: str) -> Path:
+    """A configuration file, as given or in ``configs/``.
+
+    Raises:
+        SystemExit: There is none of that name.
+    """
+    for folder in CONFIG_FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    known = sorted(path.name for path in CONFIG_FOLDERS[-1].glob("*.yaml"))
+    sys.exit(f"error: no configuration {name!r}, neither here nor in configs/: there are {', '.join(known)}")
+
+
+def run_name(arguments: list[str]) -> str:
+    """Name of the configuration: the stem of the last file given, or ``run``."""
+    files = [argument for argument in arguments if argument.endswith((".yaml", ".yml"))]
+    return Path(files[-1].partition("=")[2] or files[-1]).stem if files else "run"

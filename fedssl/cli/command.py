@@ -1,0 +1,93 @@
+"""Run the command line: one line for each mistake of a user, one status for each end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from fedssl.cli.arguments import prepare_arguments
+from fedssl.cli.class_paths import restrict_class_paths
+from fedssl.cli.errors import BriefParser, one_line, root_cause
+from fedssl.cli.lightning import TRAINER_DEFAULTS, FedSSLCLI
+from fedssl.planning.trainer import PlanningTrainer
+from fedssl.server.server import AllClientsFailedError
+from fedssl.training.processes import process_rank
+from fedssl.training.ranks import RankLostError
+from fedssl.training.signals import ended_by_signals
+from linear_eval import EvaluatedModule
+
+USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError, RankLostError, MisconfigurationException)
+
+
+Command = Callable[[list[str]], int]
+
+
+def main(
+    arguments: list[str] | None = None,
+    cli: Callable[..., FedSSLCLI] = FedSSLCLI,
+    further: Mapping[str, Command] = MappingProxyType({}),
+) -> None:
+    """Runs the command line.
+
+    Args:
+        arguments: Instead of the program's own.
+        cli: Runs what was asked for.
+        further: Sub-commands that are not Lightning's, by name; each returns its exit status.
+    """
+    arguments = prepare_arguments(sys.argv[1:] if arguments is None else arguments)
+    sys.argv[1:] = arguments
+    # Clients' last batches differ in size, and oneDNN prepares every convolution anew that its cache has forgotten.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+    _quieten()
+    restrict_class_paths()
+    with ended_by_signals():
+        _run(arguments, cli, further)
+
+
+def _run(arguments: list[str], cli: Callable[..., FedSSLCLI], further: Mapping[str, Command]) -> None:
+    try:
+        if arguments and arguments[0] in further:
+            sys.exit(further[arguments[0]](arguments[1:]))
+        cli(
+            EvaluatedModule,
+            LightningDataModule,
+            parser_class=BriefParser,
+            parser_kwargs={"description": "Federated self-supervised learning. See also: train.py compare --help"},
+            trainer_class=PlanningTrainer,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=42,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            trainer_defaults=TRAINER_DEFAULTS,
+        )
+    except USER_ERRORS as error:
+        if os.environ.get("FEDSSL_DEBUG"):
+            raise
+        process = f"process {process_rank()}: " if process_rank() else ""
+        sys.exit(f"error: {process}{one_line(str(root_cause(error)))}\n(FEDSSL_DEBUG=1 shows where)")
+
+
+def _quieten() -> None:
+    """Silences what is of no use to a user of this command line."""
+    os.environ.setdefault("WANDB_SILENT", "true")
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if process_rank():
+        logging.getLogger("fedssl").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*overridden `transfer_batch_to_device`.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*when logging on epoch level in distributed setting.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,218 @@
+"""Turns the command line's long error reports into the one line a user needs."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from jsonargparse import Namespace
+from pytorch_lightning import Trainer
+from pytorch_lightning.cli import LightningArgumentParser
+
+from fedssl.cli.class_paths import OWN
+from fedssl.cli.setting_names import similar_settings
+from fedssl.client.start import StartRule
+from fedssl.data.partition import Partitioner
+from fedssl.devices import DeviceSource
+from fedssl.server.aggregation import Aggregation
+from fedssl.server.selection import Selector
+from layerwise import BlockPerturbation, Scheme
+from linear_eval import EvaluatedModule
+from ssl_methods import Method, TwoViews
+from ssl_methods.alignment import Alignment
+
+CLASSES: dict[str, type] = {
+    "model": EvaluatedModule,
+    "method": Method,
+    "scheme": Scheme,
+    "augment": TwoViews,
+    "alignment": Alignment,
+    "aggregation": Aggregation,
+    "partition": Partitioner,
+    "selector": Selector,
+    "devices": DeviceSource,
+    "start": StartRule,
+    "pace": BlockPerturbation,
+}
+NOISE = re.compile(
+    r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value"
+    r"|Expected a path but|Problem with given class_path|^Parser key|does not correspond to a subclass of"
+)
+MISFIT = (AttributeError, LookupError, TypeError)
+"""What settings of another kind than a class expects raise in it."""
+
+KEY = re.compile(r'Parser key "([\w.]+)"')
+FORBIDDEN = re.compile(r"Importing '(\S+)' is not allowed")
+UNKNOWN_OPTION = re.compile(r"Option '([\w.]+)' is not accepted|unrecognized arguments: --([\w.]+)")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)|has no attribute '(\w+)'.* Got value: (\S+)")
+OTHER_TYPE = re.compile(r"Expected '(\S+)' to be a (?:subclass of|function that returns) <class '([\w.]+)'>")
+OTHER_CLASS = re.compile(r"does not correspond to a subclass of (\w+)")
+EXPECTED = re.compile(r"Expected a <class '(\w+)'>")
+GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
+LONG = 200
+NO_MAPPING = re.compile(r"'\w+' object has no attribute 'keys'")
+PLAIN = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+}
+PLAIN |= {"dict": "a mapping", "NoneType": "null"}
+
+
+class BriefParser(LightningArgumentParser):
+    """Prints what was wrong instead of the whole usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Ends the program with a short message."""
+        sys.exit(f"error: {one_line(brief(message))}\n(train.py fit --help and --print_config show all settings)")
+
+
+def brief(message: str) -> str:
+    """What is wrong, and what is allowed, of a parser's report."""
+    keys = KEY.findall(message)
+    where = f"{'.'.join(keys)}: " if keys else ""
+    return where + (_known(message, keys[-1].rpartition(".")[2] if keys else "") or _telling_lines(message))
+
+
+def _known(message: str, key: str) -> str:
+    """A report of a kind that is known; empty for others."""
+    if found := FORBIDDEN.search(message):
+        return (
+            f"{found[1]} is not allowed: a configuration can name classes of {', '.join(OWN)}, of their dependencies, "
+            "and of your own files beside train.py, in the working folder or on PYTHONPATH"
+        )
+    if found := UNKNOWN_OPTION.search(message):
+        name = found[1] or found[2]
+        near = similar_settings(name.rpartition(".")[2])
+        return f"{name!r} is not accepted" + (f"; did you mean {', or '.join(near)}?" if near else "")
+    if found := OTHER_TYPE.search(message):
+        return f"{found[1]} is no {found[2].rpartition('.')[2]}"
+    if NO_MAPPING.search(message):
+        return "expected a mapping of settings"
+    given = GIVEN.search(message)
+    if found := OTHER_CLASS.search(message):
+        allowed = allowed_classes(key)
+        return f"{given[1] if given else 'this'} is no {found[1]}" + (
+            f"; allowed: {', '.join(allowed)}" if allowed else ""
+        )
+    plain = [PLAIN[name] for name in dict.fromkeys(EXPECTED.findall(message)) if name in PLAIN]
+    plain = allowed_classes(key) + plain
+    if given and plain:
+        return f"expected {' or '.join(plain)}, got {shorten(given[1])!r}"
+    if found := UNKNOWN_CLASS.search(message):
+        allowed = allowed_classes(key)
+        return f"unknown class {found[1] or found[3]!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
+    return ""
+
+
+def shorten(text: str, length: int = 60) -> str:
+    """Leaves out the end of what is too long for a message."""
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def one_line(text: str) -> str:
+    """A message without line ends and without words that nobody would read to their end."""
+    return " ".join(shorten(word) if len(word) > LONG else word for word in text.split())
+
+
+def _telling_lines(message: str) -> str:
+    lines = [line.strip(" -\t") for line in message.splitlines()]
+    telling = [line for line in lines if line and not NOISE.search(line)]
+    return "; ".join(dict.fromkeys(telling or lines))
+
+
+def allowed_classes(key: str) -> list[str]:
+    """Names of the classes that a setting accepts."""
+    base = CLASSES.get(key)
+    return sorted(_leaves(base)) if base else []
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error behind the parser's wrapping of it.
+
+    Of several classes that a setting may have, the parser's cause is what the first one says, though another was meant.
+    """
+    while error.__cause__ is not None and NOISE.search(str(error)):
+        cause = error.__cause__
+        error = ValueError(brief(str(error))) if NOISE.search(str(cause)) and not cause.__cause__ else cause
+    return misfit(error, None) if isinstance(error, MISFIT) else error
+
+
+@contextmanager
+def blame_settings(config: Any = None) -> Iterator[None]:
+    """Turns what only settings of another kind raise, while they are parsed or classes made, into an error in one line.
+
+    Args:
+        config: The configuration that classes are made from, for the key of the class at fault.
+
+    Raises:
+        ValueError: For such an error.
+    """
+    try:
+        yield
+    except MISFIT as error:
+        raise misfit(error, config) from error
+
+
+def misfit(error: BaseException, config: Any) -> ValueError:
+    """Says which class could not be made, the innermost of those that the traceback goes through, and why."""
+    keys = {path.rpartition(".")[2]: key for key, path in _class_paths(config)}
+    where, step = "", error.__traceback__
+    while step:
+        made = type(step.tb_frame.f_locals.get("self"))
+        if step.tb_frame.f_code.co_name in ("__init__", "__post_init__") and made.__module__.partition(".")[0] in OWN:
+            name = "trainer" if issubclass(made, Trainer) else keys.get(made.__name__, made.__name__)
+            where = f"{name.replace('.init_args', '')}: "
+        step = step.tb_next
+    return ValueError(f"{where}a setting is of the wrong kind: {error}")
+
+
+def check_nulls(config: Any) -> None:
+    """Looks for null where it means nothing, which the parser lets through.
+
+    Args:
+        config: Of a sub-command, in which every class was imported already.
+
+    Raises:
+        ValueError: A setting is null whose default and type are not.
+    """
+    classes = {key: _imported(path) for key, path in _class_paths(config)} | {"trainer": Trainer}
+    for place, made in classes.items():
+        settings = config[place].get("init_args", config[place]) if made else {}
+        parameters = {p.name: p for base in reversed(made.__mro__) for p in _own(base)} if made else {}
+        for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
+            known = parameters.get(name)
+            if value is None and known and known.default is not None and "None" not in str(known.annotation):
+                place = place.replace(".init_args", "")
+                raise ValueError(f"{place}.{name} must not be null: leave it out for its default")
+
+
+def _own(each: type) -> list[inspect.Parameter]:
+    own = vars(each).get("__init__")
+    return list(inspect.signature(own).parameters.values()) if inspect.isfunction(own) else []
+
+
+def _imported(path: str) -> type | None:
+    module, _, name = path.rpartition(".")
+    named = getattr(sys.modules.get(module), name, None)
+    return named if isinstance(named, type) else None
+
+
+def _class_paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Where classes stand in a configuration: keys that lead there, and the class."""
+    for key, value in vars(config).items() if isinstance(config, Namespace) else ():
+        if key == "class_path" and isinstance(value, str):
+            yield prefix, value
+        yield from _class_paths(value, f"{prefix}.{key}".lstrip("."))
+
+
+def _leaves(base: Any) -> set[str]:
+    below = {name for child in base.__subclasses__() for name in _leaves(child)}
+    return below or {base.__name__}

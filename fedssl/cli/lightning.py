@@ -1,0 +1,353 @@
+"""The command line, on top of Lightning's."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
+from pytorch_lightning import LightningModule
+from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar, Timer
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.trainer import Trainer
+from pytorch_lightning.utilities import rank_zero_only
+
+from fedssl.cli.arguments import SUBCOMMANDS, run_name
+from fedssl.cli.class_paths import check_class_paths
+from fedssl.cli.errors import blame_settings, check_nulls
+from fedssl.data.clients import ClientData
+from fedssl.data.disclosure import may_show_images
+from fedssl.data.images import ImageData
+from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
+from fedssl.runs.pace_plot import plot_pace
+from fedssl.runs.results import (
+    accuracy_over_simulated_time,
+    collect_results,
+    print_results,
+    print_shortfall,
+    write_results,
+)
+from fedssl.runs.run_folder import (
+    AUTO,
+    CHECKPOINTS,
+    CONFIG,
+    RESULTS,
+    choose_run_folder,
+    find_checkpoint,
+    is_finished,
+    open_run_folder,
+)
+from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
+from fedssl.training.federated import FederatedSSL
+from fedssl.training.pretraining import Pretraining
+from fedssl.training.processes import check_trainer, process_rank, process_settings
+from fedssl.training.progress import RoundProgress, working
+from fedssl.training.signals import OUT_OF_TIME, HearSignals, out_of_time
+from fedssl.training.tracking import WANDB_ID, MetricsCSV, define_axes, log_again, wandb_logger
+from fedssl.utils.files import write_atomically
+from linear_eval import EvaluatedModule
+
+METRICS = "metrics.csv"
+
+TRAINER_DEFAULTS = {
+    "devices": 1,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 1,
+    "enable_model_summary": False,
+}
+
+# jsonargparse hands null on as the text "None" where a class is set within a class.
+_load_yaml = get_loader("yaml")
+
+set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), exceptions=(yaml.YAMLError,))
+
+
+class FedSSLCLI(LightningCLI):
+    """LightningCLI with one folder a run, exact resume and results at the end.
+
+    Args:
+        *args: Those of ``LightningCLI``, which does everything when it is made.
+        **kwargs: Those of ``LightningCLI``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._begun = False
+        with ExitStack() as self._until_the_end:
+            super().__init__(*args, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """``fit``, ``validate``, ``test`` and ``plan``."""
+        every = LightningCLI.subcommands() | {"plan": {"model", "datamodule"}}
+        return {name: every[name] for name in SUBCOMMANDS}
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The seed is always a number: a run that nobody can repeat is no use."""
+        parser.add_argument("--seed_everything", type=int, default=42, help="Seed of every random choice.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where the run writes, and how much it says."""
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help="Folder of the run; by default the next free runs/<name of the configuration>/<number>.",
+        )
+        parser.add_argument(
+            "--changed_settings",
+            type=Literal["refuse", "accept"],
+            default="refuse",
+            help="Whether a run may go on from a checkpoint that was made with other settings.",
+        )
+        parser.add_argument(
+            "--show_images",
+            type=bool | None,
+            default=None,
+            help="Whether images of the data stand in report.html, details.npz and Weights & Biases; by default those "
+            "of public data sets only.",
+        )
+        parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As in Lightning; what a configuration of another shape does to the parser is no traceback."""
+        with blame_settings():
+            super().parse_arguments(parser, args)
+        trainer = self.config[self.config.subcommand].trainer
+        if not isinstance(trainer, Namespace):
+            raise ValueError(f"trainer: expected a mapping of settings, got {trainer}")
+
+    def instantiate_classes(self) -> None:
+        """As in Lightning, from class paths that were checked."""
+        check_class_paths(self.config)
+        check_nulls(self._config)
+        with blame_settings(self._config):
+            super().instantiate_classes()
+
+    def before_instantiate_classes(self) -> None:
+        """Finds folder and checkpoint, and sets what follows from the model."""
+        config = self._config
+        ckpt_path = config.get("ckpt_path")
+        self.folder = self._open_run_folder(config.run_dir, ckpt_path)
+        if ckpt_path == AUTO and is_finished(self.folder):
+            sys.exit(self._say_finished())
+        checkpoint = find_checkpoint(ckpt_path, self.folder)
+        made = read_checkpoint(checkpoint) if checkpoint else None
+        if ckpt_path:
+            config.ckpt_path = str(checkpoint) if checkpoint else None
+        self._set_rounds()
+        self._notes: dict[str, Any] = {}
+        if self.subcommand == "fit":
+            self._compare_settings(made)
+
+    def _compare_settings(self, made: dict[str, Any] | None) -> None:
+        """Refuses settings other than those of the checkpoint, unless the change is accepted, which counts once."""
+        accept, self._config.changed_settings = self._config.changed_settings == "accept", "refuse"
+        self._dump_config()
+        self._notes = notes_of_run(self.config_dump, made)
+        changed = changed_settings(self._notes["settings"], made) if made else {}
+        check_changes(changed, accept)
+        for name, (then, now) in changed.items() if process_rank() == 0 else ():
+            print(f"resumed with another {name}: {then} before, {now} now", file=sys.stderr)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds run folder, loggers, checkpoints and progress display to the configured trainer."""
+        configured = self._get(self.config_init, "trainer")
+        if configured["default_root_dir"] is not None:
+            raise ValueError("trainer.default_root_dir has no effect, everything is in the run folder: set --run_dir")
+        callbacks, plugins = _as_list(configured["callbacks"]), _as_list(configured["plugins"])
+        wanted = configured["enable_checkpointing"] is not False
+        if wanted and not any(isinstance(callback, Checkpoint) for callback in callbacks):
+            callbacks.append(RoundCheckpoint(self.folder / CHECKPOINTS))
+        shown = configured["enable_progress_bar"] is not False
+        if shown and not any(isinstance(callback, ProgressBar) for callback in callbacks):
+            callbacks.append(RoundProgress(self._config.more))
+        if self._writes:
+            # Opened when nothing can be refused any more; a run whose rounds are all done has no start of training.
+            begin = dict.fromkeys(("on_train_start", "on_fit_end"), self._begin)
+            callbacks.append(LambdaCallback(**begin, on_validation_epoch_end=_log_round))
+        if configured["max_time"] and not any(isinstance(callback, Timer) for callback in callbacks):
+            # Lightning's own ends an epoch in the middle, and takes it for a whole one when the run is resumed.
+            callbacks.append(Timer(configured["max_time"], interval="epoch"))
+        return super().instantiate_trainer(
+            max_time=None,
+            default_root_dir=str(self.folder),
+            logger=self._loggers(configured["logger"]),
+            callbacks=[HearSignals(), *callbacks],
+            plugins=[*plugins, AtomicCheckpointIO(self._notes)],
+            **process_settings(configured["strategy"], configured["devices"]),
+            **kwargs,
+        )
+
+    def before_fit(self) -> None:
+        """Loads the data, checks that everything fits, and shows who holds what."""
+        self._started = time.perf_counter()
+        if isinstance(self.model, FederatedSSL):
+            check_trainer(self.trainer, self.model.rounds)
+        self.datamodule.setup("fit")
+        if isinstance(self.model, Pretraining):
+            with working("preparing"):
+                self.model.prepare(self.datamodule)
+        self._describe()
+
+    def after_fit(self) -> None:
+        """Evaluates, exports the encoder and prints the results."""
+        if self._config.trainer.fast_dev_run:
+            return
+        if isinstance(self.model, Pretraining) and not self.trainer.global_step:
+            reason = self.model.progress.reason if self.model.progress else ""
+            raise ValueError("nothing was trained" + (f": {reason}" if reason else ""))
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        self._finish(RESULTS, time.perf_counter() - self._started)
+        if out_of_time(self.trainer):
+            sys.exit(self._say_out_of_time())
+
+    def before_test(self) -> None:
+        """Starts the clock."""
+        self._started = time.perf_counter()
+
+    def after_test(self) -> None:
+        """Prints and keeps what the evaluation found."""
+        self._finish("test.json", time.perf_counter() - self._started)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Lightning's own table of the test metrics is left out: ours follows."""
+        quiet = {"verbose": False} if subcommand == "test" else {}
+        return super()._prepare_subcommand_kwargs(subcommand) | quiet
+
+    @rank_zero_only
+    def _describe(self) -> None:
+        if isinstance(self.datamodule, ClientData):
+            print(self.datamodule.table(), file=sys.stderr)
+        if isinstance(self.model, FederatedSSL):
+            for stage in self.model.eligibility():
+                print(stage, file=sys.stderr)
+
+    @rank_zero_only
+    def _finish(self, file: str, seconds: float) -> None:
+        assert isinstance(self.model, EvaluatedModule)
+        results = collect_results(self.model, seconds)
+        if isinstance(self.model, Pretraining) and file == RESULTS:
+            self._export(self.model)
+            over_time = accuracy_over_simulated_time(self.folder / METRICS)
+            results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
+            results |= {"resumed_with_changes": self._notes["changes"]} if self._notes["changes"] else {}
+            if isinstance(self.model, FederatedSSL) and self.model.pace:
+                plot_pace(self.folder / METRICS, self.folder / "pace.png")
+        write_results(results, self.folder / file)
+        print_results(results, self.folder)
+        if isinstance(self.model, Pretraining) and file == RESULTS:
+            self._report(self.model)
+        print_shortfall(results)
+
+    def _export(self, module: Pretraining) -> None:
+        """Writes the encoder; one of a run that ended early may be too shallow for timm, which costs no results."""
+        try:
+            module.export(self.folder / "encoder")
+        except ValueError as error:
+            if not module.progress or module.progress.finished:
+                raise
+            print(f"no encoder: {error}", file=sys.stderr)
+
+    def _report(self, module: Pretraining) -> None:
+        """Draws the report; the results are safe, so whatever goes wrong here does not end the run with an error."""
+        from fedssl.runs.report.deliver import deliver_report  # its drawing libraries take a while to load
+
+        try:
+            with working("drawing the report"):
+                shown = self._config.show_images
+                page = deliver_report(module, self.datamodule, self.folder, self.trainer.loggers, shown)
+            hidden = shown is None and isinstance(self.datamodule, ImageData) and not may_show_images(self.datamodule)
+            print(f"report: {page}" + " (without your images; --show_images true shows them)" * hidden)
+        except Exception as error:
+            if os.environ.get("FEDSSL_DEBUG"):
+                raise
+            print(f"no report: {error} (FEDSSL_DEBUG=1 shows where)", file=sys.stderr)
+
+    def _open_run_folder(self, run_dir: str | None, ckpt_path: str | None) -> Path:
+        """The run's folder; if the run writes there it belongs to this process from now on."""
+        parent = Path("runs") / run_name(sys.argv[1:])
+        if ckpt_path == AUTO and self.subcommand != "fit":
+            raise ValueError(f"--ckpt_path auto begins or resumes a fit: {self.subcommand} needs last or a file")
+        begins = self._writes or (self.subcommand == "test" and ckpt_path is None)
+        if not begins or process_rank():
+            return choose_run_folder(run_dir, ckpt_path, parent)
+        return self._until_the_end.enter_context(open_run_folder(run_dir, ckpt_path, parent))
+
+    @rank_zero_only
+    def _say_finished(self) -> None:
+        print(f"{self.folder} is finished: its results are in {self.folder / RESULTS}")
+
+    def _say_out_of_time(self) -> int:
+        if not process_rank():
+            rounds, longer = self.trainer.current_epoch, f"--run_dir {self.folder} --ckpt_path auto"
+            said = f"stopped after {rounds} rounds by trainer.max_time; a longer one goes on with {longer}"
+            print(said, file=sys.stderr)
+        return OUT_OF_TIME
+
+    @rank_zero_only
+    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Everything was checked: writes the configuration, which makes the folder a run, and starts W&B."""
+        if self._begun:
+            return
+        self._begun = True
+        changes = [f"# resumed with another {name}: {values}\n" for name, values in self._notes["changes"].items()]
+        text = "".join(changes) + yaml.safe_dump(self.config_dump, sort_keys=False)
+        write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
+        rows = self._csv.resume(trainer.global_step)
+        if self._config.trainer.logger in (None, True):
+            name = "-".join(self.folder.parts[-2:])
+            trainer.loggers = [*trainer.loggers, wandb_logger(self.folder, name, self.config_dump)]
+        wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+        for logger in wandb_loggers:
+            define_axes(logger, "round" if isinstance(module, FederatedSSL) else "epoch")
+            log_again(logger, rows)
+        if wandb_loggers:
+            write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(str(wandb_loggers[0].version)))
+
+    def _loggers(self, configured: Any) -> list[Logger]:
+        """A CSV file always; W&B, unless other loggers are configured or ``logger`` is false, when the run begins."""
+        if not self._writes:
+            return []
+        self._csv = MetricsCSV(self.folder / METRICS)
+        self._dump_config()
+        return [self._csv, *_as_list(configured)]
+
+    @property
+    def _writes(self) -> bool:
+        """Whether this trains and leaves a run folder."""
+        return self.subcommand == "fit" and not self._config.trainer.fast_dev_run
+
+    @property
+    def _config(self) -> Any:
+        return self.config[self.subcommand]
+
+    def _set_rounds(self) -> None:
+        """A federated round is an epoch, so the number of epochs follows from the rounds."""
+        rounds = self._config.model.get("init_args", {}).get("rounds")
+        if rounds is None:
+            return
+        given = self._config.trainer.max_epochs
+        if given not in (None, rounds):
+            raise ValueError(f"trainer.max_epochs {given} differs from model.rounds {rounds}: leave it out")
+        self._config.trainer.max_epochs = rounds
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning looks for hyper-parameters in the checkpoint here; ours has none."""
+
+
+def _log_round(trainer: Trainer, module: LightningModule) -> None:
+    """The row of an online evaluation names its round: W&B would fill it in too, but not in time for every row."""
+    if isinstance(module, FederatedSSL):
+        module.log("round", float(trainer.current_epoch))
+
+
+def _as_list(value: Any) -> list[Any]:
+    if isinstance(value, list):
+        return list(value)
+    return [] if value in (None, True, False) else [value]

@@ -1,0 +1,88 @@
+"""Full names of all settings, for those who know the last word only."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+from pytorch_lightning import LightningDataModule, Trainer
+from torch.optim import SGD, AdamW
+
+from fedssl.client.bank import ActivationBank
+from fedssl.client.start import StartRule
+from fedssl.data.partition import Partitioner
+from fedssl.devices import Deadline, DeviceSource
+from fedssl.server.aggregation import Aggregation
+from fedssl.server.calibration import Calibration
+from fedssl.server.selection import Selector
+from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
+from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
+from ssl_methods import Method, TwoViews
+from ssl_methods.alignment import Alignment
+
+PLACES: dict[str, tuple[type, ...]] = {
+    "trainer": (Trainer,),
+    "model": (EvaluatedModule,),
+    "model.encoder": (EncoderSpec, CausalTransformerSpec),
+    "model.method": (Method,),
+    "model.augment": (TwoViews,),
+    "model.optimizer": (AdamW, SGD),
+    "model.scheme": (Scheme,),
+    "model.selector": (Selector,),
+    "model.devices": (DeviceSource,),
+    "model.deadline": (Deadline,),
+    "model.bank": (ActivationBank,),
+    "model.pace": (BlockPerturbation,),
+    "model.start": (StartRule,),
+    "model.alignment": (Alignment,),
+    "model.calibration": (Calibration,),
+    "model.aggregation": (Aggregation,),
+    "model.server_optimizer": (SGD,),
+    "model.evaluation": (EvaluationSettings,),
+    "model.finetuning": (FinetuneSettings,),
+    "data": (LightningDataModule,),
+    "data.partition": (Partitioner,),
+}
+"""Which classes a configuration can have where; those below them too."""
+
+OTHER_WORDS = {"learning_rate": "lr", "epochs": "local_epochs"}
+FIRST = 3
+
+
+def similar_settings(name: str) -> list[str]:
+    """Full names of the settings whose last word is the name, or nearly so, the model's and the shortest first.
+
+    Where only some of the classes that can stand there have it, these are named.
+    """
+    names = _names()
+    word = OTHER_WORDS.get(name, name)
+    words = [word] if word in names else get_close_matches(word, names, n=1)
+    found = {path: owners for word in words for path, owners in names[word].items()}
+    ranked = sorted(found, key=lambda path: (not path.startswith("model."), len(path)))
+    return [f"--{path}{_whose(path, found[path])}" for path in ranked[:FIRST]]
+
+
+def _whose(path: str, owners: set[str]) -> str:
+    place = path.rpartition(".")[0]
+    every = {each.__name__ for base in PLACES[place] for each in _below(base) if not inspect.isabstract(each)}
+    return f" of {' and '.join(sorted(owners))}" if owners < every and len(owners) <= FIRST else ""
+
+
+@cache
+def _names() -> dict[str, dict[str, set[str]]]:
+    """For every last word the full names, and for these the classes that have the setting."""
+    names: dict[str, dict[str, set[str]]] = {}
+    for place, bases in PLACES.items():
+        for each in {each for base in bases for each in _below(base) if not inspect.isabstract(each)}:
+            for name in inspect.signature(each).parameters:
+                names.setdefault(name, {}).setdefault(f"{place}.{name}", set()).add(each.__name__)
+    return names
+
+
+def _below(base: Any) -> Iterator[Any]:
+    yield base
+    for child in base.__subclasses__():
+        yield from _below(child)

@@ -1,0 +1,162 @@
+"""What a bank of activations holds, and when it is filled."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedssl.protocol.messages import Task
+from fedssl.utils.units import format_bytes, parse_bytes
+from layerwise import Stage
+from layerwise.memory import InfeasibleBudgetError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ActivationBank:
+    """Clients run the frozen prefix once, and train the active part from its stored outputs.
+
+    Of every image ``pairs`` views of either kind are drawn, passed through the prefix and stored in few bits. A local
+    step takes one stored view of either kind of each image at random, so that ``pairs`` squared pairs can come.
+    Augmentation is thereby limited to the stored views, and their activations are rounded: this is an approximation.
+    Where nothing is frozen, there is no bank, and steps are as usual.
+
+    A bank is filled when a stage begins, when a frozen part changed (by calibration, or as depth dropout draws others),
+    and every ``refresh`` rounds.
+
+    Args:
+        pairs: Views of either kind stored of an image.
+        refresh: Rounds after which new views are drawn; ``None``: none but at the stages' beginnings.
+        bits: Of a stored value, 16 or 8.
+        budget: Most bytes of one client's bank, such as "256MiB".
+        folder: Where banks are mapped to files; ``None``: they are held in memory.
+    """
+
+    pairs: int = 4
+    refresh: int | None = None
+    bits: Literal[16, 8] = 16
+    budget: str = "1GiB"
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("pairs", self.pairs), ("refresh", self.refresh)):
+            if value is not None and value < 1:
+                raise ValueError(f"bank.{name} must be at least 1, got {value}")
+        if self.bits not in (16, 8):
+            raise ValueError(f"bank.bits must be 16 or 8, got {self.bits}")
+        parse_bytes(self.budget)
+
+    def settings(self) -> str:
+        """What decides the content, for people."""
+        return f"{self.pairs} pairs of {self.bits} bits, refresh {self.refresh}"
+
+    @property
+    def path(self) -> Path | None:
+        """The folder of the files."""
+        return None if self.folder is None else Path(self.folder)
+
+    def period(self, round_: int) -> int:
+        """Rounds of one period have the same stored views."""
+        return round_ // self.refresh if self.refresh else 0
+
+    def content(self, task: Task) -> str:
+        """What the bank for a task is made from, besides the client's images and the seed; empty if there is none."""
+        if not task.frozen_ids:
+            return ""
+        frozen = ", ".join(f"{name} {content}" for name, content in task.frozen_ids.items())
+        return f"stage {task.stage.index}, period {self.period(task.round)}: {frozen}"
+
+    def size(self, num_images: int, shapes: Iterable[Shape]) -> int:
+        """Bytes of the bank of a client.
+
+        Args:
+            num_images: That it holds.
+            shapes: Of the prefix's outputs for one image, one for each view.
+        """
+        return sum(bytes_of_rows(self.pairs * num_images, shape, self.bits) for shape in shapes)
+
+    def check(self, stage: Stage, num_images: int, shapes: Sequence[Shape]) -> None:
+        """Whether the bank of a client is within the budget.
+
+        Raises:
+            InfeasibleBudgetError: It is not; the message has the bytes that it needs.
+        """
+        needed = self.size(num_images, shapes)
+        if needed > parse_bytes(self.budget):
+            raise InfeasibleBudgetError(
+                f"the bank of {num_images} images needs {format_bytes(needed)} ({needed} bytes) at stage "
+                f"{stage.index + 1} with {self.pairs} pairs in {self.bits} bits, more than bank.budget {self.budget}: "
+                "raise it, or use fewer pairs or 8 bits",
+                needed,
+            )
+
+
+LEVELS = 255
+"""Steps between the smallest and the largest of 8-bit values that share a scale."""
+
+
+class Rows:
+    """A table with one activation a row.
+
+    With 16 bits rows are half-precision floats. With 8 bits they are codes: the values of a row with the same first
+    index (those of a token, or of a channel) share a smallest value and a step, and are rounded to the nearest.
+
+    Args:
+        count: Rows.
+        shape: Of one activation.
+        bits: 16 or 8.
+        folder: Where the values are mapped to a file, which disappears with the table; ``None``: in memory.
+
+    Raises:
+        OSError: The folder has no space for them.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, ...], bits: int, folder: Path | None) -> None:
+        self._values = _table((count, *shape), torch.float16 if bits == 16 else torch.uint8, folder)
+        self._scales = None if bits == 16 else _table((2, count, shape[0]), torch.float32, folder)
+
+    def write(self, start: int, activations: Tensor) -> None:
+        """Fills the rows from ``start`` on with activations (B, ...)."""
+        rows = slice(start, start + len(activations))
+        values = activations.detach().float().cpu()
+        if self._scales is not None:
+            groups = values.flatten(2)
+            least, most = groups.aminmax(dim=2)
+            step = (most - least) / LEVELS
+            self._scales[0, rows], self._scales[1, rows] = least, step
+            codes = (groups - least[..., None]) / step.clamp_min(torch.finfo(step.dtype).tiny)[..., None]
+            values = codes.round_().clamp_(0, LEVELS).view_as(values)
+        self._values[rows] = values.to(self._values.dtype)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """The activations in these rows (B,), float32 (B, ...)."""
+        values = self._values[rows].float()
+        if self._scales is not None:
+            least, step = self._scales[:, rows, :, None]
+            values.flatten(2).mul_(step).add_(least)
+        return values
+
+
+def bytes_of_rows(count: int, shape: tuple[int, ...], bits: int) -> int:
+    """Bytes that a table takes."""
+    return count * (prod(shape) * bits // 8 + (0 if bits == 16 else 2 * 4 * shape[0]))
+
+
+def _table(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
+    if folder is None:
+        return torch.empty(shape, dtype=dtype)
+    folder.mkdir(parents=True, exist_ok=True)
+    needed, free = prod(shape) * dtype.itemsize, shutil.disk_usage(folder).free
+    if needed > free:  # a mapped file that finds no space ends the process without a word
+        raise OSError(f"{folder} has {format_bytes(free)} left, and a bank needs {format_bytes(needed)} there")
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="bank-") as file:
+        return torch.from_file(file.name, shared=True, size=prod(shape), dtype=dtype).view(shape)

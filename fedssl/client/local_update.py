@@ -1,0 +1,229 @@
+"""What a client does in a round: a plain, deterministic function of task, data and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from fedssl.client.bank import ActivationBank
+from fedssl.client.client_banks import ClientBanks, Source
+from fedssl.client.start import StartRule
+from fedssl.client.training_loop import CostBook, LoopReport, MemoryPlans, NonFiniteLossError, train_epochs
+from fedssl.data.datasets import SampleSet
+from fedssl.protocol.messages import Failure, Result, Task, Tensors, flatten, unflatten
+from fedssl.protocol.parts import SplitModel
+from fedssl.utils.saved_state import check_same
+from fedssl.utils.seeding import derive_seed, torch_generator
+from layerwise import Stage, StepCost
+from layerwise.memory import InfeasibleBudgetError
+from ssl_methods import SSLMethod
+from ssl_methods.alignment import Alignment, Memory, ProximalTerm
+
+
+@dataclass
+class ClientMemory:
+    """What one client keeps between rounds.
+
+    Args:
+        layers: Names of the parts it trained.
+        alignment: What the alignment remembers of them.
+        weights: Their tensors after training, by ``part/name``; empty without a start rule.
+        notes: Numbers that the start rule keeps.
+        bank: What its activation bank was made from, so that it is not counted again; empty if there is none.
+    """
+
+    layers: list[str]
+    alignment: Memory | None
+    weights: Tensors
+    notes: dict[str, float]
+    bank: str = ""
+
+
+class LocalUpdate:
+    """One resident model that trains any number of clients, one after the other.
+
+    Args:
+        model: The resident model; its weights are overwritten by every task.
+        epochs: Local epochs a round.
+        batch_size: Images a step.
+        alignment: Representation alignment, if any.
+        proximal: mu of the FedProx term; 0 switches it off.
+        start: What clients start a round from; ``None``: the global weights.
+        seed: Seed of the run.
+        recall: Gives a frozen part that the client holds, by part name and content id.
+        plans: Keep local steps within a memory budget; ``None``: there is none.
+        bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
+
+    Attributes:
+        memories: What clients keep between rounds, by id.
+    """
+
+    def __init__(
+        self,
+        model: SplitModel,
+        epochs: int,
+        batch_size: int,
+        alignment: Alignment | None,
+        proximal: float,
+        start: StartRule | None,
+        seed: int,
+        recall: Callable[[str, str], Tensors],
+        plans: MemoryPlans | None = None,
+        bank: ActivationBank | None = None,
+    ) -> None:
+        self.model = model
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.alignment = alignment
+        self.proximal = proximal
+        self.start = start
+        self.seed = seed
+        self.plans = plans
+        self.banks = ClientBanks(bank, seed) if bank else None
+        self.book = CostBook()
+        self._recall = recall
+        self._loaded: dict[str, str] = {}
+        self._stage: Stage | None = None
+        self.memories: dict[int, ClientMemory] = {}
+
+    def __call__(self, task: Task, images: SampleSet) -> Result | Failure:
+        """Trains on one client's images from the task's weights.
+
+        After an exception the next client trains as if there had been none.
+        """
+        try:
+            return self._attempt(task, images)
+        except BaseException:
+            self._clean()
+            raise
+
+    def _attempt(self, task: Task, images: SampleSet) -> Result | Failure:
+        self._receive(task)
+        memory = self._memory(task)
+        self._start(task, memory)
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, "local", task.round, task.client_id))
+            try:
+                report = self._train(task, images, memory)
+            except NonFiniteLossError as error:
+                return Failure(task.client_id, str(error))
+            except InfeasibleBudgetError as error:
+                return Failure(task.client_id, str(error), skipped=self.plans is not None and self.plans.changing)
+        if report.steps == 0:
+            return Failure(task.client_id, f"{len(images)} images are too few to contrast", skipped=True)
+        self._remember(task)
+        return self._result(task, len(images), report)
+
+    def _receive(self, task: Task) -> None:
+        for name, content in task.frozen_ids.items():
+            if self._loaded.get(name) != content:
+                self.model.write({name: task.frozen.get(name) or self._recall(name, content)})
+                self._loaded[name] = content
+        self.model.write(task.active)
+        for name in task.active:
+            self._loaded.pop(name, None)
+        if task.stage != self._stage:
+            self.model.attach(task.stage)
+            if self.alignment:
+                assert isinstance(self.model.method, SSLMethod)
+                self.alignment.attach(self.model.method)
+            self._stage = task.stage
+
+    def _clean(self) -> None:
+        """Forgets what an interrupted step left: gradients, which would be added to the next, and half-read parts."""
+        for parameter in self.model.method.parameters():
+            parameter.grad = None
+        self._loaded, self._stage = {}, None
+
+    def _start(self, task: Task, memory: ClientMemory | None) -> None:
+        method = self.model.method
+        method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
+        method.loss_terms = []
+        if self.alignment:
+            assert isinstance(method, SSLMethod)
+            self.alignment.start(method, memory.alignment if memory else None)
+            method.loss_terms.append(self.alignment)
+        if self.proximal:
+            method.loss_terms.append(ProximalTerm(method, self.proximal))
+        if self.start and memory:
+            weights = self.start.start(flatten(task.active), memory.weights, memory.notes)
+            self.model.write(unflatten(weights))
+        method.start()
+
+    def _train(self, task: Task, images: SampleSet, memory: ClientMemory | None) -> LoopReport:
+        shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
+        remembers, method, stage = memory is not None and memory.alignment is not None, self.model.method, task.stage
+        kind = f"stage {stage.index}, {stage.extent} of {len(stage.present)} trained"
+        plans = self.plans.begin(task, method) if self.plans else None
+        size, book = self.batch_size, self.book
+        banked = self.banks(task, method, images, size, book, kind) if self.banks else nullcontext(Source(images))
+        kind += ", with memory" if remembers else ""
+        with banked as source:
+            report = train_epochs(method, source.images, self.epochs, size, shuffle, book, kind + source.kind, plans)
+        before = self.memories.get(task.client_id)
+        filled = before is None or before.bank != self._bank(task)
+        return replace(report, macs=report.macs + (source.macs if filled else 0))
+
+    def _bank(self, task: Task) -> str:
+        return self.banks.rule.content(task) if self.banks else ""
+
+    def _memory(self, task: Task) -> ClientMemory | None:
+        """What the client remembers, if it is of the layers that it trains now."""
+        memory = self.memories.get(task.client_id)
+        return memory if memory and memory.layers == list(task.active) else None
+
+    def _remember(self, task: Task) -> None:
+        bank = self._bank(task)
+        if not self.alignment and not self.start and not bank:
+            return
+        before, method = self._memory(task), self.model.method
+        alignment = None
+        if self.alignment:
+            assert isinstance(method, SSLMethod)
+            alignment = self.alignment.remember(method)
+        weights = flatten(self.model.read(task.active)) if self.start else {}
+        kept = {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
+        if kept or alignment is not None or bank:
+            notes = before.notes if before else {}
+            self.memories[task.client_id] = ClientMemory(list(task.active), alignment, kept, notes, bank)
+
+    def _result(self, task: Task, num_images: int, report: LoopReport) -> Result:
+        parts = self.model.read(self.model.trained_names(task.stage))
+        return Result(
+            task.client_id, parts, num_images, report.loss, report.squared_loss, report.macs, report.activation_bytes
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that a resumed run must share with its checkpoint."""
+        return {
+            "method": type(self.model.method).__name__,
+            "local epochs": self.epochs,
+            "batch size": self.batch_size,
+            "micro-batch": self.model.micro_batch,
+            "proximal": self.proximal,
+            "alignment": type(self.alignment).__name__,
+            "start": type(self.start).__name__,
+            "bank": self.banks.rule.settings() if self.banks else None,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What clients remember between rounds, and the step costs measured so far."""
+        costs = [[*key, cost.macs, cost.activation_bytes] for key, cost in self.book.costs.items()]
+        memories = {client: dict(vars(memory)) for client, memory in self.memories.items()}
+        seconds = self.book.times.seconds()
+        return {"costs": costs, "memories": memories, "seconds": seconds, "settings": self.settings()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`.
+
+        Raises:
+            ValueError: It comes from a run with other local settings.
+        """
+        check_same(state["settings"], self.settings())
+        self.book.costs = {(kind, batch): StepCost(m, a) for kind, batch, m, a in state["costs"]}
+        self.book.times.restore(state["seconds"])
+        self.memories = {client: ClientMemory(**memory) for client, memory in state["memories"].items()}

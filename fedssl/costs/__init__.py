@@ -1,0 +1,1 @@
+"""What a local step costs, found on tensors without data."""

@@ -1,0 +1,1 @@
+"""Who holds which samples: data sets, their division among clients, and what evaluates."""

@@ -1,0 +1,112 @@
+"""Pixels to uint8 of one square size: resizing, cropping, grey and RGB; for arrays and for image files."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision.transforms.v2.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+# ITU-R 601 luma (0.299, 0.587, 0.114) in 16-bit fixed point as Pillow has it, so that arrays and files agree
+LUMA = (19595, 38470, 7471)
+CHUNK_BYTES = 32 * 2**20
+
+
+def to_grey(images: Tensor) -> Tensor:
+    """ITU-R 601 luma of RGB images: uint8 (N, 3, H, W) to uint8 (N, 1, H, W), rounded to nearest."""
+    red, green, blue = (images[:, c].to(torch.int32) * weight for c, weight in enumerate(LUMA))
+    return ((red + green + blue + 2**15) >> 16).to(torch.uint8).unsqueeze(1)
+
+
+def square(images: np.ndarray, image_size: int, channels: int) -> Tensor:
+    """Brings an array of images to one square size and number of channels.
+
+    The shorter side is scaled (bilinear, antialiased) and the centre cut out, a chunk of images at a time.
+
+    Args:
+        images: uint8 (N, C, H, W), C 1 or 3; may be a strided view or a memory map.
+        image_size: Height and width of the result in pixels.
+        channels: 1 or 3. Grey images become RGB as a view that stores one channel only.
+
+    Returns:
+        uint8 (N, channels, image_size, image_size).
+    """
+    stored = min(images.shape[1], channels)
+    result = torch.empty(len(images), stored, image_size, image_size, dtype=torch.uint8)
+    step = max(1, CHUNK_BYTES // max(int(np.prod(images.shape[1:])), stored * image_size**2))
+    for start in range(0, len(images), step):
+        chunk = torch.from_numpy(np.array(images[start : start + step]))
+        if stored < chunk.shape[1]:
+            chunk = to_grey(chunk)
+        if min(chunk.shape[2:]) != image_size:
+            chunk = F.resize(chunk, [image_size], antialias=True)
+        result[start : start + step] = F.center_crop(chunk, [image_size])
+    return result.expand(-1, channels, -1, -1)
+
+
+def read_image(path: Path, image_size: int, channels: int) -> Tensor:
+    """Decodes an image file to uint8 (channels, image_size, image_size), scaled and cropped like ``square``.
+
+    Large JPEG files are decoded at a reduced size first, which is several times faster and close to equal.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is no readable 8-bit image; the message names the file.
+    """
+    try:
+        with Image.open(path) as file:
+            if file.mode[0] in "IF":
+                raise ValueError(f"mode {file.mode} has more than 8 bits a channel; convert it to 8 bits")
+            file.draft(None, (image_size, image_size))  # JPEG: decode at 1/2, 1/4 or 1/8, not below
+            image = file.convert("L" if channels == 1 else "RGB")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+    scale = image_size / min(image.size)
+    width, height = (max(image_size, round(side * scale)) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - image_size) // 2, (height - image_size) // 2
+    image = image.crop((left, top, left + image_size, top + image_size))
+    pixels = np.array(image).reshape(image_size, image_size, channels)
+    return torch.from_numpy(pixels.transpose(2, 0, 1))
+
+
+class PackedPaths:
+    """Paths as one array of bytes below their common folder.
+
+    A list of a million ``Path`` objects takes hundreds of megabytes, and touching their reference counts
+    copies it into every forked worker; one array does neither.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        parents = {str(path.parent) for path in paths}
+        self.root = os.path.commonpath(parents) if parents else ""
+        self._names = np.array([os.fsencode(os.path.relpath(path, self.root)) for path in paths], dtype=bytes)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> Path:
+        return Path(self.root, os.fsdecode(bytes(self._names[index])))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files directly in ``folder``, sorted by name, without hidden ones; none if it does not exist."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS) and not e.name.startswith(".")]
+    return [folder / name for name in sorted(names)]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly in ``folder``, sorted by name, without hidden ones; none if it does not exist."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))

@@ -1,0 +1,124 @@
+"""The data sets by name, and the one function that loads any of them."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedssl.data.datasets.cifar import CIFAR10, CIFAR100
+from fedssl.data.datasets.digits import DIGITS
+from fedssl.data.datasets.fashion_mnist import FASHION_MNIST
+from fedssl.data.datasets.folders import FOLDER_LOADERS
+from fedssl.data.datasets.medmnist import MEMBER_AT_SIZE, MEMBERS, medmnist_loader
+from fedssl.data.datasets.pixels import square
+from fedssl.data.datasets.samples import ArrayImages, FileImages, ImageSet
+from fedssl.data.datasets.source import Arrays, Files, Loader
+from fedssl.data.datasets.stl10 import STL10
+
+DATASETS: dict[str, Loader] = {
+    "digits": DIGITS,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "stl10": STL10,
+    "fashion_mnist": FASHION_MNIST,
+    **FOLDER_LOADERS,
+    **{member: medmnist_loader(member) for member in MEMBERS},
+}
+
+
+def is_public(name: str) -> bool:
+    """Whether a data set is one that everybody has: neither a folder nor an npz file of somebody's own."""
+    return (name in DATASETS and name != "folder") or MEMBER_AT_SIZE.fullmatch(name) is not None
+
+
+def find_loader(name: str) -> Loader:
+    """The loader of a data set; raises ValueError with the nearest names for an unknown one."""
+    if name in DATASETS:
+        return DATASETS[name]
+    prefix, colon, stem = name.partition(":")
+    if prefix == "medmnist" and colon and stem:
+        return medmnist_loader(stem)
+    if MEMBER_AT_SIZE.fullmatch(name):
+        return medmnist_loader(name)
+    near = get_close_matches(name.lower(), DATASETS, n=3)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    known = ", ".join(DATASETS)
+    raise ValueError(f"unknown data set {name!r}: {hint}known are {known}, and medmnist:<name of an npz file>")
+
+
+def load_images(
+    name: str,
+    split: str,
+    root: str | Path,
+    image_size: int | None = None,
+    channels: int | None = None,
+    in_memory: bool | None = None,
+    download: bool = True,
+    memory_limit: int = 4 * 2**30,
+) -> ImageSet:
+    """Loads one split of a data set as uint8 images of one square size.
+
+    Args:
+        name: A key of ``DATASETS``, a member of MedMNIST with a size (``bloodmnist_64``), or
+            ``medmnist:<stem>`` for a file ``<stem>.npz`` of MedMNIST's form.
+        split: "train" or "test"; some have more ("val" in MedMNIST, "unlabeled" in STL-10 and COCO).
+        root: The folder of the data sets.
+        image_size: Height and width in pixels; None is the data set's own size.
+        channels: 1 (grey, ITU-R 601 luma) or 3 (RGB); None is the data set's own, 3 for image files.
+        in_memory: True decodes all files now, False when they are asked for, None decodes now if the pixels
+            fit into ``memory_limit``. Data sets that are stored as arrays can only be held in memory.
+        download: Whether to download a data set that is absent and that can be downloaded.
+        memory_limit: In bytes; only matters if ``in_memory`` is None.
+
+    Raises:
+        ValueError: If an argument is not allowed, a file is damaged, or the split has no images.
+        FileNotFoundError: If a file is absent and could not be downloaded; says how to get it.
+    """
+    loader = find_loader(name)
+    if split not in loader.splits:
+        raise ValueError(f"split {split!r} of {name} does not exist: allowed are {', '.join(loader.splits)}")
+    if image_size is not None and image_size <= 0:
+        raise ValueError(f"image_size must be positive, got {image_size}")
+    if channels not in (None, 1, 3):
+        raise ValueError(f"channels must be 1 or 3, got {channels}")
+    root = Path(root).expanduser().absolute()
+    found = loader.read(root, split, download)
+    if len(found.labels) == 0:
+        raise ValueError(f"split {split!r} of {name} has no images under {root}")
+    if isinstance(found, Arrays):
+        return hold_arrays(name, found, image_size, channels, in_memory, memory_limit)
+    return open_files(name, found, image_size, channels, in_memory, memory_limit)
+
+
+def hold_arrays(
+    name: str, found: Arrays, image_size: int | None, channels: int | None, in_memory: bool | None, limit: int
+) -> ArrayImages:
+    """Resizes arrays once; refuses ``in_memory=False``, and by default what exceeds ``limit`` bytes."""
+    if in_memory is False:
+        raise ValueError(f"in_memory=False: {name} is stored as arrays and can only be held in memory")
+    size = image_size or min(found.images.shape[2:])
+    channels = channels or found.images.shape[1]
+    needed = len(found.images) * min(channels, found.images.shape[1]) * size**2
+    if in_memory is None and needed > limit:
+        raise ValueError(
+            f"{name} at {size}x{size} takes {needed} bytes, more than memory_limit {limit}: "
+            "choose a smaller image_size, raise memory_limit or set in_memory=True"
+        )
+    labels = torch.from_numpy(np.asarray(found.labels, np.int64))
+    return ArrayImages(name, square(found.images, size, channels), labels, found.classes)
+
+
+def open_files(
+    name: str, found: Files, image_size: int | None, channels: int | None, in_memory: bool | None, limit: int
+) -> ImageSet:
+    """Wraps image files; decodes them all now if asked to, or if they fit into ``limit`` bytes."""
+    size = image_size or found.image_size
+    if size is None:
+        raise ValueError(f"{name} has images of different sizes: set image_size")
+    labels = torch.from_numpy(np.asarray(found.labels, np.int64))
+    files = FileImages(name, found.paths, labels, found.classes, size, channels or 3)
+    needed = len(files) * files.channels * size**2
+    if in_memory or (in_memory is None and needed <= limit):
+        return ArrayImages(name, files.gather(torch.arange(len(files))), labels, found.classes)
+    return files

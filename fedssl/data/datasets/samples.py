@@ -1,0 +1,196 @@
+"""What clients train on: samples with labels, read in batches by index."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from fedssl.data.datasets.pixels import PackedPaths, read_image
+
+
+class SampleSet(Dataset, ABC):
+    """Samples of one shape with integer labels.
+
+    A set is a list of rows into a storage that it may share with other sets, so that ``subset`` copies no sample: a
+    federation of a thousand clients holds every one once.
+
+    Attributes:
+        name: The data set's name.
+        labels: Class of each sample, int64 (N,); -1 where there is none.
+        classes: Names of the classes, in the order of the labels; empty for unlabelled data.
+        modality: What the samples are, ``images`` or ``text``.
+        in_memory: Whether the samples are held in memory.
+
+    Raises:
+        ValueError: Labels are no whole numbers.
+    """
+
+    modality: ClassVar[str]
+    in_memory: ClassVar[bool]
+
+    def __init__(self, name: str, labels: Tensor, classes: Sequence[str]) -> None:
+        if labels.is_floating_point() and not bool((labels == labels.floor()).all() and labels.isfinite().all()):
+            raise ValueError(f"labels of {name} must be whole numbers")
+        self.name = name
+        self.labels = labels.to(torch.int64)
+        self.classes = tuple(classes)
+        self.rows = torch.arange(len(labels))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """One sample, and its label (-1 without one)."""
+        return self._read(self.rows[index].reshape(1))[0], int(self.labels[index])
+
+    def gather(self, indices: Tensor) -> Tensor:
+        """Returns the samples at ``indices`` (B,) as one new tensor (B, ...)."""
+        return self._read(self.rows[indices])
+
+    def subset(self, indices: Tensor) -> Self:
+        """Returns the samples at ``indices`` (B,), in that order, as a set that shares this one's storage."""
+        part = copy.copy(self)
+        part.rows, part.labels = self.rows[indices], self.labels[indices]
+        return part
+
+    def check_encoder(self, spec: Any) -> None:
+        """Compares the samples with what an encoder was built for.
+
+        Args:
+            spec: A :class:`layerwise.StagedSpec`.
+
+        Raises:
+            ValueError: They do not fit it.
+        """
+        if spec.modality != self.modality:
+            raise ValueError(f"{self.name} is {self.modality}, but the encoder {spec.name} is for {spec.modality}")
+
+    @abstractmethod
+    def _read(self, rows: Tensor) -> Tensor:
+        """The samples at these rows of the storage (B, ...)."""
+
+
+DECODE_BLOCK = 8
+
+
+class ImageSet(SampleSet):
+    """Images of one square size with integer labels.
+
+    Attributes:
+        image_size: Height and width in pixels.
+        channels: 1 (grey) or 3 (RGB).
+    """
+
+    modality = "images"
+
+    def __init__(self, name: str, labels: Tensor, classes: Sequence[str], image_size: int, channels: int) -> None:
+        super().__init__(name, labels, classes)
+        self.image_size = image_size
+        self.channels = channels
+
+    def __repr__(self) -> str:
+        images = f"{len(self)} images of {self.channels}x{self.image_size}x{self.image_size}"
+        return f"{type(self).__name__}({self.name!r}, {images}, {len(self.classes)} classes)"
+
+    def check_encoder(self, spec: Any) -> None:
+        """Compares size and channels.
+
+        Raises:
+            ValueError: They differ.
+        """
+        super().check_encoder(spec)
+        if self.image_size != spec.image_size:
+            raise ValueError(
+                f"{self.name} images have {self.image_size} pixels a side, the encoder expects "
+                f"{spec.image_size}: set --data.image_size {spec.image_size} or --model.encoder.image_size"
+            )
+        if self.channels != spec.in_channels:
+            raise ValueError(
+                f"{self.name} images have {self.channels} channels, the encoder expects "
+                f"{spec.in_channels}: set --data.channels {spec.in_channels} or --model.encoder.in_channels"
+            )
+
+    @abstractmethod
+    def _read(self, rows: Tensor) -> Tensor:
+        """The images at these rows of the storage, uint8 (B, C, H, W)."""
+
+
+class ArrayImages(ImageSet):
+    """Images held in memory.
+
+    Args:
+        name: The data set's name.
+        images: uint8 (N, C, H, H) with C 1 or 3. May be an expanded view.
+        labels: (N,) integers, -1 where there is no label.
+        classes: Names of the classes.
+
+    Raises:
+        ValueError: If the images have another type or shape, or the labels another length.
+    """
+
+    in_memory = True
+
+    def __init__(self, name: str, images: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
+        shape = tuple(images.shape)
+        if images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3) or shape[2] != shape[3]:
+            raise ValueError(f"images must be uint8 (N, 1 or 3, H, H), got {images.dtype} of shape {shape}")
+        if tuple(labels.shape) != shape[:1]:
+            raise ValueError(f"labels must have shape ({shape[0]},), got {tuple(labels.shape)}")
+        super().__init__(name, labels, classes, image_size=shape[2], channels=shape[1])
+        self.images = images
+
+    def _read(self, rows: Tensor) -> Tensor:
+        return self.images[rows]
+
+
+class FileImages(ImageSet):
+    """Images decoded from their files whenever they are asked for, several at a time in threads.
+
+    Args:
+        name: The data set's name.
+        paths: One file an image.
+        labels: (N,) integers, -1 where there is no label.
+        classes: Names of the classes.
+        image_size: The shorter side is scaled to this many pixels, then the centre is cut out.
+        channels: 1 or 3.
+
+    Raises:
+        ValueError: On reading, naming the file, if a file is no readable image.
+    """
+
+    in_memory = False
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        labels: Tensor,
+        classes: Sequence[str],
+        image_size: int,
+        channels: int,
+    ) -> None:
+        super().__init__(name, labels, classes, image_size, channels)
+        self.paths = PackedPaths(paths)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        images = torch.empty(len(rows), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
+
+        def decode(start: int) -> None:
+            for position in range(start, min(start + DECODE_BLOCK, len(rows))):
+                path = self.paths[int(rows[position])]
+                images[position] = read_image(path, self.image_size, self.channels)
+
+        if len(rows) <= DECODE_BLOCK:
+            decode(0)
+            return images
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(decode, range(0, len(rows), DECODE_BLOCK)))
+        return images

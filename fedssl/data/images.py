@@ -1,0 +1,264 @@
+"""Lightning data modules: images for pretraining, for the federation and for evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from fedssl.data.clients import Batches, ClientData, Federation, in_order
+from fedssl.data.datasets import ImageSet, load_images
+from fedssl.data.partition import IID, Partitioner
+from fedssl.utils.seeding import numpy_generator, run_seed, torch_generator
+from ssl_methods import check_at_least
+
+logger = logging.getLogger(__name__)
+
+LOOKED_AT = 64
+"""Images that show whether a data set has anything but one image."""
+
+EVERY_CLIENTS_OWN = 2
+"""What stands for the batch size where pooled images are never trained on."""
+
+
+class ImageData(LightningDataModule):
+    """Images of one data set, pooled: what centralised training uses.
+
+    Args:
+        dataset: Name of the data set to pretrain on.
+        root: Folder of all data sets.
+        image_size: Side in pixels; ``None`` keeps the data set's own.
+        channels: 1 or 3; ``None`` keeps the data set's own.
+        split: The split to pretrain on (``unlabeled`` for STL-10).
+        train_images: Use only this many images of the split, drawn at random; ``None`` uses all.
+        batch_size: Images a training step.
+        eval_dataset: A labelled data set to evaluate on; ``None`` takes ``dataset`` (transfer otherwise).
+        eval_train_split: Labelled images of the kNN bank and the probe.
+        eval_test_split: Images the final evaluation is about.
+        eval_train_images: Use only this many labelled training images, drawn at random; ``None`` uses all.
+        validation_fraction: Part of the labelled training images that are the queries of the online kNN.
+        eval_batch_size: Images a batch in evaluation.
+        in_memory: Hold the images in memory; ``None`` decides by size.
+        download: Whether absent data sets may be downloaded.
+        seed: Seed of all splits; ``None`` takes the run's.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        root: str = "data",
+        image_size: int | None = None,
+        channels: int | None = None,
+        split: str = "train",
+        train_images: int | None = None,
+        batch_size: int = 64,
+        eval_dataset: str | None = None,
+        eval_train_split: str = "train",
+        eval_test_split: str = "test",
+        eval_train_images: int | None = None,
+        validation_fraction: float = 0.1,
+        eval_batch_size: int = 256,
+        in_memory: bool | None = None,
+        download: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least(2, batch_size=batch_size)  # one image alone is no step
+        check_at_least(1, eval_batch_size=eval_batch_size)
+        if not 0 < validation_fraction < 1:
+            raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
+        self.dataset, self.root, self.split = dataset, root, split
+        self.image_size, self.channels = image_size, channels
+        self.train_images, self.batch_size = train_images, batch_size
+        self.eval_dataset = eval_dataset or dataset
+        self.eval_splits, self.eval_train_images = (eval_train_split, eval_test_split), eval_train_images
+        self.validation_fraction, self.eval_batch_size = validation_fraction, eval_batch_size
+        self.in_memory, self.download = in_memory, download
+        self.seed = run_seed(seed)
+        self._load = cache(self._read)  # one copy in memory if a split is both pretrained on and evaluated with
+        self._evaluation: tuple[ImageSet, ImageSet] | None = None
+        self._pool: ImageSet | None = None
+
+    def setup(self, stage: str) -> None:
+        """Loads what the stage needs."""
+        if stage == "fit" and self._pool is None:
+            self._pool = self._load_pool()
+        if self._evaluation is None:
+            self._evaluation = self._load_evaluation()
+
+    @property
+    def pool(self) -> ImageSet:
+        """All images to pretrain on."""
+        assert self._pool is not None
+        return self._pool
+
+    @property
+    def eval_train(self) -> ImageSet:
+        """Labelled training images of the evaluation."""
+        assert self._evaluation is not None
+        return self._evaluation[0]
+
+    @property
+    def eval_test(self) -> ImageSet:
+        """Test images of the evaluation."""
+        assert self._evaluation is not None
+        return self._evaluation[1]
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the evaluation."""
+        return len(self.eval_train.classes)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled uint8 batches (B, C, H, W) of the pool; every epoch has its own seed."""
+        sampler = _EpochSampler(len(self.pool), self.batch_size, self.seed)
+        return DataLoader(Batches(self.pool), sampler=sampler, batch_size=None)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Bank and queries of the online kNN, both cut from the labelled training images."""
+        order = torch.randperm(len(self.eval_train), generator=torch_generator(self.seed, "validation split"))
+        queries = self._queries(len(order))
+        return [
+            in_order(self.eval_train.subset(part), self.eval_batch_size) for part in (order[queries:], order[:queries])
+        ]
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """Labelled training images and test images."""
+        return [in_order(images, self.eval_batch_size) for images in (self.eval_train, self.eval_test)]
+
+    def _load_pool(self) -> ImageSet:
+        pool = self._some(self._load(self.dataset, self.split), self.train_images, "train images")
+        looked_at = pool.gather(torch.linspace(0, len(pool) - 1, min(len(pool), LOOKED_AT)).long())
+        if len(pool) > 1 and bool((looked_at == looked_at[:1]).all()):
+            logger.warning(
+                "%s: all images looked at (%d) are equal, there is nothing to learn", pool.name, len(looked_at)
+            )
+        return pool
+
+    def _load_evaluation(self) -> tuple[ImageSet, ImageSet]:
+        train, test = (self._load(self.eval_dataset, split) for split in self.eval_splits)
+        for images, split in zip((train, test), self.eval_splits, strict=True):
+            if (images.labels < 0).any():
+                raise ValueError(
+                    f"{self.eval_dataset}/{split} has no labels to evaluate with; name a labelled eval_dataset"
+                )
+        if bool((train.labels == train.labels[0]).all()):
+            raise ValueError(f"{train.name} has one class only, nothing to tell apart: name another eval_dataset")
+        train = self._some(train, self.eval_train_images, "eval train images")
+        if self._queries(len(train)) >= len(train):
+            raise ValueError(
+                f"validation_fraction {self.validation_fraction} of {len(train)} labelled training images leaves none "
+                "to compare the queries of the online kNN with: lower --data.validation_fraction or raise "
+                "--data.eval_train_images"
+            )
+        return train, test
+
+    def _queries(self, labelled: int) -> int:
+        """How many of the labelled training images the online kNN asks about."""
+        return max(1, round(self.validation_fraction * labelled))
+
+    def _some(self, images: ImageSet, number: int | None, what: str) -> ImageSet:
+        """That many of the images, drawn at random; all for ``None``."""
+        if number is None:
+            return images
+        if not 1 <= number <= len(images):
+            raise ValueError(f"{what.replace(' ', '_')} {number}: {images.name} has 1 to {len(images)}")
+        rng = numpy_generator(self.seed, what)
+        return images.subset(torch.from_numpy(np.sort(rng.permutation(len(images))[:number])))
+
+    def _read(self, name: str, split: str) -> ImageSet:
+        return load_images(name, split, self.root, self.image_size, self.channels, self.in_memory, self.download)
+
+
+class FederatedData(ImageData, ClientData):
+    """The same images, divided among clients.
+
+    Args:
+        clients: Number of clients.
+        partition: How the images are divided.
+        auxiliary_fraction: Part of the pool set aside before the division for server-side calibration.
+        auxiliary_dataset: Another data set for it; excludes ``auxiliary_fraction``.
+        **kwargs: Those of :class:`ImageData` but for ``batch_size``: local steps have the model's.
+    """
+
+    def __init__(
+        self,
+        clients: int = 10,
+        partition: Partitioner = IID(),  # noqa: B008 (immutable)
+        auxiliary_fraction: float = 0.0,
+        auxiliary_dataset: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if "batch_size" in kwargs:
+            raise ValueError("data.batch_size is read in centralised training only: set --model.batch_size")
+        super().__init__(batch_size=EVERY_CLIENTS_OWN, **kwargs)
+        check_at_least(1, clients=clients)
+        if not 0 <= auxiliary_fraction < 1:
+            raise ValueError(f"auxiliary_fraction must be at least 0 and below 1, got {auxiliary_fraction}")
+        if auxiliary_fraction and auxiliary_dataset:
+            raise ValueError("set auxiliary_fraction or auxiliary_dataset, not both")
+        self.num_clients = clients
+        self.partition = partition
+        self.auxiliary_fraction = auxiliary_fraction
+        self.auxiliary_dataset = auxiliary_dataset
+        self._federation: Federation | None = None
+
+    @property
+    def federation(self) -> Federation:
+        """The clients' images."""
+        assert self._federation is not None
+        return self._federation
+
+    def setup(self, stage: str) -> None:
+        """Loads and divides the images."""
+        super().setup(stage)
+        if stage == "fit" and self._federation is None:
+            self._federation = self._divide(self.pool)
+
+    def train_dataloader(self) -> DataLoader:
+        """One item an epoch, instead of batches of the pool."""
+        return ClientData.train_dataloader(self)
+
+    def _divide(self, pool: ImageSet) -> Federation:
+        rng = numpy_generator(self.seed, "partition")
+        order = torch.from_numpy(rng.permutation(len(pool)))
+        aside = round(self.auxiliary_fraction * len(pool))
+        if self.auxiliary_fraction and not 0 < aside < len(pool):
+            raise ValueError(
+                f"auxiliary_fraction {self.auxiliary_fraction} sets {aside} of {len(pool)} images aside: some must be, "
+                "and some must be left for the clients"
+            )
+        held = pool.subset(order[aside:].sort().values)
+        parts = self.partition(held.labels.numpy(), self.num_clients, rng)
+        clients = [held.subset(torch.from_numpy(part)) for part in parts]
+        return Federation(clients, self._auxiliary(pool.subset(order[:aside].sort().values)))
+
+    def _auxiliary(self, set_aside: ImageSet) -> ImageSet | None:
+        if self.auxiliary_dataset:
+            return self._load(self.auxiliary_dataset, "train")
+        return set_aside if len(set_aside) else None
+
+
+class _EpochSampler(Sampler[Tensor]):
+    """Index batches of one epoch; Lightning sets the epoch, so a resumed run shuffles as it would have."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+        self.num_images, self.batch_size, self.seed, self.epoch = num_images, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_images // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        # A generator function: a resumed run takes the iterator before Lightning sets the epoch.
+        generator = torch_generator(self.seed, "centralized shuffle", self.epoch)
+        yield from torch.randperm(self.num_images, generator=generator).split(self.batch_size)

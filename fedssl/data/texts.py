@@ -1,0 +1,98 @@
+"""Lightning data module: a text, divided among clients."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.data import DataLoader
+
+from fedssl.data.clients import ClientData, Federation, in_order
+from fedssl.data.datasets import TextSet, load_text, speeches
+from fedssl.data.partition import Partitioner, WholeClasses
+from fedssl.utils.seeding import numpy_generator, run_seed
+from ssl_methods import check_at_least
+
+
+class FederatedText(ClientData):
+    """Pieces of one text, divided among clients by speaker.
+
+    The end of what each speaker says is held out: first comes what is trained on, then validation, then test. So these
+    are the same for every number of clients and every division. Ends too short for a piece are dropped.
+
+    Args:
+        dataset: ``toy_dialogue``, which needs no download; ``tiny_shakespeare``; or a file ``*.txt`` below the root, in
+            which lines ``NAME:`` begin speeches (a text without them has a single speaker).
+        root: Folder of all data sets.
+        context: T, the characters that are read at once.
+        clients: Number of clients.
+        partition: How the pieces are divided; their classes are the speakers. ``WholeClasses`` gives each speaker to
+            one client, ``IID`` deals out the pieces in equal shares.
+        validation_fraction: Share of each speaker's pieces that is evaluated during training.
+        test_fraction: Share that the final evaluation is about.
+        eval_batch_size: Pieces a batch in evaluation.
+        download: Whether an absent text may be downloaded.
+        seed: Seed of the division; ``None`` takes the run's.
+
+    Raises:
+        ValueError: A setting is out of its range; in ``setup``, if the text is too short for it.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "toy_dialogue",
+        root: str = "data",
+        context: int = 128,
+        clients: int = 8,
+        partition: Partitioner = WholeClasses(),  # noqa: B008 (immutable)
+        validation_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        eval_batch_size: int = 64,
+        download: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, context=context, clients=clients, eval_batch_size=eval_batch_size)
+        self.dataset, self.root, self.context = dataset, root, context
+        self.num_clients, self.partition = clients, partition
+        self.fractions = validation_fraction, test_fraction
+        self.eval_batch_size, self.download = eval_batch_size, download
+        self.seed = run_seed(seed)
+        self._splits: tuple[TextSet, TextSet, TextSet] | None = None
+        self._federation: Federation | None = None
+
+    @property
+    def federation(self) -> Federation:
+        """The clients' pieces."""
+        assert self._federation is not None
+        return self._federation
+
+    @property
+    def pool(self) -> TextSet:
+        """All pieces to train on."""
+        return self._split(0)
+
+    @property
+    def eval_test(self) -> TextSet:
+        """The held-out ends."""
+        return self._split(2)
+
+    def setup(self, stage: str) -> None:
+        """Loads the text, cuts and divides it."""
+        if self._splits is None:
+            text = load_text(self.dataset, self.root, self.download)
+            self._splits = TextSet(self.dataset, speeches(text), self.context).tails(*self.fractions)
+        if stage == "fit" and self._federation is None:
+            rng = numpy_generator(self.seed, "partition")
+            parts = self.partition(self.pool.labels.numpy(), self.num_clients, rng)
+            self._federation = Federation([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
+
+    def val_dataloader(self) -> DataLoader:
+        """What comes before the held-out ends."""
+        return in_order(self._split(1), self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader:
+        """The held-out ends."""
+        return in_order(self.eval_test, self.eval_batch_size)
+
+    def _split(self, part: int) -> TextSet:
+        assert self._splits is not None
+        return self._splits[part]

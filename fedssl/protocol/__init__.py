@@ -1,0 +1,1 @@
+"""What travels between server and clients: named parts of the model, tasks and results."""

@@ -1,0 +1,118 @@
+"""An encoder and an SSL method, addressed by the named parts that stages freeze, train and send."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from fedssl.protocol.messages import Parts
+from fedssl.utils.seeding import derive_seed
+from layerwise import MicroBatches, Stage, StagedEncoder, StagedSpec, build_encoder, check_micro_batch, split_encoder
+from ssl_methods import Method, OptimizerFactory, TwoViews
+
+MethodFactory = Callable[[nn.Module, int, TwoViews | None, OptimizerFactory], Method]
+
+
+class SplitModel:
+    """Server and clients each own one; both have the same part names.
+
+    Part names are those of the encoder (``stem``, ``block.0``, ..., ``tail``, ``reshape.0``, ...) and
+    ``head.projector``, ``head.predictor``, ... of the method. Parts without tensors are left out everywhere.
+
+    Attributes:
+        micro_batch: Images that an attached stage's layers take at a time; ``None``: the whole batch.
+    """
+
+    def __init__(self, encoder: StagedEncoder, method: Method) -> None:
+        self.encoder = encoder
+        self.method = method
+        self.micro_batch: int | None = None
+        modules = encoder.parts() | {f"head.{name}": head for name, head in method.heads().items()}
+        self.modules = {name: module for name, module in modules.items() if module.state_dict()}
+        self.heads = [name for name in self.modules if name.startswith("head.")]
+
+    def trained_names(self, stage: Stage) -> list[str]:
+        """Parts that are trained and travel both ways: the stage's layers and all heads."""
+        return [name for name in stage.trained_parts() if name in self.modules] + self.heads
+
+    def frozen_names(self, stage: Stage) -> list[str]:
+        """Parts that clients need but do not train."""
+        return [name for name in stage.frozen_parts() if name in self.modules]
+
+    def tied(self) -> dict[str, str]:
+        """Encoder parts that share a parameter with a head, and the name of that head."""
+        owner = {parameter: head for head in self.heads for parameter in self.modules[head].parameters()}
+        encoder = {name: module for name, module in self.modules.items() if name not in self.heads}
+        return {name: owner[p] for name, module in encoder.items() for p in module.parameters() if p in owner}
+
+    def read(self, names: Iterable[str]) -> Parts:
+        """Tensors of the named parts, sharing memory with the model."""
+        return {name: dict(self.modules[name].state_dict()) for name in names}
+
+    @torch.no_grad()
+    def write(self, parts: Parts) -> None:
+        """Copies tensors into the model in place."""
+        for part, tensors in parts.items():
+            own = self.modules[part].state_dict()
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+
+    def attach(self, stage: Stage) -> None:
+        """Points the method at the stage's active part, on top of its frozen prefix."""
+        self.encoder.use_adapters(stage.adapters)
+        prefix, active = split_encoder(self.encoder, stage)
+        if self.micro_batch is None:
+            self.method.attach(prefix, active)
+        else:
+            self.method.attach(MicroBatches(prefix, self.micro_batch), MicroBatches(active, self.micro_batch))
+        for name in self.frozen_names(stage):
+            self.modules[name].requires_grad_(False)
+
+    def in_micro_batches(self, size: int | None) -> SplitModel:
+        """Sets the images that an attached stage's layers take at a time.
+
+        Raises:
+            ValueError: The encoder gives something else then.
+        """
+        if size is not None:
+            check_micro_batch(self.encoder, size)
+        self.micro_batch = size
+        return self
+
+    def attach_whole(self, stage: Stage) -> None:
+        """Points the method at everything the stage has, with nothing frozen (server-side calibration)."""
+        whole = Stage(stage.index, stage.present, stage.present, True, stage.rounds)
+        self.method.attach(*split_encoder(self.encoder, whole))
+
+    def classify(self, images: Tensor) -> Tensor | None:
+        """Class scores (B, classes) of normalised images, by the trained classifier and the stage's output module.
+
+        ``None`` if the method has no classifier.
+        """
+        blocks = tuple(range(self.encoder.depth))
+        _, whole = split_encoder(self.encoder, Stage(0, blocks, blocks, True, 1))
+        return self.method.classify(whole(images))
+
+    def to(self, device: torch.device) -> SplitModel:
+        """Moves encoder and heads."""
+        self.encoder.to(device)
+        self.method.to(device)
+        return self
+
+
+def build_model(
+    spec: StagedSpec, method: MethodFactory, augment: TwoViews | None, optimizer: OptimizerFactory, seed: int
+) -> SplitModel:
+    """A freshly initialised model; the same arguments give the same weights.
+
+    Raises:
+        ValueError: Encoder, method and augmentation do not belong together.
+    """
+    encoder = build_encoder(spec, derive_seed(seed, "encoder"))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(seed, "heads"))
+        objective = method(encoder, encoder.feature_dim, augment, optimizer)
+    objective.check_encoder(spec)
+    return SplitModel(encoder, objective)

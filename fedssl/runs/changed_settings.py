@@ -1,0 +1,121 @@
+"""Settings that differ from those a checkpoint was made with: refused, or accepted and noted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fedssl.training.checkpoints import ORIGIN
+
+TRAINER = (
+    "accelerator",
+    "accumulate_grad_batches",
+    "devices",
+    "gradient_clip_algorithm",
+    "gradient_clip_val",
+    "limit_train_batches",
+    "precision",
+)
+"""Settings of the trainer that can change results; the number of epochs only says when they are looked at."""
+
+MACHINE = ("trainer.accelerator", "trainer.devices")
+"""They change results by rounding only."""
+
+PLACES = ("data.root", "data.download", "data.in_memory", "model.bank.folder")
+SHOWN = 8
+"""Settings in an error message."""
+
+
+def deciding_settings(configuration: dict[str, Any]) -> dict[str, Any]:
+    """What decides the results of a run, by dotted name."""
+    trainer = {key: configuration["trainer"].get(key) for key in TRAINER}
+    decisive = {key: configuration[key] for key in ("seed_everything", "model", "data")}
+    flat = flatten(decisive | {"trainer": trainer})
+    return {name: value for name, value in flat.items() if name not in PLACES}
+
+
+def notes_of_run(configuration: dict[str, Any], checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+    """What a run's checkpoints say of its settings, and of those that changed when it was resumed.
+
+    Args:
+        configuration: Of this run, all defaults included.
+        checkpoint: What it goes on from, if anything.
+    """
+    made = checkpoint[ORIGIN] if checkpoint else {}
+    notes = {"settings": deciding_settings(configuration), "changes": dict(made.get("changes", {}))}
+    if checkpoint:
+        unit = "rounds" if "server" in checkpoint else "epochs"
+        for name, (then, now) in changed_settings(notes["settings"], checkpoint).items():
+            before = notes["changes"].get(name, then)
+            notes["changes"][name] = f"{before}, after {checkpoint['epoch'] + 1} {unit} {now}"
+    return notes
+
+
+def changed_settings(now: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Value then and now of every setting that differs; none if the command line did not write the checkpoint.
+
+    Of another class the name is enough: its arguments are left out.
+    """
+    then = checkpoint[ORIGIN].get("settings", now)
+    found = differences_of_flat([then, now])
+    kept = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    return {name: (found[name][0] or "absent", found[name][1] or "absent") for name in kept}
+
+
+def check_changes(changed: dict[str, tuple[str, str]], accept: bool) -> None:
+    """Refuses changes that could be mistakes.
+
+    Raises:
+        ValueError: There are some and they were not accepted.
+    """
+    serious = [f"{name} {then} then, {now} now" for name, (then, now) in changed.items() if name not in MACHINE]
+    if serious and not accept:
+        more = f"; and {len(serious) - SHOWN} more" if len(serious) > SHOWN else ""
+        raise ValueError(
+            f"the checkpoint was made with other settings: {'; '.join(serious[:SHOWN])}{more}; resume with the "
+            "configuration of the run folder or, if the change is meant, with --changed_settings=accept"
+        )
+
+
+ABSENT = object()
+
+
+def flatten(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Dotted names and values as on the command line: a class is its name, its arguments stand below it."""
+    flat: dict[str, Any] = {}
+    _flatten("", configuration, flat)
+    return flat
+
+
+def differences_of_flat(flats: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Settings in which flat configurations differ, with a text for each of them.
+
+    Arguments of a class are compared among those that have the class; for the others the text is empty.
+    """
+    found: dict[str, list[str]] = {}
+    for key in sorted({key for flat in flats for key in flat}):
+        values = [flat.get(key, ABSENT) for flat in flats]
+        known = [value for value in values if value is not ABSENT]
+        below = any(key.startswith(f"{other}.") for other in found)
+        if any(value != known[0] for value in known) or (len(known) < len(values) and not below):
+            found[key] = ["" if value is ABSENT else _text(value) for value in values]
+    return found
+
+
+def _flatten(prefix: str, value: Any, flat: dict[str, Any]) -> None:
+    if not isinstance(value, dict) or not value:
+        flat[prefix] = value
+        return
+    if "class_path" in value:
+        flat[prefix] = value["class_path"].rpartition(".")[2]
+        value = value.get("init_args", {})
+    elif prefix:
+        flat[prefix] = "on"
+    for key, below in value.items():
+        _flatten(f"{prefix}.{key}" if prefix else key, below, flat)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,169 @@
+"""One folder a run: where it is, and what may be in it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from fedssl.runs.run_lock import held, made
+from fedssl.training.checkpoints import checkpoints_of, newest_checkpoint, read_checkpoint
+from fedssl.training.run_progress import shortfall
+
+CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+RESULTS = "results.json"
+LAST = "last"
+AUTO = "auto"
+
+
+@contextmanager
+def open_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) -> Iterator[Path]:
+    """Claim and lock the folder that a run writes to, for the duration of a block.
+
+    A folder in which nothing was written is removed at the end, so that a run that is refused leaves none.
+
+    Args:
+        run_dir: The folder the user asked for, if any.
+        ckpt_path: The checkpoint to start from: ``last``, ``auto``, a file, or none.
+        parent: Numbered folders of runs of the same configuration.
+
+    Raises:
+        FolderHeldError: Another process is fitting in it.
+        ValueError: As :func:`choose_run_folder`.
+        FileNotFoundError: As :func:`choose_run_folder`.
+    """
+    while True:
+        folder = Path(run_dir) if run_dir else choose_run_folder(None, ckpt_path, parent)
+        # Not told by whether the folder exists: another run may have made it since its number was found free.
+        numbered = run_dir is None and not _resumes_in_place(ckpt_path)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(made(folder, exclusively=numbered))
+            except FileExistsError:
+                if numbered:
+                    continue  # another run has just claimed this number
+                raise
+            stack.enter_context(held(folder))
+            if run_dir:  # what the folder holds can be told only now that nobody else changes it
+                choose_run_folder(run_dir, ckpt_path, parent)
+            yield folder
+            return
+
+
+def new_run_folder(parent: Path) -> Path:
+    """The next free numbered folder, for example ``runs/lw_fedssl/0003``."""
+    numbers = [int(path.name) for path in _numbered(parent)]
+    return parent / f"{max(numbers, default=-1) + 1:04d}"
+
+
+def latest_run_folder(parent: Path) -> Path | None:
+    """The highest numbered folder that holds a checkpoint."""
+    runs = [path for path in _numbered(parent) if newest_checkpoint(path / CHECKPOINTS)]
+    return max(runs, key=lambda path: int(path.name), default=None)
+
+
+def choose_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) -> Path:
+    """Where a run writes.
+
+    Args:
+        run_dir: The folder the user asked for, if any.
+        ckpt_path: The checkpoint to start from: ``last``, ``auto``, a file, or none.
+        parent: Numbered folders of runs of the same configuration.
+
+    Raises:
+        ValueError: ``run_dir`` already holds a run and it is not to be resumed, or ``auto`` has no ``run_dir``.
+        FileNotFoundError: ``last`` was asked for and there is no run to resume.
+    """
+    if run_dir is None and ckpt_path is None:
+        return new_run_folder(parent)
+    if run_dir is None and ckpt_path == AUTO:
+        raise ValueError(
+            "--ckpt_path auto needs --run_dir: without it every call would begin a new run in the next free folder"
+        )
+    if run_dir is None and ckpt_path == LAST:
+        latest = latest_run_folder(parent)
+        if latest is None:
+            raise FileNotFoundError(f"--ckpt_path last: no run under {parent} has a checkpoint")
+        return latest
+    if run_dir is None:
+        return folder_of_checkpoint(Path(str(ckpt_path))) or new_run_folder(parent)
+    folder = Path(run_dir)
+    if ckpt_path is None and (folder / CONFIG).exists():
+        begun = newest_checkpoint(folder / CHECKPOINTS)
+        way = "resume it with --ckpt_path last" if begun else "--ckpt_path auto begins it anew, as it has no checkpoint"
+        raise ValueError(f"{folder} already holds a run: {way}, or choose another --run_dir")
+    return folder
+
+
+def folder_of_checkpoint(checkpoint: Path) -> Path | None:
+    """The run folder a checkpoint lies in, or ``None`` if it lies elsewhere."""
+    inside = checkpoint.parent.name == CHECKPOINTS and (checkpoint.parent.parent / CONFIG).exists()
+    return checkpoint.parent.parent if inside else None
+
+
+def _resumes_in_place(ckpt_path: str | None) -> bool:
+    """Whether a run without ``--run_dir`` goes on in the folder of its checkpoint, in place of a new number."""
+    return ckpt_path is not None and (ckpt_path == LAST or folder_of_checkpoint(Path(ckpt_path)) is not None)
+
+
+def find_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:
+    """The checkpoint file that ``--ckpt_path`` means; ``None`` if a run is to begin.
+
+    Raises:
+        FileNotFoundError: It does not exist.
+        ValueError: It cannot be read; for ``auto``, no checkpoint of the folder can.
+    """
+    if ckpt_path is None:
+        return None
+    if ckpt_path == AUTO:
+        return newest_readable(folder / CHECKPOINTS)
+    if ckpt_path == LAST:
+        newest = newest_checkpoint(folder / CHECKPOINTS)
+        if newest is None:
+            anew = f"; --ckpt_path auto with --run_dir {folder} begins the run anew" if folder.exists() else ""
+            raise FileNotFoundError(f"--ckpt_path last: {folder / CHECKPOINTS} has no checkpoint{anew}")
+        ckpt_path = str(newest)
+    read_checkpoint(Path(ckpt_path))
+    return Path(ckpt_path)
+
+
+def newest_readable(checkpoints: Path) -> Path | None:
+    """The newest checkpoint that can be read; ``None`` if there is no checkpoint at all.
+
+    Raises:
+        ValueError: There are some and none can be read.
+    """
+    refused: ValueError | None = None
+    for path in reversed(checkpoints_of(checkpoints)):
+        try:
+            read_checkpoint(path)
+        except ValueError as error:
+            print(f"--ckpt_path auto passes over {path}: {error}", file=sys.stderr)
+            refused = error
+        else:
+            return path
+    if refused:
+        raise ValueError(f"--ckpt_path auto: no checkpoint in {checkpoints} can be read") from refused
+    return None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has ended with results, after its last round.
+
+    Raises:
+        ValueError: Its results cannot be read.
+    """
+    path = folder / RESULTS
+    if not path.exists():
+        return False
+    try:
+        return not shortfall(json.loads(path.read_text()))
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _numbered(parent: Path) -> list[Path]:
+    return [path for path in parent.glob("*") if path.name.isdigit()]

@@ -1,0 +1,149 @@
+"""FedAvg's mean, layer by layer."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedssl.protocol.messages import Tensors
+from fedssl.server.aggregation.rule import Aggregation, difference_to
+
+
+class WeightedMean(Aggregation):
+    """Mean weighted by the number of images (McMahan et al. 2017, arXiv 1602.05629).
+
+    Every tensor is averaged over the clients that gave it. Only a running float32 sum of the differences to the
+    reference is kept, so memory does not grow with the number of clients, and small updates of large weights lose no
+    digits.
+    """
+
+    def begin(self, reference: Tensors) -> None:
+        self._reference = reference
+        self._sums: dict[str, Tensor] = {}
+        self._totals: dict[str, int] = {}
+
+    def add(self, tensors: Tensors, num_images: int) -> None:
+        for key, tensor in tensors.items():
+            difference = difference_to(self._reference[key], tensor)
+            if key in self._sums:
+                self._sums[key].add_(difference, alpha=num_images)
+            else:
+                self._sums[key] = difference.mul_(num_images)
+            self._totals[key] = self._totals.get(key, 0) + num_images
+
+    def finish(self) -> Tensors:
+        return {
+            key: (reference + self._sums[key] / self._totals[key]).to(reference.dtype)
+            if key in self._sums
+            else reference
+            for key, reference in self._reference.items()
+        }
+
+
+class UnchangedMean(WeightedMean):
+    """Layer-wise mean over all clients of the round (the rule of CoCoFL's code, Pfeiffer et al., arXiv 2203.05468).
+
+    w_j + r_j (m_j - w_j), where m_j is the mean of layer j over the clients that trained it, and r_j is the share of
+    the round's images that those clients hold. This is FedAvg in which frozen layers stay as they were sent, so layers
+    that few clients train move slowly. :class:`fedssl.WeightedMean` is the other rule, with r_j = 1. Which of them CAFF
+    uses is not known; this one is our reading.
+    """
+
+    def begin(self, reference: Tensors) -> None:
+        super().begin(reference)
+        self._images = 0
+
+    def add(self, tensors: Tensors, num_images: int) -> None:
+        super().add(tensors, num_images)
+        self._images += num_images
+
+    def finish(self) -> Tensors:
+        self._totals = dict.fromkeys(self._totals, self._images)
+        return super().finish()
+
+
+ADAPTER = re.compile(r"adapter\.(\d+)\.(\d+)/(\w+)\.(down|up)")
+
+
+class NormWeightedMean(WeightedMean):
+    """Mean of low-rank adapters weighted by the norm of each client's update (HetLoRA, Cho et al., arXiv 2401.06432).
+
+    Adapters of smaller rank count as padded with zeros; a client's weight is its S_k / sum S, with S_k the Frobenius
+    norm of ``up @ down`` over all adapted weights together. Everything else, classifier and final norm, is averaged by
+    images. Ranks that no client of a round trained stay as they are (our reading; zeros would erase them). The mean of
+    ``up`` times the mean of ``down`` is not the mean of the products, as in the paper.
+    """
+
+    def begin(self, reference: Tensors) -> None:
+        super().begin(reference)
+        self._norms = 0.0
+        self._adapted: Tensors = {}
+
+    def add(self, tensors: Tensors, num_images: int) -> None:
+        adapters = {key: tensor for key, tensor in tensors.items() if ADAPTER.fullmatch(key)}
+        super().add({key: tensor for key, tensor in tensors.items() if key not in adapters}, num_images)
+        if not adapters:
+            return
+        norm = max(update_norm(adapters), torch.finfo(torch.float32).tiny)
+        self._norms += norm
+        for key, tensor in adapters.items():
+            self._adapted[key] = self._adapted.get(key, 0) + tensor.to(self._reference[key].device).float() * norm
+
+    def finish(self) -> Tensors:
+        given = {key: (total / self._norms).to(self._reference[key].dtype) for key, total in self._adapted.items()}
+        return super().finish() | given
+
+
+def update_norm(adapters: Tensors) -> float:
+    """Frobenius norm of the updates ``up @ down`` of all weights together; several adapters of one weight add up.
+
+    It is the root of the sum of all entries of (up' up) * (down down'), so that no update is multiplied out.
+    """
+    factors: dict[tuple[str, str], dict[str, dict[int, Tensor]]] = defaultdict(lambda: {"down": {}, "up": {}})
+    for key, tensor in adapters.items():
+        block, number, target, side = ADAPTER.fullmatch(key).groups()  # type: ignore[union-attr]
+        factors[block, target][side][int(number)] = tensor.double()
+    total = 0.0
+    for sides in factors.values():
+        numbers = sorted(sides["down"])
+        down = torch.cat([sides["down"][number] for number in numbers])
+        up = torch.cat([sides["up"][number] for number in numbers], dim=1)
+        total += float(((up.T @ up) * (down @ down.T)).sum())
+    return max(total, 0.0) ** 0.5
+
+
+class LDAWA(Aggregation):
+    """Layer-wise divergence-aware aggregation (Rehman et al. 2023, arXiv 2307.07393).
+
+    w_l = mean over clients of cos(w_l, w_{k,l}) w_{k,l}: every client's layer is scaled by the cosine between it and
+    the global layer that was sent out. Clients weigh the same, and the cosines are not normalised, as in the authors'
+    code: a layer that turns also shrinks. A layer is one tensor; where one of the two is zero the cosine counts as 1.
+    """
+
+    def begin(self, reference: Tensors) -> None:
+        self._reference = reference
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, tensors: Tensors, num_images: int) -> None:
+        for key, tensor in tensors.items():
+            own = tensor.to(self._reference[key].device).float()
+            scaled = own * angular_weight(self._reference[key].float(), own)
+            self._sums[key] = self._sums[key].add_(scaled) if key in self._sums else scaled
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def finish(self) -> Tensors:
+        return {
+            key: (self._sums[key] / self._counts[key]).to(reference.dtype) if key in self._sums else reference
+            for key, reference in self._reference.items()
+        }
+
+
+def angular_weight(reference: Tensor, own: Tensor) -> Tensor:
+    """Cosine between two tensors of one shape, 1 where either is zero."""
+    cosine = F.cosine_similarity(reference.flatten(), own.flatten(), dim=0)
+    return cosine.where(reference.any() & own.any(), cosine.new_ones(()))

@@ -1,0 +1,154 @@
+"""The mean of clipped updates, with noise: differential privacy of whole clients."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedssl.protocol.messages import Tensors, content_id
+from fedssl.server.aggregation.rule import Aggregation, difference_to
+from fedssl.server.participation import Participation
+from fedssl.server.selection import RandomSelector, RoundRobinSelector
+
+
+class PrivateMean(Aggregation):
+    """DP-FedAvg without amplification by sampling (McMahan et al. 2018, arXiv 1710.06963, Gaussian mechanism).
+
+    Every client's update, all layers as one vector, is scaled to a norm of at most ``clip``. Their sum plus Gaussian
+    noise with standard deviation ``noise_multiplier * clip`` is divided by the number of clients drawn a round.
+
+    Two runs are neighbours if one client gives nothing in one of them, whatever the reason: it failed, was late, had
+    too few images, or was refused. Epsilon bounds what the sequence of global models says about which of two
+    neighbours it came from. So every round moves every trained tensor, also if one or no client answered, and no
+    round fails for want of answers. Not covered: who is drawn and who is connected; the exact figures of a round, such
+    as the mean loss and the number of clients that answered, and all files that have them; checkpoints; what
+    floating-point rounding tells (Mironov 2012). Our deviations: no amplification, so epsilon is an upper bound for
+    every participation; batch norm's counters do not move, and its variances do not fall below zero.
+
+    The noise comes from a key of the operating system's, which is kept in checkpoints alone, so that a resumed run goes
+    on exactly. It depends on the clients' exact sum too: two different sums never get the same noise, in whatever run.
+
+    Args:
+        clip: Largest norm of a client's update.
+        noise_multiplier: Standard deviation of the noise in units of ``clip``.
+        delta: Of the guarantee; below one over the number of clients.
+        max_epsilon: A run that would spend more is refused; ``.inf`` allows any.
+
+    Raises:
+        ValueError: A number is out of its range, or the extra ``fedssl[privacy]`` is not installed.
+    """
+
+    takes_counters = False
+    always_steps = True
+
+    def __init__(
+        self,
+        clip: float,
+        noise_multiplier: float,
+        delta: float = 1e-5,
+        max_epsilon: float = 20.0,
+    ) -> None:
+        if not 0 < clip < math.inf or not 0 < noise_multiplier < math.inf:
+            raise ValueError(f"clip and noise_multiplier must be above 0, got {clip} and {noise_multiplier}")
+        if not 0 < delta < 1:
+            raise ValueError(f"delta must lie between 0 and 1, got {delta}")
+        if not max_epsilon > 0:
+            raise ValueError(f"max_epsilon must be above 0, got {max_epsilon}")
+        if find_spec("dp_accounting") is None:
+            raise ValueError("PrivateMean needs the accountant of the extra fedssl[privacy]: install it")
+        self.clip, self.noise_multiplier, self.delta = clip, noise_multiplier, delta
+        self.max_epsilon = max_epsilon
+        self._key = secrets.token_bytes(32)
+        self._clients = 1
+
+    def check(self, participation: Participation, rounds: int) -> None:
+        """Refuses runs that the guarantee does not hold for.
+
+        Raises:
+            ValueError: Who takes part depends on the clients' data, or the guarantee says nothing.
+        """
+        if not isinstance(participation.selector, RandomSelector | RoundRobinSelector):
+            name = type(participation.selector).__name__
+            raise ValueError(f"PrivateMean needs a selector that sees no client's data, not {name}")
+        # The virtual clock goes as far as the slowest client that gave something, so that it tells who did.
+        profiles = participation.fleet.profiles if participation.fleet else []
+        if any(isinstance(profile.availability, tuple) for profile in profiles):
+            raise ValueError("PrivateMean needs devices whose availability does not depend on the time of day")
+        if self.delta >= 1 / participation.num_clients:
+            raise ValueError(f"delta {self.delta} must be below 1/{participation.num_clients}, one over the clients")
+        epsilon = epsilon_of(self.noise_multiplier, rounds, self.delta)
+        if epsilon > self.max_epsilon:
+            raise ValueError(
+                f"noise_multiplier {self.noise_multiplier} gives epsilon {epsilon:.3g} after {rounds} rounds, above "
+                f"{self.max_epsilon:g}: raise it, or --model.aggregation.max_epsilon if so weak a promise is meant"
+            )
+        self._clients = participation.size
+
+    def begin(self, reference: Tensors) -> None:
+        self._reference = reference
+        self._sums = {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in reference.items()}
+
+    def add(self, tensors: Tensors, num_images: int) -> None:
+        changes = {key: difference_to(self._reference[key], tensor) for key, tensor in tensors.items()}
+        scale = min(1.0, self.clip / max(norm_of(changes), 1e-12))
+        for key, change in changes.items():
+            self._sums[key].add_(change, alpha=scale)
+
+    def finish(self) -> Tensors:
+        # Without the sums in the key, a round repeated with other clients would show their difference without noise.
+        inputs = content_id(self._reference) + content_id(self._sums)
+        key = hashlib.blake2b(inputs.encode(), key=self._key).digest()
+        return {name: self._step(name, reference, key) for name, reference in self._reference.items()}
+
+    def metrics(self, rounds: int) -> dict[str, float]:
+        """Epsilon after some rounds."""
+        return {"privacy/epsilon": epsilon_of(self.noise_multiplier, rounds, self.delta)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The key of the noise: whoever has it can take the noise away."""
+        return {"key": self._key.hex()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with it."""
+        self._key = bytes.fromhex(state["key"])
+
+    def _step(self, name: str, reference: Tensor, key: bytes) -> Tensor:
+        noise = gaussian(key + name.encode(), reference.numel()).view(reference.shape).to(reference.device)
+        deviation = self.noise_multiplier * self.clip
+        stepped = (reference + (self._sums[name] + deviation * noise) / self._clients).to(reference.dtype)
+        return stepped.clamp(min=0) if name.endswith("running_var") else stepped
+
+
+def gaussian(key: bytes, size: int) -> Tensor:
+    """Standard normal float32 numbers (size,) that nobody can tell from random ones without the key.
+
+    torch's generators are seeded with so few bits, and invertible, that noise could be guessed or continued from what
+    is seen of it; SHAKE-256 is made for this.
+    """
+    bits = np.frombuffer(hashlib.shake_256(key).digest(8 * size), dtype="<u8") >> np.uint64(11)
+    uniform = torch.from_numpy((bits.astype(np.float64) + 0.5) * 2.0**-53)
+    return torch.special.ndtri(uniform).float()
+
+
+def norm_of(changes: Tensors) -> float:
+    """Euclidean norm of all tensors as one vector."""
+    return math.sqrt(sum(change.double().square().sum().item() for change in changes.values()))
+
+
+@lru_cache(maxsize=4096)
+def epsilon_of(noise_multiplier: float, rounds: int, delta: float) -> float:
+    """Epsilon of as many Gaussian mechanisms, by Google's accountant for Rényi differential privacy."""
+    from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant()
+    accountant.compose(SelfComposedDpEvent(GaussianDpEvent(noise_multiplier), rounds))
+    return float(accountant.get_epsilon(delta))

@@ -1,0 +1,67 @@
+"""Server-side calibration: the server trains the present layers to work together (LW-FedSSL v3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fedssl.client.training_loop import CostBook, LoopReport, train_epochs
+from fedssl.data.datasets import SampleSet
+from fedssl.protocol.parts import SplitModel
+from fedssl.utils.seeding import derive_seed, torch_generator
+from layerwise import Stage
+from ssl_methods import OptimizerFactory, check_at_least, check_optimizer
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Trains all present layers and the heads end to end on unlabelled auxiliary images that no client holds.
+
+    When and how long is our reading: the paper's third version has the mechanism, its details are not given.
+
+    Args:
+        epochs: Passes over the auxiliary images.
+        batch_size: Images a step.
+        when: After every ``round``, or after the last round of every ``stage``.
+        optimizer: Makes the optimizer; ``None`` takes the clients' one.
+    """
+
+    epochs: int = 1
+    batch_size: int = 64
+    when: Literal["round", "stage"] = "round"
+    optimizer: OptimizerFactory | None = None
+
+    def __post_init__(self) -> None:
+        check_at_least(1, **{"calibration.epochs": self.epochs})
+        check_at_least(2, **{"calibration.batch_size": self.batch_size})
+        if self.optimizer:
+            check_optimizer("calibration.optimizer", self.optimizer)
+        if self.when not in ("round", "stage"):
+            raise ValueError(f"calibration.when must be 'round' or 'stage', got {self.when!r}")
+
+    def due(self, trained: bool, last_of_stage: bool) -> bool:
+        """Whether the server calibrates after a round, in which clients were trained or none was."""
+        return trained if self.when == "round" else last_of_stage
+
+    def run(self, model: SplitModel, stage: Stage, images: SampleSet, round_: int, seed: int) -> LoopReport:
+        """Calibrates the global model in place.
+
+        Raises:
+            NonFiniteLossError: The loss is not finite.
+        """
+        method = model.method
+        model.attach_whole(stage)
+        method.generator = torch_generator(seed, "calibrate-augment", round_)
+        shuffle = torch_generator(seed, "calibrate-shuffle", round_)
+        clients_optimizer, method.optimizer_factory = (
+            method.optimizer_factory,
+            self.optimizer or method.optimizer_factory,
+        )
+        try:
+            with torch.random.fork_rng():
+                torch.manual_seed(derive_seed(seed, "calibrate", round_))
+                return train_epochs(method, images, self.epochs, self.batch_size, shuffle, CostBook(), "calibration")
+        finally:
+            method.optimizer_factory = clients_optimizer

@@ -1,0 +1,167 @@
+"""Who takes part in a round, and who drops out of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedssl.devices import Fleet
+from fedssl.server.selection import Candidate, Outcome, RandomSelector, Selector
+from fedssl.utils.seeding import numpy_generator
+from layerwise import Stage
+
+ROUNDING = 1e-9
+"""What a product of a fraction and a number may be too large by."""
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The clients of one round.
+
+    Args:
+        participants: Clients that train, in ascending order of id.
+        dropped: Clients that were selected but could not be reached.
+        ineligible: Clients whose device cannot train any choice of the stage.
+        unavailable: Clients whose device is switched off or out of reach at this time.
+    """
+
+    participants: tuple[int, ...]
+    dropped: tuple[int, ...] = ()
+    ineligible: tuple[int, ...] = ()
+    unavailable: tuple[int, ...] = ()
+
+
+class Participation:
+    """Draws the clients of every round.
+
+    Args:
+        images: The number of images of every client.
+        size: Clients a round, as for :func:`cohort_size`.
+        dropout: Probability that a selected client cannot be reached after all. It costs no traffic and gives nothing.
+        selector: Chooses among the clients that can take part; ``None`` draws at random.
+        fleet: Their devices; ``None``: every client can always take part.
+        seed: Seed of the run.
+
+    Attributes:
+        online: The clients that an engine found connected; ``None``: all are in this process.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[int],
+        size: int | float = 1.0,
+        dropout: float = 0.0,
+        selector: Selector | None = None,
+        fleet: Fleet | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.images = list(images)
+        self.size = cohort_size(size, len(images))
+        self.dropout = check_dropout(dropout)
+        self.selector = selector or RandomSelector()
+        self.fleet = fleet
+        self.seed = seed
+        self.online: set[int] | None = None
+        self.selector.begin(len(images), seed)
+
+    @property
+    def num_clients(self) -> int:
+        """Clients of the federation."""
+        return len(self.images)
+
+    def begin_stage(self, stage: Stage) -> None:
+        """A stage begins."""
+        self.selector.begin_stage(stage.index)
+
+    def draw(self, round_: int, *choices: Stage) -> Cohort:
+        """The clients of a round.
+
+        Args:
+            round_: Communication round, from 0.
+            choices: What they would have to hold: the first of them that their device can.
+        """
+        shares = {client: self.fitting(client, choices) for client in range(self.num_clients)}
+        holding = {client: stage for client, stage in shares.items() if stage}
+        reachable = self._reachable(round_)
+        candidates = [self._candidate(client, stage) for client, stage in holding.items() if reachable[client]]
+        rng = numpy_generator(self.seed, "cohort", round_)
+        selected = self.selector.select(candidates, self.size, round_, rng)
+        gone = rng.random(len(selected)) < self.dropout
+        return Cohort(
+            tuple(client for client, away in zip(selected, gone, strict=True) if not away),
+            tuple(client for client, away in zip(selected, gone, strict=True) if away),
+            tuple(sorted(set(range(self.num_clients)) - set(holding))),
+            tuple(client for client in holding if not reachable[client]),
+        )
+
+    def fitting(self, client: int, choices: Sequence[Stage]) -> Stage | None:
+        """The first of the choices that a client's device can train; ``None`` if it can train none."""
+        return self.fleet.largest(client, choices) if self.fleet else choices[0]
+
+    def share(self, client: int, choices: Sequence[Stage]) -> Stage:
+        """The same, but the last of the choices if none fits."""
+        return self.fitting(client, choices) or choices[-1]
+
+    def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
+        """Tells the selector how the round went."""
+        self.selector.observe(round_, outcomes)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the selector knows and the fleet's clock."""
+        fleet = self.fleet.state_dict() if self.fleet else {}
+        return {"selector": self.selector.state_dict(), "fleet": fleet}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.selector.load_state_dict(state["selector"])
+        if self.fleet:
+            self.fleet.load_state_dict(state["fleet"])
+
+    def _reachable(self, round_: int) -> list[bool]:
+        connected = [self.online is None or client in self.online for client in range(self.num_clients)]
+        if not self.fleet:
+            return connected
+        switched_on = self.fleet.reachable(numpy_generator(self.seed, "reachable", round_))
+        return [on and here for on, here in zip(switched_on, connected, strict=True)]
+
+    def _candidate(self, client: int, stage: Stage) -> Candidate:
+        if not self.fleet:
+            return Candidate(client, self.images[client], math.inf, 0.0)
+        memory = self.fleet.profiles[client].memory_bytes
+        return Candidate(client, self.images[client], memory, self.fleet.expected_seconds(client, stage))
+
+
+def cohort_size(participation: float, num_clients: int) -> int:
+    """Clients drawn each round.
+
+    Args:
+        participation: An ``int`` is a number of clients, a ``float`` in (0, 1] a fraction, rounded up.
+        num_clients: Clients of the federation.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if isinstance(participation, int):
+        if not 1 <= participation <= num_clients:
+            raise ValueError(f"participation {participation} clients a round: allowed are 1 to {num_clients}")
+        return participation
+    if not 0 < participation <= 1:
+        raise ValueError(f"participation {participation} as a fraction must be above 0 and at most 1.0")
+    size = math.ceil(participation * num_clients - ROUNDING)
+    if size < 1:
+        one = f"{1 / num_clients:g} is one client"
+        raise ValueError(f"participation {participation} of {num_clients} clients is nobody: {one}")
+    return size
+
+
+def check_dropout(dropout: float) -> float:
+    """Returns the dropout probability if it lies in [0, 1).
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be a probability of at least 0 and below 1, got {dropout}")
+    return dropout

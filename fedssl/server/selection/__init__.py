@@ -1,0 +1,15 @@
+"""Who takes part in a round: selectors over the clients that can."""
+
+from fedssl.server.selection.fedhybrid import FedHybridSelector
+from fedssl.server.selection.selector import Candidate, Outcome, RandomSelector, RoundRobinSelector, Selector
+from fedssl.server.selection.smartfreeze import SmartFreezeSelector
+
+__all__ = [
+    "Candidate",
+    "FedHybridSelector",
+    "Outcome",
+    "RandomSelector",
+    "RoundRobinSelector",
+    "Selector",
+    "SmartFreezeSelector",
+]

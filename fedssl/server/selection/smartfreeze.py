@@ -1,0 +1,160 @@
+"""SmartFreeze's participant selector (arXiv 2408.09101): communities of similar clients, the most useful of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from fedssl.server.selection.communities import find_communities, proportional_split
+from fedssl.server.selection.selector import Candidate, Outcome, Selector, by_id
+from fedssl.utils.seeding import derive_seed
+
+NO_COMMUNITY = -1
+
+
+class SmartFreezeSelector(Selector):
+    r"""Shares the participants over communities, and takes the most useful candidates of each.
+
+    The paper says that its selector weighs memory, data and speed and groups clients by community detection
+    ("RL-CD"), and no more that we could read. **All of this is our reading**; compare it with
+    :class:`~fedssl.server.selection.selector.RandomSelector`.
+
+    - Memory: only clients that hold the stage are candidates.
+    - Utility: :math:`n \sqrt{\overline{\ell^2}} \min(1, T / t)^\alpha` of a client with *n* images and a predicted
+      round of *t* seconds, *T* being the candidates' median. The loss is that of its last round. Clients that never
+      were chosen are the most useful of all, in random order; those who were chosen but never answered count with the
+      mean loss of the others; one whose loss was not finite is of no use until it is explored again.
+    - Communities: Louvain's method, with a seed fixed for the run, on the cosine similarities of the clients' first
+      updates in the first rounds of each stage. Clients without a usable update form a group of their own.
+    - Participants: each slot explores with the given probability: it goes to any candidate. The others are shared
+      over the communities in proportion to their candidates' images.
+
+    Args:
+        alpha: How strongly slow clients are disfavoured; 0 not at all.
+        exploration: Probability that a slot explores.
+        probe_rounds: Rounds at the start of each stage whose updates make the communities.
+
+    Raises:
+        ValueError: One of them is out of its range.
+    """
+
+    wants_updates: ClassVar[bool] = True
+
+    def __init__(self, alpha: float = 2.0, exploration: float = 0.1, probe_rounds: int = 5) -> None:
+        if not 0 <= alpha < math.inf:
+            raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
+        if not 0 <= exploration <= 1:
+            raise ValueError(f"exploration must be a probability from 0 to 1, got {exploration}")
+        if probe_rounds < 1:
+            raise ValueError(f"probe_rounds must be at least 1, got {probe_rounds}")
+        self.alpha = alpha
+        self.exploration = exploration
+        self.probe_rounds = probe_rounds
+
+    def begin(self, num_clients: int, seed: int) -> None:
+        """Forgets all losses and communities."""
+        self._seed = derive_seed(seed, "communities")
+        self._squared_losses: dict[int, float] = {}
+        self._asked: set[int] = set()
+        self.begin_stage(0)
+
+    def begin_stage(self, index: int) -> None:
+        """Forgets the communities, which new updates will make; losses are kept."""
+        self._updates: dict[int, np.ndarray] = {}
+        self._probed = 0
+        self._community: dict[int, int] = {}
+
+    def select(self, candidates: Sequence[Candidate], size: int, round_: int, rng: np.random.Generator) -> list[int]:
+        """The most useful candidates of every community, and a few others."""
+        size = min(size, len(candidates))
+        explored = int(rng.binomial(size, self.exploration))
+        groups = self._groups(self._ranked(candidates, rng))
+        images = [sum(member.num_images for member in group) for group in groups]
+        slots = proportional_split(size - explored, images, [len(group) for group in groups], rng.random())
+        chosen = [c.client_id for group, share in zip(groups, slots, strict=True) for c in group[:share]]
+        others = sorted({candidate.client_id for candidate in candidates} - set(chosen))
+        chosen += rng.choice(others, explored, replace=False).tolist()
+        self._asked.update(chosen)
+        return sorted(chosen)
+
+    def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
+        """Keeps the losses and, in the first rounds of a stage, the updates, which it makes communities of."""
+        for outcome in outcomes:
+            loss = outcome.mean_squared_loss
+            self._squared_losses[outcome.client_id] = float(loss) if math.isfinite(loss) else 0.0
+        if self._probed < self.probe_rounds:
+            self._probe({o.client_id: o.update for o in outcomes if o.update is not None and _usable(o.update)})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses, who was chosen, the communities and the updates of an unfinished probe."""
+        return {
+            "squared losses": dict(self._squared_losses),
+            "asked": sorted(self._asked),
+            "community": dict(self._community),
+            "probed": self._probed,
+            "updates": {client: torch.from_numpy(update) for client, update in self._updates.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues with them."""
+        self._squared_losses = dict(state["squared losses"])
+        self._asked = set(state["asked"])
+        self._community = dict(state["community"])
+        self._probed = int(state["probed"])
+        self._updates = {client: update.numpy() for client, update in state["updates"].items()}
+
+    def _ranked(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
+        """The candidates, the most useful first, equals in random order."""
+        reference = float(np.median([c.seconds for c in candidates])) if candidates else 0.0
+        typical = float(np.mean([*self._squared_losses.values()] or [0.0]))
+        ordered = by_id(candidates)
+        shuffled = [ordered[position] for position in rng.permutation(len(ordered))]
+        return sorted(shuffled, key=lambda candidate: -self._utility(candidate, reference, typical))
+
+    def _utility(self, candidate: Candidate, reference: float, typical_loss: float) -> float:
+        if candidate.client_id not in self._asked:
+            return math.inf
+        squared_loss = self._squared_losses.get(candidate.client_id, typical_loss)
+        useful = data_utility(candidate.num_images, squared_loss)
+        return useful * speed_factor(candidate.seconds, reference, self.alpha)
+
+    def _groups(self, ranked: Sequence[Candidate]) -> list[list[Candidate]]:
+        """The candidates of each community, in the order given."""
+        groups: dict[int, list[Candidate]] = {}
+        for candidate in ranked:
+            groups.setdefault(self._community.get(candidate.client_id, NO_COMMUNITY), []).append(candidate)
+        return [groups[label] for label in sorted(groups)]
+
+    def _probe(self, updates: Mapping[int, np.ndarray]) -> None:
+        """Adds the updates of clients that have none yet in this stage, and renews the communities."""
+        if not updates:
+            return
+        for client, update in updates.items():
+            self._updates.setdefault(client, np.array(update, dtype=np.float32))
+        clients = sorted(self._updates)
+        communities = find_communities(clients, np.stack([self._updates[client] for client in clients]), self._seed)
+        self._community = {client: label for label, members in enumerate(communities) for client in members}
+        self._probed += 1
+        if self._probed == self.probe_rounds:
+            self._updates = {}
+
+
+def data_utility(num_images: int, mean_squared_loss: float) -> float:
+    """How much there is to learn from a client: its images times the root of its mean squared loss.
+
+    The form of Oort (Lai et al. 2021, arXiv 2010.06081), with losses of batches instead of samples.
+    """
+    return num_images * math.sqrt(mean_squared_loss)
+
+
+def speed_factor(seconds: float, reference: float, alpha: float) -> float:
+    """``min(1, reference / seconds) ** alpha``: 1 for clients no slower than the reference."""
+    return 1.0 if seconds <= reference else (reference / seconds) ** alpha
+
+
+def _usable(update: np.ndarray) -> bool:
+    return bool(np.isfinite(update).all() and update.any())

@@ -1,0 +1,174 @@
+"""Takes in the results of one round, one client at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fedssl.protocol.messages import Failure, Result, Tensors, flatten, num_bytes, part_of
+from fedssl.server.aggregation import Aggregation
+from fedssl.server.aggregation.rule import difference_to
+
+UPDATE_SAMPLE = 10_000
+"""Entries of a client's update that a selector gets to see."""
+
+MAX_UPDATE = 1000.0
+"""Largest root mean square of a tensor's change, in units of one plus that of the global tensor.
+
+Honest training stays far below: Adam moves no weight by more than its learning rate a step, so that even 1,000 steps
+of 0.1 reach a tenth of it, and batch norm's variances of normalised images are some tens. It is there for values that
+are finite and yet destroy any mean. The one keeps tensors trainable that begin at zero."""
+
+LARGEST_LOSS = 1e9
+"""Of a step; larger ones are no losses. Negative ones are: an objective may be a negative similarity."""
+
+LARGEST_COUNTER = 2**53
+"""Of an integer tensor, such as batch norm's count of steps, which must not overflow when it goes on."""
+
+
+class Intake:
+    """Checks results, hands the good ones to the aggregation rule and keeps running totals.
+
+    Args:
+        reference: The global tensors of the trained parts.
+        aggregation: The rule; it gets the floating-point tensors. Of integer tensors (batch norm's step
+            counters) the largest one counts.
+        max_update: A client is dropped if a tensor of its update changed by more, as a root mean square, in units of
+            one plus that of the global tensor.
+    """
+
+    def __init__(self, reference: Tensors, aggregation: Aggregation, max_update: float = MAX_UPDATE) -> None:
+        self.trained: list[int] = []
+        self.failures: list[Failure] = []
+        self.late: list[Failure] = []
+        self.counters: Tensors = {}
+        self.given: set[str] = set()
+        self.up_bytes = 0
+        self.macs = 0
+        self.activation_bytes = 0
+        self._reference = reference
+        self._floating = {key: tensor for key, tensor in reference.items() if tensor.is_floating_point()}
+        self._aggregation = aggregation
+        self._max_update = max_update
+        self._images = 0
+        self._loss = 0.0
+        aggregation.begin(self._floating)
+
+    def check(self, result: Result | Failure, parts: Iterable[str]) -> Result | Failure:
+        """The result, or why it cannot be used.
+
+        Args:
+            result: From a client.
+            parts: The parts that the client was to train.
+        """
+        if isinstance(result, Failure):
+            return result
+        asked = set(parts)
+        expected = {key: own for key, own in self._reference.items() if part_of(key) in asked}
+        return find_fault(result, expected, self._max_update) or result
+
+    def take(self, result: Result | Failure) -> None:
+        """Adds one client."""
+        if isinstance(result, Failure):
+            (self.late if result.late else self.failures).append(result)
+            self.macs += result.macs
+            return
+        tensors = flatten(result.parts)
+        floating = {k: t for k, t in tensors.items() if k in self._floating}
+        self._aggregation.add(floating, result.num_images)
+        self.given.update(floating)
+        _keep_largest(self.counters, {k: t for k, t in tensors.items() if k not in self._floating})
+        self._count(result)
+
+    def mean_loss(self) -> float:
+        """Mean training loss weighted by images; NaN if no client gave a result."""
+        return self._loss / self._images if self._images else math.nan
+
+    def reasons(self) -> str:
+        """Why clients gave nothing usable; those with one reason together."""
+        clients: dict[str, list[int]] = {}
+        for failure in [*self.failures, *self.late]:
+            clients.setdefault(failure.reason, []).append(failure.client_id)
+        return "; ".join(f"{_clients(ids)}: {reason}" for reason, ids in clients.items())
+
+    def _count(self, result: Result) -> None:
+        self.trained.append(result.client_id)
+        self._images += result.num_images
+        self._loss += result.loss * result.num_images
+        self.up_bytes += num_bytes(result.parts)
+        self.macs += result.macs
+        self.activation_bytes = max(self.activation_bytes, result.activation_bytes)
+
+
+def find_fault(result: Result, reference: Tensors, max_update: float = MAX_UPDATE) -> Failure | None:
+    """Why a client's result cannot be used: wrong names, shapes or types, or values that no training gives.
+
+    Selectors, means and the client's weight rely on what is checked here.
+    """
+    if result.num_images < 1 or not abs(result.loss) <= LARGEST_LOSS or not 0 <= result.squared_loss <= LARGEST_LOSS**2:
+        trained = f"{result.num_images} images with a loss of {result.loss:g}"
+        return Failure(result.client_id, f"{trained}, squared {result.squared_loss:g}, cannot be")
+    tensors = flatten(result.parts)
+    if tensors.keys() != reference.keys():
+        return Failure(result.client_id, "its update has other tensors than its task")
+    for key, tensor in tensors.items():
+        if tensor.shape != reference[key].shape:
+            return Failure(result.client_id, f"{key} has shape {tuple(tensor.shape)}")
+        if tensor.dtype != reference[key].dtype:
+            return Failure(result.client_id, f"{key} has type {tensor.dtype}")
+        if not torch.isfinite(tensor).all():
+            return Failure(result.client_id, f"{key} is not finite")
+        excess = _excess(tensor, reference[key], max_update)
+        if excess:
+            return Failure(result.client_id, f"{key} {excess}")
+    return None
+
+
+def _excess(tensor: Tensor, reference: Tensor, max_update: float) -> str:
+    """Why a tensor is further from the global one than training takes it; empty if it is not."""
+    if not tensor.is_floating_point():
+        return f"counts more than {LARGEST_COUNTER} steps" if (tensor > LARGEST_COUNTER).any() else ""
+    change, limit = root_mean_square(difference_to(reference, tensor)), max_update * (1 + root_mean_square(reference))
+    return "" if change <= limit else f"changed by {change:.3g} (root mean square), more than {limit:.3g}"
+
+
+def check_max_update(max_update: float) -> None:
+    """Refuses bounds that drop every client.
+
+    Raises:
+        ValueError: It is one.
+    """
+    if not max_update > 0:
+        raise ValueError(f"max_update must be above 0, got {max_update}")
+
+
+def root_mean_square(tensor: Tensor) -> float:
+    """Of all entries; 0 of none."""
+    return float(torch.linalg.vector_norm(tensor.float())) / max(1, tensor.numel()) ** 0.5
+
+
+def _clients(ids: list[int]) -> str:
+    named = ", ".join(map(str, ids[:3])) + (f" and {len(ids) - 3} more" if len(ids) > 3 else "")
+    return f"client{'s' if len(ids) > 1 else ''} {named}"
+
+
+def _keep_largest(counters: Tensors, tensors: Tensors) -> None:
+    """Integer tensors (batch norm's step counters) are not averaged: the largest one counts."""
+    for key, tensor in tensors.items():
+        counters[key] = torch.maximum(counters[key], tensor) if key in counters else tensor.clone()
+
+
+def sample_update(result: Result, reference: Tensors) -> np.ndarray:
+    """Evenly spaced entries of what a client changed, about ``UPDATE_SAMPLE`` of them; 0 in layers it did not give."""
+    tensors, changes = flatten(result.parts), []
+    floating = {key: tensor for key, tensor in reference.items() if tensor.is_floating_point()}
+    step = max(1, sum(tensor.numel() for tensor in floating.values()) // UPDATE_SAMPLE)
+    for key, tensor in floating.items():
+        before = tensor.flatten()[::step].float()
+        after = tensors[key].flatten()[::step].to(before.device).float() if key in tensors else before
+        changes.append(after - before)
+    return torch.cat(changes).cpu().numpy()

@@ -1,0 +1,1 @@
+"""The federation and its centralised baseline as Lightning modules."""

@@ -1,0 +1,147 @@
+"""Writes an encoder to a folder: one of images so that timm loads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from torch import Tensor
+
+from fedssl.data.datasets.texts import CHARACTERS
+from fedssl.utils.files import replace_folder
+from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, timm_arguments, use_small_stem
+
+CLAIMS = ("license", "origin_url", "paper_ids", "paper_name", "notes")
+"""What timm says of its own weights of an architecture, and nobody has said of these."""
+
+
+def export_encoder(
+    encoder: StagedEncoder, folder: Path, mean: list[float], std: list[float], training: dict[str, Any] | None = None
+) -> None:
+    """Writes ``config.json`` and ``model.safetensors``, all or nothing.
+
+    ``timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)`` gives back a model with the same
+    features. A ViT that stopped growing early is written with the depth it reached. Temporary modules are left out,
+    low-rank adapters are merged into the weights that they adapt.
+
+    An encoder with a small stem is one that timm cannot build: ``config.json`` then has the key ``"stem": "small"``,
+    timm refuses the weights, and :class:`linear_eval.TimmEncoder` loads them.
+
+    Args:
+        encoder: Its first ``encoder.depth`` blocks are written.
+        folder: Replaced if it exists.
+        mean: Normalisation of the images by channel.
+        std: Normalisation of the images by channel.
+        training: How far training came, noted in ``config.json``.
+
+    Raises:
+        ValueError: A ResNet with fewer than its four stages, which timm cannot build.
+    """
+    spec = encoder.spec
+    assert isinstance(spec, EncoderSpec)
+    arguments: dict[str, Any] = timm_arguments(spec) | _depth_argument(encoder)
+    model = timm.create_model(spec.name, pretrained=False, **arguments)
+    if spec.stem == "small":
+        use_small_stem(model, spec.in_channels)
+    model.load_state_dict(timm_state(encoder))
+    model.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in CLAIMS}
+    preprocessing = {
+        "input_size": [spec.in_channels, spec.image_size, spec.image_size],
+        "mean": mean,
+        "std": std,
+        "crop_pct": 1.0,
+    }
+    config: dict[str, Any] = {} if spec.stem == "timm" else {"stem": spec.stem}
+    config |= {"training": _training(encoder, training)} if training else {}
+    config |= {
+        "num_classes": 0,
+        "num_features": encoder.widths[encoder.depth - 1],
+        "pretrained_cfg": {"architecture": spec.name, "tag": "fedssl", "num_classes": 0, **preprocessing},
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
+        fresh = Path(temporary) / folder.name
+        save_for_hf(model, str(fresh), model_config=config, model_args=arguments, safe_serialization=True)
+        _seal(fresh)
+        replace_folder(fresh, folder)
+
+
+def export_text_encoder(encoder: StagedEncoder, folder: Path, training: dict[str, Any] | None = None) -> None:
+    """Writes ``config.json`` and ``model.safetensors``, all or nothing.
+
+    timm has no such model. :class:`layerwise.CausalTransformerSpec` with these settings and the folder as ``weights``
+    builds the encoder again. ``config.json`` also has the characters, by index from 1 on; 0 is every other one.
+
+    Args:
+        encoder: Its first ``encoder.depth`` blocks are written, with the final norm; the head is not. Low-rank adapters
+            are merged into the weights that they adapt.
+        folder: Replaced if it exists.
+        training: How far training came, noted in ``config.json``.
+    """
+    spec = encoder.spec
+    assert isinstance(spec, CausalTransformerSpec)
+    settings = {name: value for name, value in asdict(spec).items() if name not in ("weights", "ranks")}
+    config = {"architecture": spec.name, **settings, "depth": encoder.depth, "characters": CHARACTERS}
+    config |= {"training": _training(encoder, training)} if training else {}
+    parts = {"stem": encoder.stem.state_dict(), "tail": encoder.tail.state_dict()}
+    parts |= {f"blocks.{i}": _block_state(encoder, i) for i in range(encoder.depth)}
+    state = {f"{part}.{name}": tensor.cpu() for part, tensors in parts.items() for name, tensor in tensors.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
+        fresh = Path(temporary) / folder.name
+        fresh.mkdir()
+        (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(state, fresh / "model.safetensors")
+        _seal(fresh)
+        replace_folder(fresh, folder)
+
+
+def _seal(folder: Path) -> None:
+    """Notes the weights' SHA-256 in ``config.json``: a ``.safetensors`` file has no checksum of its own."""
+    config = json.loads((folder / "config.json").read_text())
+    with (folder / "model.safetensors").open("rb") as weights:
+        config["sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _training(encoder: StagedEncoder, training: dict[str, Any]) -> dict[str, Any]:
+    return training | {"blocks_present": encoder.depth}
+
+
+def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:
+    """The weights of the present blocks under timm's own names."""
+    is_vit = _is_vit(encoder)
+    state = {name.removeprefix("model."): tensor for name, tensor in encoder.stem.state_dict().items()}
+    for index in range(encoder.depth):
+        prefix = f"blocks.{index}" if is_vit else f"layer{index + 1}"
+        state |= {f"{prefix}.{name}": tensor for name, tensor in _block_state(encoder, index).items()}
+    return state | encoder.tail.state_dict()
+
+
+def _block_state(encoder: StagedEncoder, index: int) -> dict[str, Tensor]:
+    """The weights of a block, its adapters merged into them."""
+    block: Any = encoder.blocks[index]
+    merged = {"attn.qkv.weight": block.attn.qkv.merged().detach()} if encoder.adapters else {}
+    return block.state_dict() | merged
+
+
+def _depth_argument(encoder: StagedEncoder) -> dict[str, int]:
+    if _is_vit(encoder):
+        return {"depth": encoder.depth}
+    if encoder.depth < len(encoder.blocks):
+        raise ValueError(
+            f"timm cannot build {encoder.spec.name} with {encoder.depth} of {len(encoder.blocks)} stages; "
+            "export it after the last stage"
+        )
+    return {}
+
+
+def _is_vit(encoder: StagedEncoder) -> bool:
+    return hasattr(encoder.stem, "model")

@@ -1,0 +1,231 @@
+"""Where metrics go: a CSV file always, Weights & Biases beside it."""
+
+from __future__ import annotations
+
+import csv
+import netrc
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import wandb
+from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from fedssl.data.disclosure import without_paths
+from fedssl.utils.files import naming, write_atomically
+
+PROJECT = "fedssl"
+WANDB_ID = "wandb_id"
+METRIC_GROUPS = ("client", "server", "cost", "eval", "test", "time", "pace", "train")
+GLOBAL_STEP = "trainer/global_step"
+"""Under this key Lightning logs its step."""
+"""What the names of metrics begin with: who measured."""
+
+
+class MetricsCSV(Logger):
+    """``metrics.csv``: one row a step, one column a metric.
+
+    A resumed run keeps the rows before its first new step and replaces the later ones. Lightning's own CSV
+    logger deletes the file instead. What a power failure left of a line is left out, and said.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._rows: dict[int, dict[str, Any]] | None = None
+        self._columns: list[str] = []
+        self._changed: set[int] = set()
+        self._last = -1
+        self._offset = 0
+
+    @property
+    def name(self) -> str:
+        """Lightning's name of the logger."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Unused; the run folder is the version."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run folder has ``config.yaml``."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Adds metrics to the row of a step."""
+        step = 0 if step is None else step
+        if self._rows is None:
+            self.resume(step)
+        assert self._rows is not None
+        self._rows.setdefault(step, {"step": step}).update(metrics)
+        self._changed.add(step)
+
+    def resume(self, step: int) -> list[dict[str, Any]]:
+        """Cut the file back to what was logged before a step; says on stderr what is missing of that.
+
+        Args:
+            step: The first one that this process logs.
+
+        Returns:
+            The rows that stay, in order.
+        """
+        found, damaged = read_rows(self.path) if self.path.exists() else ({}, [])
+        self._rows = {at: row for at, row in sorted(found.items()) if at < step}
+        if step and not self.path.exists():
+            print(f"{self.path} is missing: the run goes on without its rows before step {step}", file=sys.stderr)
+        elif step and damaged:
+            kept = self.path.with_name(f"{self.path.name}.damaged")
+            shutil.copyfile(self.path, kept)
+            lines = ", ".join(map(str, damaged[:5])) + (", ..." if damaged[5:] else "")
+            print(f"{self.path} is damaged in line {lines}, which is left out; {kept} is as it was", file=sys.stderr)
+        return list(self._rows.values())
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Brings the file up to date; only the last row is written again while the columns stay the same."""
+        if not self._rows or not self._changed:
+            return
+        last = max(self._rows)
+        known = self._columns or [key for row in self._rows.values() for key in row]
+        columns = list(dict.fromkeys([*known, *self._rows[last]]))
+        if columns != self._columns or self._changed != {last}:
+            self._columns = columns
+            write_atomically(self.path, self._write_all)
+        else:
+            self._write_last(last)
+        self._last = last
+        self._changed.clear()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Writes the last row."""
+        self.save()
+
+    def _write_all(self, path: Path) -> None:
+        assert self._rows is not None
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            for step in sorted(self._rows):
+                self._offset = file.tell()
+                writer.writerow(self._rows[step])
+
+    def _write_last(self, last: int) -> None:
+        assert self._rows is not None
+        with naming(self.path), self.path.open("r+", newline="") as file:
+            file.seek(*((self._offset, 0) if last == self._last else (0, 2)))
+            file.truncate()
+            self._offset = file.tell()
+            csv.DictWriter(file, self._columns, restval="").writerow(self._rows[last])
+
+
+def read_rows(path: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
+    """Read a metrics file, of which any line may be damaged.
+
+    Returns:
+        Rows by step, and the numbers of the lines that are not whole rows of numbers, from 1.
+    """
+    lines = path.read_bytes().decode(errors="replace").splitlines(keepends=True)
+    columns = next(csv.reader(lines[:1]), [])
+    rows, damaged = {}, [] if "step" in columns else [1]
+    for number, line in enumerate(lines[1:], 2):
+        row = _row(columns, line)
+        if row:
+            rows[int(row["step"])] = row
+        else:
+            damaged.append(number)
+    return rows, damaged
+
+
+def _row(columns: list[str], line: str) -> dict[str, Any] | None:
+    """The row that a line holds; ``None`` if it was torn, so that it lacks its end, or is not made of numbers."""
+    try:
+        row = dict(zip(columns, next(csv.reader([line])), strict=True))
+        _ = int(row["step"]), [float(value) for value in row.values() if value]
+    except (KeyError, ValueError, csv.Error):
+        return None
+    return row if line.endswith("\n") else None
+
+
+def wandb_logger(folder: Path, name: str, config: dict[str, Any]) -> WandbLogger:
+    """One W&B run an experiment: offline unless logged in, and the same id after a resume.
+
+    It gets no paths, and neither the command line nor what is printed: an error may name a patient's file.
+    """
+    remembered = folder / WANDB_ID
+    identity = remembered.read_text().strip() if remembered.exists() else uuid.uuid4().hex[:8]
+    run = wandb.init(
+        name=name,
+        dir=folder,
+        id=identity,
+        project=PROJECT,
+        resume="allow",
+        mode=wandb_mode(),
+        config=without_paths(config),
+        settings=wandb.Settings(silent=True, console="off", x_disable_meta=True),
+        reinit="finish_previous",
+    )
+    return WandbLogger(experiment=run, id=identity)
+
+
+def wandb_mode() -> Literal["offline"] | None:
+    """``offline`` where W&B would ask for a login; ``None`` leaves it to ``WANDB_MODE``, which is online by default."""
+    mode = os.environ.get("WANDB_MODE")
+    if logged_in() or mode not in (None, "online"):
+        return None
+    if mode:
+        print("WANDB_MODE is online, but there is no login (wandb login): W&B logs offline", file=sys.stderr)
+    return "offline"
+
+
+def log_again(logger: WandbLogger, rows: Sequence[dict[str, Any]]) -> None:
+    """Log what earlier processes of a run have logged, unless W&B has it.
+
+    Offline W&B cannot go on with a run: every process writes a file of its own, and after a kill the last rounds are in
+    none of them. Logged again, all rounds are in the file of the last process.
+
+    Args:
+        logger: Of a run that is resumed.
+        rows: Those of ``metrics.csv``.
+    """
+    if logger.experiment.resumed:
+        return
+    for row in rows:
+        metrics = {key: float(value) for key, value in row.items() if value and key != "step"}
+        logger.log_metrics(metrics, int(row["step"]))
+
+
+def define_axes(logger: WandbLogger, unit: str) -> None:
+    """Makes W&B draw metrics over rounds (or epochs), and sums of stages over stages, instead of over its own steps.
+
+    Args:
+        logger: Of the run.
+        unit: The metric that counts what most metrics are drawn over: ``round`` or ``epoch``.
+    """
+    logger.experiment.define_metric(GLOBAL_STEP)
+    logger.experiment.define_metric("*", step_metric=GLOBAL_STEP, step_sync=True)
+    for group in METRIC_GROUPS:
+        logger.experiment.define_metric(f"{group}/*", step_metric=unit)
+    logger.experiment.define_metric("stage/*", step_metric="stage")
+
+
+def logged_in() -> bool:
+    """Whether W&B may go online: it has a key and its mode is not set otherwise."""
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return False
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False

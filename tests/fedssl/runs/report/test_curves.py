@@ -1,0 +1,139 @@
+"""Numbers behind the figures over the rounds."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from fedssl.runs.report import curves
+from fedssl.runs.report.curves import Line
+from fedssl.runs.report.page import Picture
+from fedssl.runs.report.record import RunRecord
+from fedssl.runs.report.representation import class_accuracies
+from fedssl.runs.report.sections import accuracy_over_cost
+from fedssl.runs.report.summary import fit, gmacs, stage_sums
+from fedssl.runs.report.theme import as_svg, heat_map
+
+ROWS = """epoch,round,stage,client/participants,client/failed,client/dropped,client/loss,cost/down_bytes,cost/up_bytes,\
+cost/macs,cost/peak_activation_bytes,eval/knn_top1
+0,0,0,2,0,0,4.0,4194304,2097152,6e9,1048576,
+1,1,0,1,1,0,3.0,4194304,1048576,4e9,2097152,50
+2,2,1,0,0,2,,0,0,0,0,
+3,3,1,2,0,0,2.0,8388608,2097152,8e9,1048576,60
+4,,,,,,,,,,,70
+"""
+
+
+def record(folder: Path, settings: dict[str, Any] | None = None, **results: Any) -> RunRecord:
+    (folder / "metrics.csv").write_text(ROWS)
+    (folder / "results.json").write_text("{}")
+    (folder / "config.yaml").write_text("{}")
+    read = RunRecord.read(folder)
+    text = yaml.safe_dump({"model": {"init_args": settings or {}}})
+    return RunRecord(folder, text, {"clients": 2} | results, read.rows, None, None)
+
+
+def test_curves_and_stages_leave_out_the_final_evaluation(tmp_path: Path) -> None:
+    run = record(tmp_path)
+    assert run.curve("eval/knn_top1") == ([2.0, 4.0], [50.0, 60.0])
+    assert run.curve("client/loss") == ([1.0, 2.0, 4.0], [4.0, 3.0, 2.0])
+    assert run.curve("absent") == ([], [])
+    assert run.stages() == [2, 4]
+    assert run.unit == "round"
+
+
+def test_means_are_over_those_who_took_part(tmp_path: Path) -> None:
+    macs = curves.mean_of_participants(record(tmp_path), "cost/macs", scale=1e9)
+    assert macs == ([1.0, 2.0, 4.0], [3.0, 2.0, 4.0])  # a failed client computed too, and nobody did in round 3
+    both = curves.mean_of_participants(record(tmp_path), "cost/down_bytes", "cost/up_bytes", scale=2**20)
+    assert both == ([1.0, 2.0, 4.0], [3.0, 2.5, 5.0])
+    assert curves.so_far(both) == ([1.0, 2.0, 4.0], [3.0, 5.5, 10.5])
+
+
+def test_a_curve_over_another_one() -> None:
+    paid, knn = ([1.0, 2.0, 4.0], [3.0, 5.5, 10.5]), ([2.0, 3.0, 4.0], [50.0, 55.0, 60.0])
+    assert curves.against(paid, knn) == ([5.5, 10.5], [50.0, 60.0])
+
+
+@pytest.mark.parametrize(("seconds", "title"), [("0.0", "Accuracy over traffic"), ("9.5", "Accuracy over time")])
+def test_time_is_shown_where_devices_have_a_speed(seconds: str, title: str, tmp_path: Path) -> None:
+    run = record(tmp_path)
+    timed = replace(run, rows=[row | {"time/simulated_seconds": seconds} for row in run.rows])
+    (picture,) = accuracy_over_cost(timed, curves.so_far(run.curve("cost/up_bytes")))
+    assert isinstance(picture, Picture)
+    assert picture.title == title
+
+
+def test_sums_of_stages(tmp_path: Path) -> None:
+    first, second = stage_sums(record(tmp_path))
+    assert first == {
+        "first_round": 1, "last_round": 2, "down_mib": 8.0, "up_mib": 3.0, "gmacs": 10.0, "peak_mib": 2.0, "loss": 3.0
+    }  # fmt: skip
+    assert (second["down_mib"], second["gmacs"], second["loss"]) == (8.0, 8.0, 2.0)
+
+
+def test_accuracy_of_a_class_without_images_is_unknown() -> None:
+    accuracies = class_accuracies(np.array([[3, 1, 0], [0, 0, 0], [1, 1, 2]]))
+    np.testing.assert_array_equal(accuracies, [75.0, np.nan, 50.0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "eligibility", "said"),
+    [
+        ({}, None, "No memory limit was set."),
+        ({"memory_budget": "30MiB"}, None, "Its local steps were planned for less memory (memory_budget: 30MiB)."),
+        (
+            {"memory_budget": None},
+            [{"need_bytes": 2**20, "eligible": 5, "clients": 6}, {"need_bytes": 2**21, "eligible": 3, "clients": 6}],
+            "Every stage fitted at least 3 of 6 devices; the largest needs at least 2 MiB.",
+        ),
+        (
+            {"memory_budget": None},
+            [{"need_bytes": 2**20, "eligible": 6, "clients": 6}],
+            "Every stage fitted all 6 devices; the largest needs at least 1 MiB.",
+        ),
+    ],
+)
+def test_whether_it_fitted(
+    settings: dict[str, Any], eligibility: list[dict[str, int]] | None, said: str, tmp_path: Path
+) -> None:
+    results = {"eligibility": eligibility} if eligibility else {}
+    assert fit(record(tmp_path, settings, **results)) == said
+
+
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf", "1e308", "-1e308"])
+def test_losses_that_are_no_numbers_are_left_out(loss: str, tmp_path: Path) -> None:
+    run = record(tmp_path)
+    run = replace(run, rows=[run.rows[0] | {"client/loss": loss}, *run.rows[1:]])
+    assert run.curve("client/loss")[1] == [3.0, 2.0]
+    alone = replace(run, rows=run.rows[:1])
+    for each in (run, alone):
+        as_svg(curves.lines([Line(each.curve("client/loss"))], "round", "loss", each.stages()), "", "x")
+    assert [sums.get("loss") for sums in stage_sums(alone)] == [None]
+
+
+def test_a_report_does_without_what_clients_gave(tmp_path: Path) -> None:
+    run = record(tmp_path)
+    kept = ("epoch", "round", "stage", "cost/down_bytes", "eval/knn_top1")
+    bare = replace(run, rows=[{key: row[key] for key in kept} for row in run.rows])
+    assert stage_sums(bare)[0]["peak_mib"] == 0
+    assert curves.mean_of_participants(bare, "cost/down_bytes", scale=1) == ([], [])
+    as_svg(curves.participation(bare), "", "x")
+
+
+def test_operations_have_units() -> None:
+    assert [gmacs(macs) for macs in (1.5e6, 2.345e9, 237.4e9, 1.58e15)] == [
+        "0.0015 GMACs", "2.35 GMACs", "237 GMACs", "1,580,000 GMACs"
+    ]  # fmt: skip
+
+
+def test_figures_of_odd_sizes_can_be_drawn(tmp_path: Path) -> None:
+    curves.lines([Line(([1.0], [2.0]))], "round", "loss", [1])
+    curves.lines([Line(([1.0, 2.0], [0.0, 0.0]), str(each)) for each in range(8)], "round", "loss")
+    curves.participation(record(tmp_path))
+    heat_map(np.zeros((1, 1)), ["a"], ["b"], "row", "column")
+    names = [f"class {number}" for number in range(100)]
+    heat_map(np.ones((300, 100)), [str(row) for row in range(300)], names, "row", "column")

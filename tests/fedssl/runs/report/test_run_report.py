@@ -1,0 +1,116 @@
+"""The report of a real run, in its folder and in Weights & Biases."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import wandb
+from shrunk import TINY_FEDERATION
+from wandb_file import axes, history
+from webpage import check_page
+
+from fedssl.__main__ import main
+from fedssl.runs.report.deliver import write_run_report
+from fedssl.runs.report.record import RunRecord, read_details
+
+SECTIONS = ["Quality", "Cost", "Clients", "Classes", "Representation", "Neighbours", "Layers", "Origin"]
+
+
+def test_every_section_is_there_and_nothing_comes_from_elsewhere(run: Path) -> None:
+    text = (run / "report.html").read_text()
+    page = check_page(text)
+    assert [heading for heading in page.headings if heading in SECTIONS] == SECTIONS
+    assert page.headings[0] == "Layer-wise SimCLR"
+    assert page.tags["svg"] == 18
+    assert len(text) < 2_000_000
+
+
+def test_the_summary_has_the_results(run: Path) -> None:
+    text, results = (run / "report.html").read_text(), json.loads((run / "results.json").read_text())
+    for key in ("knn_top1", "linear_top1", "random_init_knn_top1"):
+        assert f"{results[key]:.1f} %" in text
+    assert "In 4 rounds with 3 devices, one that took part received" in text
+    assert "No memory limit was set." in text
+
+
+def test_the_page_can_be_drawn_again_from_the_folder(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    copy.mkdir()
+    for name in ("config.yaml", "metrics.csv", "results.json", "details.npz"):
+        shutil.copy(run / name, copy / name)
+    write_run_report(RunRecord.read(copy))
+    assert (copy / "report.html").read_text() == (run / "report.html").read_text()
+    (copy / "details.npz").unlink()
+    write_run_report(RunRecord.read(copy))
+    headings = check_page((copy / "report.html").read_text()).headings
+    assert [heading for heading in headings if heading in SECTIONS] == ["Quality", "Cost", "Origin"]
+
+
+def test_details_agree_with_the_results(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    evaluation, clients = read_details(run / "details.npz")
+    assert evaluation is not None
+    assert clients is not None
+    confusion = evaluation.encoders["encoder"].confusion
+    assert 100 * confusion.trace() / confusion.sum() == pytest.approx(results["linear_top1"])
+    assert evaluation.layers.tolist() == ["stem", "block 1", "block 2"]
+    assert [output.shape for output in evaluation.layer_outputs] == [(359, 16)] * 3
+    assert np.allclose(evaluation.encoders["encoder"].similarity.diagonal(), 1, atol=1e-4)
+    assert clients.images.sum() == 60
+    assert clients.images.shape == (3, 10)
+    known = clients.down_bytes[clients.down_bytes > 0]
+    assert known.mean() == pytest.approx(results["down_bytes_per_client"])
+
+
+def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        RunRecord.read(tmp_path)
+
+
+def test_a_report_that_fails_costs_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("no ink")
+
+    monkeypatch.delenv("FEDSSL_DEBUG", raising=False)
+    monkeypatch.setattr("fedssl.runs.report.deliver.write_run_report", fails)
+    folder = tmp_path / "run"
+    tiny = [*TINY_FEDERATION, "--model.rounds=2", "--trainer.logger=false"]
+    main(["fit", "-c", "lw_fedssl.yaml", *tiny, f"--run_dir={folder}"])
+    assert "no report: no ink" in capsys.readouterr().err
+    assert (folder / "results.json").exists()
+    assert (folder / "encoder" / "model.safetensors").exists()
+
+
+@pytest.fixture
+def logged(run: Path) -> Path:
+    """The run, and all that it sent to W&B is on the disk."""
+    wandb.finish()
+    return run
+
+
+def test_wandb_draws_over_rounds_and_stages(logged: Path) -> None:
+    found = axes(logged)
+    assert all(found[f"{group}/*"] == "round" for group in ("client", "server", "cost", "eval", "test", "time"))
+    assert found["stage/*"] == "stage"
+    rows = history(logged)
+    assert [row["round"] for row in rows if "client/participants" in row] == [0, 1, 2, 3]
+    assert [row["round"] for row in rows if "eval/knn_top1" in row] == [1, 3]
+    assert len([row for row in rows if "test/knn_top1" in row and "test/linear_top1" in row]) == 1
+    sums = [row for row in rows if "stage/gmacs" in row]
+    assert [row["stage"] for row in sums] == [0, 1]
+    assert [row["stage/last_round"] for row in sums] == [2, 4]
+
+
+def test_wandb_has_the_figures_and_tables(logged: Path) -> None:
+    (media,) = [row for row in history(logged) if "report/Cost/Memory/path" in row]
+    pictures = [key for key in media if media[key] == "image-file"]
+    assert len(pictures) == 18
+    assert "report/Neighbours/Nearest images after training/_type" in pictures
+    tables = [key for key in media if media[key] == "table-file"]
+    assert "report/Cost/All devices in each stage/_type" in tables
+    (folder,) = logged.glob("wandb/offline-run-*/files")
+    assert (folder / media["report/Cost/Memory/path"]).read_bytes().startswith(b"\x89PNG")

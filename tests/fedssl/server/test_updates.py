@@ -1,0 +1,160 @@
+"""Checks of what clients send."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedssl.protocol.messages import Failure, Parts, Result
+from fedssl.server.aggregation import WeightedMean
+from fedssl.server.updates import UPDATE_SAMPLE, Intake, check_max_update, sample_update
+
+REFERENCE = {"p/w": torch.zeros(2), "p/n": torch.tensor(4)}
+
+
+def parts(w: Tensor | None = None, n: int = 5, **others: Tensor) -> Parts:
+    return {"p": {"w": torch.ones(2) if w is None else w, "n": torch.tensor(n), **others}}
+
+
+def result(client: int = 0, images: int = 1, loss: float = 1.0, **changes: Any) -> Result:
+    sent = changes.pop("parts", parts())
+    return Result(
+        client, sent, images, loss, loss**2, macs=changes.get("macs", 0), activation_bytes=changes.get("peak", 0)
+    )
+
+
+def taken(*results: Result | Failure) -> tuple[Intake, WeightedMean]:
+    rule = WeightedMean()
+    intake = Intake(REFERENCE, rule)
+    for one in results:
+        intake.take(intake.check(one, ["p"]))
+    return intake, rule
+
+
+def test_good_results_are_averaged_and_added_up() -> None:
+    first = result(3, images=1, loss=2.0, parts=parts(torch.tensor([0.0, 4.0])), macs=10, peak=7)
+    second = result(5, images=3, loss=4.0, parts=parts(torch.tensor([4.0, 0.0])), macs=5, peak=3)
+    intake, rule = taken(first, second)
+    assert torch.equal(rule.finish()["p/w"], torch.tensor([3.0, 1.0]))
+    assert intake.trained == [3, 5]
+    assert intake.mean_loss() == (2.0 + 3 * 4.0) / 4
+    assert (intake.up_bytes, intake.macs, intake.activation_bytes) == (2 * (8 + 8), 15, 7)
+    assert intake.failures == []
+
+
+def test_the_largest_counter_counts() -> None:
+    intake, rule = taken(*(result(parts=parts(n=n)) for n in (6, 9, 2)))
+    assert intake.counters["p/n"].item() == 9
+    assert rule.finish().keys() == {"p/w"}
+
+
+def test_counters_are_not_those_of_the_resident_model() -> None:
+    counter = torch.tensor(6)
+    intake, _ = taken(result(parts={"p": {"w": torch.ones(2), "n": counter}}))
+    counter.fill_(100)
+    assert intake.counters["p/n"].item() == 6
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (parts(torch.tensor([0.0, math.nan])), "p/w is not finite"),
+        (parts(torch.tensor([math.inf, 0.0])), "p/w is not finite"),
+        (parts(torch.zeros(3)), r"p/w has shape (3,)"),
+        (parts(torch.zeros(2, 1)), r"p/w has shape (2, 1)"),
+        (parts(torch.zeros(2, dtype=torch.float64)), "p/w has type torch.float64"),
+        (parts(extra=torch.zeros(1)), "its update has other tensors than its task"),
+        ({"p": {"w": torch.ones(2)}}, "its update has other tensors than its task"),
+        ({"q": parts()["p"]}, "its update has other tensors than its task"),
+        ({}, "its update has other tensors than its task"),
+        (parts(torch.tensor([3e38, 0.0])), "p/w changed by inf (root mean square), more than 1e+03"),
+        (parts(torch.tensor([0.0, 1e30])), "p/w changed by inf (root mean square), more than 1e+03"),
+        (parts(torch.tensor([-1e4, 0.0])), "p/w changed by 7.07e+03 (root mean square), more than 1e+03"),
+        (parts(n=2**62), "p/n counts more than 9007199254740992 steps"),
+    ],
+)
+def test_bad_results_fail_and_touch_nothing(sent: Parts, reason: str) -> None:
+    intake, rule = taken(result(1), result(2, images=50, loss=9.0, parts=sent), result(4))
+    assert intake.failures == [Failure(2, reason)]
+    assert intake.reasons() == f"client 2: {reason}"
+    assert intake.trained == [1, 4]
+    assert intake.mean_loss() == 1.0
+    assert torch.equal(rule.finish()["p/w"], torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"images": 0},
+        {"loss": 1e308},
+        {"loss": -1e308},
+        {"loss": math.nan},
+        {"squared_loss": -5.0},
+        {"squared_loss": 1e300},
+    ],
+    ids=str,
+)
+def test_losses_that_cannot_be_are_dropped(changes: dict[str, float]) -> None:
+    fields = {"num_images": int(changes.pop("images", 1)), "loss": 1.0, "squared_loss": 1.0} | changes
+    intake, _ = taken(result(1), Result(2, parts(), macs=0, activation_bytes=0, **fields), result(4))  # type: ignore[arg-type]
+    assert [failure.client_id for failure in intake.failures] == [2]
+    assert "cannot be" in intake.failures[0].reason
+    assert intake.mean_loss() == 1.0
+
+
+def test_losses_may_be_negative() -> None:
+    assert taken(result(1, loss=-0.9))[0].trained == [1]
+
+
+def test_the_bound_is_a_setting_and_grows_with_the_global_tensor() -> None:
+    tight = Intake(REFERENCE | {"p/w": torch.full((2,), 9.0)}, WeightedMean(), max_update=0.5)
+    assert isinstance(tight.check(result(parts=parts(torch.full((2,), 13.9))), ["p"]), Result)
+    assert isinstance(tight.check(result(parts=parts(torch.full((2,), 14.1))), ["p"]), Failure)
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="max_update must be above 0"):
+            check_max_update(bad)
+
+
+def test_check_gives_back_what_can_be_used() -> None:
+    intake = Intake(REFERENCE, WeightedMean())
+    good, gone = result(), Failure(1, "gone")
+    assert intake.check(good, ["p"]) is good
+    assert intake.check(gone, ["p"]) is gone
+    assert intake.check(result(2, parts={}), ["p"]) == Failure(2, "its update has other tensors than its task")
+
+
+def test_a_client_gives_the_parts_of_its_own_task() -> None:
+    reference = REFERENCE | {"q/w": torch.zeros(1)}
+    rule = WeightedMean()
+    intake = Intake(reference, rule)
+    whole = result(0, images=1, parts=parts() | {"q": {"w": torch.tensor([6.0])}})
+    intake.take(intake.check(whole, ["p", "q"]))
+    intake.take(intake.check(result(1, images=2, parts={"q": {"w": torch.tensor([3.0])}}), ["q"]))
+    refused = intake.check(whole, ["q"])
+    assert isinstance(refused, Failure)
+    averaged = rule.finish()
+    assert torch.equal(averaged["p/w"], torch.ones(2))
+    assert averaged["q/w"].item() == pytest.approx((6 + 2 * 3) / 3)
+
+
+def test_late_clients_are_no_failures_but_their_work_counts() -> None:
+    intake, _ = taken(Failure(0, "not done", late=True, macs=30), result(1, macs=12))
+    assert (intake.failures, [late.client_id for late in intake.late], intake.macs) == ([], [0], 42)
+
+
+def test_sampled_updates_are_differences_and_zero_where_nothing_was_given() -> None:
+    reference = REFERENCE | {"q/w": torch.tensor([1.0, 2.0])}
+    sampled = sample_update(result(parts={"q": {"w": torch.tensor([4.0, 1.0])}}), reference)
+    assert sampled.tolist() == [0.0, 0.0, 3.0, -1.0]
+    large = {"p/w": torch.zeros(100_000)}
+    assert len(sample_update(result(parts={"p": {"w": torch.ones(100_000)}}), large)) == UPDATE_SAMPLE
+
+
+def test_nobody_gives_no_loss() -> None:
+    intake, _ = taken(Failure(0, "a"), Failure(1, "b"))
+    assert math.isnan(intake.mean_loss())
+    assert intake.reasons() == "client 0: a; client 1: b"
+    many, _ = taken(*(Failure(client, "a") for client in range(6)), Failure(9, "b"))
+    assert many.reasons() == "clients 0, 1, 2 and 3 more: a; client 9: b"

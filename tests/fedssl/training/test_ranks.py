@@ -1,0 +1,145 @@
+"""What processes tell each other, and how their Trainer is set up; whole runs are in tests/test_processes.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from same import assert_same
+
+from fedssl.client.local_update import ClientMemory
+from fedssl.protocol.messages import Failure, Result
+from fedssl.server.aggregation import PrivateMean
+from fedssl.server.server import AllClientsFailedError
+from fedssl.training.processes import CohortStrategy, check_trainer, process_settings
+from fedssl.training.ranks import RankLostError, Ranks, lost_ranks, pack, unpack
+from layerwise import EndToEnd
+from ssl_methods.alignment import MoonAlignment
+
+CPU = torch.device("cpu")
+RESULT = Result(
+    3, {"tail": {"weight": torch.randn(2, 3), "steps": torch.tensor(7), "none": torch.empty(0)}}, 4, 0.5, 0.25, 6, 7
+)
+MEMORY = ClientMemory(["tail"], [torch.ones(2, dtype=torch.bfloat16)], {"tail/weight": torch.zeros(3)}, {"mu": 0.1})
+
+
+@pytest.mark.parametrize(
+    "message", [(RESULT, MEMORY), (Failure(2, "diverged", macs=5), None)], ids=["result", "failure"]
+)
+def test_messages_survive_the_way_without_pickled_tensors(message: Any) -> None:
+    packed, tensors = pack(message)
+    assert b"storage" not in packed
+    arrived, empty = unpack(packed, CPU)
+    for own, sent in zip(empty, tensors, strict=True):
+        own.copy_(sent)
+    for own, sent in zip(arrived, message, strict=True):
+        assert_same(vars(own) if own else own, vars(sent) if sent else sent)
+
+
+def test_one_process_trains_all_clients(make_world: Callable[..., Any]) -> None:
+    by_hand, world = (make_world(EndToEnd(), alignment=MoonAlignment()) for _ in range(2))
+    ranks = Ranks(world.local, world.clients)
+    for _ in range(2):
+        ranks.gather(world.server)
+        report = world.server.absorb(ranks.train(world.server, world.server.begin_round()))
+        assert report == by_hand.round()
+        assert ranks.metrics(report) == {}
+    assert_same(world.checkpoint(), by_hand.checkpoint())
+
+
+def fail(world: Any, error: BaseException, *clients: int) -> None:
+    """Makes the local training of some clients raise."""
+    train = world.local._train
+
+    def failing(task: Any, *args: Any) -> Any:
+        if task.client_id in clients:
+            raise error
+        return train(task, *args)
+
+    world.local._train = failing
+
+
+def test_an_exception_is_the_failure_of_its_client(make_world: Callable[..., Any]) -> None:
+    world = make_world(EndToEnd())
+    fail(world, RuntimeError("no memory left"), 1)
+    ranks = Ranks(world.local, world.clients)
+    report = world.server.absorb(ranks.train(world.server, world.server.begin_round()))
+    assert report.trained == (0, 2)
+    assert report.failures == (Failure(1, "RuntimeError: no memory left"),)
+
+
+def test_a_run_in_which_all_clients_raise_ends_with_the_reason(make_world: Callable[..., Any]) -> None:
+    world = make_world(EndToEnd())
+    fail(world, RuntimeError("no memory left"), 0, 1, 2)
+    ranks = Ranks(world.local, world.clients)
+    with pytest.raises(AllClientsFailedError, match="update; clients 0, 1, 2: RuntimeError: no memory left"):
+        world.server.absorb(ranks.train(world.server, world.server.begin_round()))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), AssertionError("ours")])
+def test_what_is_no_clients_fault_ends_the_run(error: BaseException, make_world: Callable[..., Any]) -> None:
+    world = make_world(EndToEnd())
+    fail(world, error, 1)
+    with pytest.raises(type(error)):
+        list(Ranks(world.local, world.clients).train(world.server, world.server.begin_round()))
+
+
+def test_a_device_that_computes_no_more_ends_the_run(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(EndToEnd())
+    fail(world, RuntimeError("device-side assert"), 1)
+    monkeypatch.setattr("fedssl.training.ranks._works", lambda _: False)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        list(Ranks(world.local, world.clients).train(world.server, world.server.begin_round()))
+
+
+def test_a_process_with_other_settings_is_refused(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = make_world(EndToEnd(), seed=1)
+    first = world.server.settings() | world.local.settings() | {"round": 0, "images of the clients": [4, 9, 8]}
+    monkeypatch.setattr(Ranks, "_broadcast", lambda *_: first | {"seed": 0, "weights": "other"})
+    with pytest.raises(ValueError, match="process 1 differs from process 0 in seed, weights: all need the same"):
+        Ranks(world.local, world.clients, 1, 2).gather(world.server)
+
+
+def test_all_processes_make_the_noise_of_the_first(
+    make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
+    first, world = PrivateMean(1.0, 2.0), make_world(EndToEnd(), aggregation=PrivateMean(1.0, 2.0))
+    monkeypatch.setattr(Ranks, "_broadcast", lambda _, own, __: first.state_dict() if "key" in own else own)
+    Ranks(world.local, world.clients, 1, 2).gather(world.server)
+    assert world.server.aggregation.state_dict() == first.state_dict()
+
+
+def test_a_broken_connection_is_a_lost_process() -> None:
+    with pytest.raises(RankLostError, match="--ckpt_path last goes on"), lost_ranks():
+        raise RuntimeError("Connection closed by peer")
+
+
+@pytest.mark.parametrize(
+    ("strategy", "devices", "divides"),
+    [("auto", 1, False), ("auto", 2, True), ("auto", "2", True), ("ddp", 2, True), ("ddp_spawn", 2, False)],
+)
+def test_several_devices_divide_cohorts(strategy: str, devices: Any, divides: bool) -> None:
+    settings = process_settings(strategy, devices)
+    assert isinstance(settings.get("strategy"), CohortStrategy) == divides
+    assert "devices" not in settings
+
+
+def test_torchrun_says_how_many_processes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    settings = process_settings("auto", 1)
+    assert (settings["devices"], settings["num_nodes"]) == (3, 2)
+    assert isinstance(settings["strategy"], CohortStrategy)
+
+
+def test_plain_ddp_is_refused() -> None:
+    trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=3, logger=False)
+    with pytest.raises(ValueError, match="DDPStrategy cannot divide cohorts among 2 processes"):
+        check_trainer(trainer, 3)
+    check_trainer(Trainer(accelerator="cpu", devices=2, strategy=CohortStrategy(), max_epochs=3, logger=False), 3)
