@@ -39,7 +39,7 @@ def test_an_encoder_starts_another_run(tmp_path: Path) -> None:
         ("--data.context=16", "toy_dialogue is cut into pieces of 16 characters, the encoder reads 32"),
         ("--data.dataset=hamlet", "unknown text 'hamlet': known are toy_dialogue, tiny_shakespeare"),
         ("--model.encoder.heads=3", "width 16 must be a multiple of heads 3"),
-        ("--model.encoder.image_size=3", "Option 'image_size' is not accepted"),
+        ("--model.encoder.image_size=3", "'image_size' is not accepted; did you mean --model.encoder.image_size"),
         ("--model.augment=DigitsViews", "augment DigitsViews makes views of images, text has none"),
         ("--model.encoder.weights=nowhere", "there are no pretrained weights at"),
         ("--model.method=SimCLR", "SimCLR trains on views of images: set augment"),

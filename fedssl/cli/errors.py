@@ -97,7 +97,8 @@ def _known(message: str, key: str) -> str:
     if NO_MAPPING.search(message):
         return "expected a mapping of settings"
     given = GIVEN.search(message)
-    if found := OTHER_CLASS.search(message):
+    # Of the classes that a setting may have, one is named and says itself what is wrong with its own settings.
+    if (found := OTHER_CLASS.search(message)) and not _telling(message):
         allowed = allowed_classes(key)
         return f"{given[1] if given else 'this'} is no {found[1]}" + (
             f"; allowed: {', '.join(allowed)}" if allowed else ""
@@ -123,9 +124,15 @@ def one_line(text: str) -> str:
 
 
 def _telling_lines(message: str) -> str:
-    lines = [line.strip(" -\t") for line in message.splitlines()]
-    telling = [line for line in lines if line and not NOISE.search(line)]
-    return "; ".join(dict.fromkeys(telling or lines))
+    return "; ".join(dict.fromkeys(_telling(message) or _lines(message)))
+
+
+def _telling(message: str) -> list[str]:
+    return [line for line in _lines(message) if line and not NOISE.search(line)]
+
+
+def _lines(message: str) -> list[str]:
+    return [line.strip(" -\t") for line in message.splitlines()]
 
 
 def allowed_classes(key: str) -> list[str]:

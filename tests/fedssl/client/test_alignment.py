@@ -203,8 +203,8 @@ def test_proximal_term_value_and_gradient() -> None:
 
 @pytest.mark.parametrize("kind", [GlobalAlignment, MoonAlignment])
 def test_settings_are_checked(kind: type[Any]) -> None:
-    with pytest.raises(ValueError, match=r"weight of the alignment must be at least 0, got -0\.1"):
+    with pytest.raises(ValueError, match=r"alignment\.weight must be from 0 to 1e\+06, got -0\.1"):
         kind(weight=-0.1)
     for temperature in (0.0, -1.0, math.nan):
-        with pytest.raises(ValueError, match=f"temperature of the alignment must be above 0, got {temperature}"):
+        with pytest.raises(ValueError, match=f"alignment.temperature must be from 0.001 to 1000, got {temperature}"):
             kind(temperature=temperature)
