@@ -102,3 +102,11 @@ def test_results_show_the_records(record: Path) -> None:
     table = [line for line in record.read_text().splitlines() if line.startswith("|")]
     assert len(table) > 3
     assert [line for line in table if line not in shown] == []
+
+
+def test_files_that_documents_name_exist() -> None:
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        if page.name == "CHANGELOG.md":  # of the past
+            continue
+        for name in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text()):
+            assert (ROOT / name).exists(), f"{page.name}: {name}"
