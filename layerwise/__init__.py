@@ -1,4 +1,4 @@
-"""Encoders as layers, stages and schemes; what a stage costs."""
+"""Encoders split into layers, the stages and schemes that train them, and their costs."""
 
 from layerwise.caff import AllSmall, HeterogeneousLoRA, LastLayers, LoRA
 from layerwise.causal_transformer import CausalTransformerSpec

@@ -1,4 +1,4 @@
-"""Every client trains the last layers, as many as its device can (CAFF, arXiv 2411.07826)."""
+"""Training of the last layers, as many as each client's device can (CAFF, arXiv 2411.07826), and the LoRA baselines."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from layerwise.stage import Stage
 
 
 class LastLayers(Scheme):
-    """Of a network of l blocks a client trains the last t and keeps the first l - t frozen (CAFF).
+    """CAFF: each client trains the last t of the l blocks and keeps the first l - t frozen.
 
-    t differs between clients: each trains the most that its device can. Head and final norm are trained with every t;
-    the stem (patch, class and position embedding) is trained only at t = l, because below frozen blocks it would need a
+    Clients differ in t: each trains as many blocks as its device can. Head and final norm are trained with every t; the
+    stem (patch, class and position embedding) is trained only at t = l, because below frozen blocks it would need a
     backward pass through all of them. Both are our reading: what the paper trains besides blocks is not known. A head
     without any block (t = 0) is not offered.
 
-    There is one stage. It is meant for pretrained weights (``EncoderSpec.weights``); without devices all clients train
-    everything.
+    The run has one stage. The scheme is meant for pretrained weights (``EncoderSpec.weights``). Without devices all
+    clients train everything.
 
     Args:
-        depths: Numbers of blocks that the fleet chooses one of, the first blocks of the encoder; the same for all
-            clients. ``None`` leaves the encoder's own depth.
+        depths: Candidate encoder depths in blocks, ascending. The fleet picks one for all clients and keeps that many
+            first blocks. ``None`` leaves the encoder's own depth.
 
     Raises:
         ValueError: ``depths`` is empty, not ascending, or has numbers below 1.
@@ -38,22 +38,22 @@ class LastLayers(Scheme):
         self._depths = depths
 
     def variants(self, num_blocks: int, rounds: int) -> list[list[Stage]]:
-        """One for each depth.
+        """Return one list of stages for each depth.
 
         Raises:
-            ValueError: One is more than the encoder has.
+            ValueError: A depth exceeds the encoder's blocks.
         """
         if self._depths and self._depths[-1] > num_blocks:
             raise ValueError(f"depths {self._depths} reach beyond the encoder's {num_blocks} blocks")
         return [self.stages(depth, rounds) for depth in self._depths or [num_blocks]]
 
     def stages(self, num_blocks: int, rounds: int) -> list[Stage]:
-        """A single stage with the first ``num_blocks`` blocks, which is the share of a client without limits."""
+        """Return a single stage that trains the first ``num_blocks`` blocks, as a client without limits does."""
         check_rounds(rounds)
         return [self._stage(0, 0, num_blocks, rounds)]
 
     def choices(self, stage: Stage) -> list[Stage]:
-        """The last l, l - 1, ..., 1 blocks trained."""
+        """Return the stage with the last l, l - 1, ..., 1 blocks trained."""
         blocks = stage.present
         return [
             Stage(stage.index, blocks, blocks[-trained:], trained == len(blocks), stage.rounds)
@@ -65,27 +65,27 @@ class LastLayers(Scheme):
 
 
 class AllSmall(LastLayers):
-    """The deepest network that every device can train end to end, leaving aside those that can train none.
+    """The deepest encoder that every device can train end to end, ignoring devices that can train none.
 
-    A baseline in CAFF (arXiv 2411.07826) and the authors' earlier work; there it is named after the width, here it goes
-    by depth (our reading). Its stage is end-to-end training of the first ``depth`` blocks.
+    Baseline of CAFF (arXiv 2411.07826) and the authors' earlier work; they name it after the width, here it goes by
+    depth (our reading). Its only stage is end-to-end training of the first ``depth`` blocks.
     """
 
     name = "all-small"
 
     def choices(self, stage: Stage) -> list[Stage]:
-        """All or nothing."""
+        """Return the whole stage: clients train all of it or nothing."""
         return [stage]
 
 
 class LoRA(Scheme):
-    """Every layer is frozen but the final norm, and every block has adapters of one rank, the same for all clients.
+    """LoRA with one rank for all clients: every block has adapters, all layers but the final norm are frozen.
 
-    With devices it is the largest of the ranks that every one of them can train, leaving aside those that can train
-    none; without devices the largest. LoRA: Hu et al. 2021, arXiv 2106.09685.
+    The rank is the largest that every device can train, ignoring devices that can train none. Without devices it is the
+    largest of ``ranks``. LoRA: Hu et al. 2021, arXiv 2106.09685.
 
     Args:
-        ranks: To choose from.
+        ranks: Candidate ranks, ascending.
 
     Raises:
         ValueError: ``ranks`` is empty, not ascending, or has numbers below 1.
@@ -100,15 +100,15 @@ class LoRA(Scheme):
         self._ranks = ranks
 
     def adapt(self, spec: SpecT) -> SpecT:
-        """The same encoder with adapters."""
+        """Return the same encoder with adapters."""
         return replace(super().adapt(spec), ranks=self._ranks)
 
     def stages(self, num_blocks: int, rounds: int) -> list[Stage]:
-        """A single stage with all ranks."""
+        """Return a single stage with all ranks."""
         return self.variants(num_blocks, rounds)[-1]
 
     def variants(self, num_blocks: int, rounds: int) -> list[list[Stage]]:
-        """One for each rank."""
+        """Return one list of stages for each rank."""
         check_rounds(rounds)
         whole = self._stage(0, 0, num_blocks, rounds)
         return [[replace(whole, adapters=number)] for number in range(1, len(self._ranks) + 1)]
@@ -118,19 +118,19 @@ class LoRA(Scheme):
 
 
 class HeterogeneousLoRA(LoRA):
-    """Every client trains adapters of the largest rank that its device can (HetLoRA, Cho et al., arXiv 2401.06432).
+    """HetLoRA: each client trains adapters of the largest rank that its device can (Cho et al., arXiv 2401.06432).
 
-    The server keeps the largest rank; a client gets and trains the first ranks of it. :class:`fedssl.NormWeightedMean`
-    is its aggregation. Pruning of ranks during local training is left out: its constants are not known.
+    The server keeps the largest rank; a client receives and trains its first ranks. Aggregate with
+    ``fedssl.NormWeightedMean``. Rank pruning during local training is left out, because its constants are not known.
     """
 
     name = "heterogeneous-lora"
     offers_choices = True
 
     def variants(self, num_blocks: int, rounds: int) -> list[list[Stage]]:
-        """A single one, with the largest rank."""
+        """Return a single list of stages, with the largest rank."""
         return super().variants(num_blocks, rounds)[-1:]
 
     def choices(self, stage: Stage) -> list[Stage]:
-        """The largest rank first."""
+        """Return the stage with every rank, largest first."""
         return [replace(stage, adapters=number) for number in range(stage.adapters, 0, -1)]

@@ -1,4 +1,4 @@
-"""A small causal transformer over characters, in the form in which layers can be added one by one."""
+"""A small causal transformer over characters whose blocks can be added one by one."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from layerwise.pretrained import load_pretrained
 from layerwise.spec import StagedSpec
 
 EMBEDDING_STD = 0.02
-"""Standard deviation of the embeddings at first, that of the linear layers."""
+"""Initial standard deviation of the embeddings, equal to that of the linear layers."""
 
 
 @dataclass(frozen=True)
 class CausalTransformerSpec(StagedSpec):
-    """A transformer that reads a text from left to right.
+    """Causal transformer that reads a text from left to right.
 
     Blocks are those of timm's Vision Transformers (pre-norm, GELU, MLP four times as wide) with a causal mask, so that
     image and text encoders of one width and depth have equal blocks. Positions are learnt. The embedding of characters
@@ -31,13 +31,13 @@ class CausalTransformerSpec(StagedSpec):
 
     Args:
         vocabulary: Number of different characters.
-        context: T, the most characters that are read at once.
+        context: T, the context length: most characters read at once.
         depth: Number of blocks.
         width: D.
         heads: Attention heads; they divide the width.
         weights: File or folder of pretrained weights, such as the ``encoder`` folder of a run; ``None`` initialises at
-            random. A deeper network gives its first blocks.
-        ranks: Of low-rank adapters in the blocks, ascending. Schemes that train adapters set them.
+            random. Of a deeper network the first blocks are taken.
+        ranks: Ranks of the low-rank adapters in the blocks, ascending. Schemes that train adapters set them.
 
     Raises:
         ValueError: A number is below 1, or the width is no multiple of the heads.
@@ -63,25 +63,25 @@ class CausalTransformerSpec(StagedSpec):
 
     @property
     def name(self) -> str:
-        """Under this name results and exported encoders show it; timm does not know it."""
+        """Name shown in results and exported encoders; timm has no model of this name."""
         return "causal_transformer"
 
     @property
     def input_shape(self) -> tuple[int]:
-        """(T,)."""
+        """Shape of one text: (T,)."""
         return (self.context,)
 
     @property
     def positions(self) -> tuple[int]:
-        """One feature a character."""
+        """Shape of a text's features besides the width: one feature a character."""
         return (self.context,)
 
     def build(self) -> StagedEncoder:
-        """Stem, blocks and final norm.
+        """Build stem, blocks and final norm.
 
         Raises:
-            FileNotFoundError: There are no pretrained weights where the spec says.
-            ValueError: They are of another network.
+            FileNotFoundError: ``weights`` names no file.
+            ValueError: The pretrained weights belong to another network.
         """
         stem = CharacterStem(self.vocabulary, self.context, self.width)
         blocks = nn.ModuleList(causal_block(self.width, self.heads) for _ in range(self.depth))
@@ -93,7 +93,7 @@ class CausalTransformerSpec(StagedSpec):
 
 
 class CharacterStem(nn.Module):
-    """Embedding of characters and positions: indices (B, T) to (B, T, D), T at most ``context``."""
+    """Token and position embedding: character indices (B, T) to (B, T, D), T at most ``context``."""
 
     def __init__(self, vocabulary: int, context: int, width: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class CharacterStem(nn.Module):
 
 
 class CausalAttention(Attention):
-    """timm's attention, in which each position sees itself and those before it."""
+    """timm's attention with a causal mask: each position sees itself and those before it."""
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
         B, T, D = x.shape
@@ -117,7 +117,7 @@ class CausalAttention(Attention):
 
 
 def causal_block(width: int, heads: int) -> Block:
-    """A block (B, T, D) to (B, T, D), initialised as timm's Vision Transformers are."""
+    """Build a block (B, T, D) to (B, T, D), initialised as in timm's Vision Transformers."""
     block = Block(width, heads, qkv_bias=True)
     block.attn = CausalAttention(width, heads, qkv_bias=True)
     return block.apply(init_weights_vit_timm)

@@ -1,4 +1,4 @@
-"""Depth dropout: a client holds only some of the blocks that a stage has (Guo et al., arXiv 2309.05213)."""
+"""Depth dropout: clients hold a random subset of a stage's blocks (Guo et al., arXiv 2309.05213)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from layerwise.stage import Stage
 
 
 def keep_layers(stage: Stage, budget: int, rng: np.random.Generator) -> Stage:
-    """One client's share of a stage: at most ``budget`` blocks, chained directly in their own order.
+    """Draw one client's blocks of a stage: at most ``budget``, chained directly in their own order.
 
     The first block always stays, because the position embedding is added in front of it, and so do the newest: the
-    trained blocks above a frozen prefix, or the last block where every present block is trained. The remaining
-    places are drawn uniformly without replacement. Nothing is rescaled, and evaluation uses all blocks.
+    trained blocks above a frozen prefix, or the last block where every present block is trained. The remaining places
+    are drawn uniformly without replacement. Nothing is rescaled, and evaluation uses all blocks.
 
     The paper prints both a budget and a fixed rate of 50 %; its cost figures follow from the budget. One draw for a
-    client and a round, the ascending order of several kept blocks, and the draw among trained blocks (the "DD" rows
-    of LW-FedSSL for progressive training) are our reading.
+    client and a round, the ascending order of several kept blocks, and the draw among trained blocks (the "DD" rows of
+    LW-FedSSL for progressive training) are our reading.
 
     Args:
-        stage: What the server trains.
+        stage: Stage as the server trains it.
         budget: Most blocks present on the client.
-        rng: Decides which blocks are left out; untouched where nothing is.
+        rng: Draws the blocks that are left out; untouched where none is.
 
     Returns:
         A stage with the same index and rounds.
@@ -39,16 +39,17 @@ def keep_layers(stage: Stage, budget: int, rng: np.random.Generator) -> Stage:
     if len(always) > budget:
         raise ValueError(f"layer budget {budget} is less than the {len(always)} blocks that every client must hold")
     others = [block for block in stage.present if block not in always]
+    # Reached only where something must go, so a budget that is never exceeded leaves the random stream as it was.
     drawn = rng.choice(others, budget - len(always), replace=False).tolist()
     present = tuple(sorted(always.union(drawn)))
     return replace(stage, present=present, trained=tuple(block for block in present if block in stage.trained))
 
 
 def check_alike(encoder: StagedEncoder) -> None:
-    """Refuses encoders in which blocks cannot be left out.
+    """Refuse encoders whose blocks differ, because then none can be left out.
 
     Raises:
-        ValueError: Blocks have tensors of different shapes.
+        ValueError: The blocks have tensors of different shapes.
     """
     first = encoder.blocks[0]
     for index, block in enumerate(encoder.blocks):

@@ -1,4 +1,4 @@
-"""An encoder as a stem, a list of blocks and a tail: the form in which layers can be added one by one."""
+"""Encoders as a stem, a list of blocks and a tail, so that layers can be added one by one."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from layerwise.spec import StagedSpec
 from layerwise.vit import split_vit
 
 VIT_MODULES = ("vision_transformer", "deit", "vision_transformer_hybrid")
-"""The modules of timm whose models take their image size at construction."""
+"""timm modules whose models take their image size at construction."""
 
 
 ALIKE = 0.6
-"""Share of letters that two names have in common for one to be meant."""
+"""Similarity of two names from which one is suggested in place of the other."""
 
 
 @dataclass(frozen=True)
 class EncoderSpec(StagedSpec):
-    """An image encoder of timm.
+    """Image encoder of timm: a Vision Transformer or a ResNet.
 
     Args:
         name: A timm Vision Transformer or ResNet, for example ``vit_tiny_patch16_224`` or ``resnet18``.
         image_size: Side of the square input in pixels.
         in_channels: Colour channels of the input, 1 or 3.
-        position: How a ViT's position embedding starts: timm's ``learned`` initialisation, or fixed 2-D
-            ``sincos`` values. It is trained either way (LW-FedSSL section 3 trains it, MoCo v3 does not).
+        position: Initial position embedding of a ViT: timm's ``learned`` initialisation, or 2-D ``sincos`` values. It
+            is trained either way (LW-FedSSL section 3 trains it, MoCo v3 does not).
         options: Further keyword arguments of ``timm.create_model``, for example ``{"depth": 6}``.
-        output: What stands between the newest block and the loss while later blocks are missing. ``linear``: where a
-            ResNet's stage is narrower than the last one, a linear layer after pooling (LW-FedSSL section 4).
+        output: Auxiliary layers between the newest block and the loss while later blocks are missing. ``linear``: a
+            linear layer after pooling, where a ResNet's stage is narrower than the last one (LW-FedSSL section 4).
             ``convolution``: a light stand-in for every missing block, in front of the tail (SmartFreeze).
-        stem: ``timm`` is the model's own. ``small`` is for ResNets on small images: a 3x3 convolution of stride 1 in
-            place of the 7x7 one of stride 2, and no pooling (the ResNets of SmartFreeze's authors).
-        weights: File or folder of pretrained weights (:func:`layerwise.pretrained.load_pretrained`), such as the
-            ``encoder`` folder of a run; ``None`` initialises at random. They replace ``position`` too.
-        ranks: Of low-rank adapters in a ViT's blocks, ascending (:func:`layerwise.lora.add_adapters`). Schemes that
-            train adapters set them.
+        stem: Input layers. ``timm`` keeps the model's own. ``small`` suits ResNets on small images: a 3x3 convolution
+            of stride 1 replaces the 7x7 one of stride 2, and pooling is left out (the ResNets of SmartFreeze's
+            authors).
+        weights: File or folder of pretrained weights, such as the ``encoder`` folder of a run; ``None`` initialises at
+            random. They replace the position embedding too.
+        ranks: Ranks of the low-rank adapters in a ViT's blocks, ascending. Schemes that train adapters set them.
     """
 
     modality: ClassVar[str] = "images"
@@ -87,14 +87,14 @@ class EncoderSpec(StagedSpec):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """Shape of one image: (C, H, W)."""
         return self.in_channels, self.image_size, self.image_size
 
     def build(self) -> StagedEncoder:
-        """A timm model, taken apart.
+        """Build the timm model and split it into stem, blocks and tail.
 
         Raises:
-            FileNotFoundError: There are no pretrained weights where the spec says.
+            FileNotFoundError: ``weights`` names no file.
             ValueError: The model is neither a ViT nor a ResNet, an option is unknown to it, or the image size does not
                 fit its patches; or pretrained weights are of another network.
         """
@@ -107,25 +107,25 @@ class EncoderSpec(StagedSpec):
 
 
 class StagedEncoder(nn.Module):
-    """An encoder whose blocks can be present or absent.
+    """Encoder whose blocks can be present or absent.
 
-    The parts are ``stem`` (the embedding), ``blocks`` and ``tail`` (final norm and pooling), and two
-    temporary ones with one entry a block, of which a stage uses the entry of its newest block: ``outputs`` in front of
-    the tail (stand-ins for the missing blocks, SmartFreeze; entries share them) and ``reshape`` behind it (the linear
-    layer that maps a narrower intermediate output to the final feature width, as LW-FedSSL section 4 does for
-    ResNet-18). Either is an identity where nothing is missing or the width already agrees.
+    The parts are ``stem`` (the embedding), ``blocks`` and ``tail`` (final norm and pooling), and two temporary ones
+    with one entry a block, of which a stage uses the entry of its newest block: ``outputs`` in front of the tail
+    (stand-ins for the missing blocks, SmartFreeze; entries share them) and ``reshape`` behind it (the linear layer that
+    maps a narrower intermediate output to the final feature width, as LW-FedSSL section 4 does for ResNet-18). Either
+    is an identity where nothing is missing or the width already agrees.
 
     Args:
-        spec: What was built.
+        spec: Description that the encoder was built from.
         stem: Maps the input to the first block's input.
-        blocks: The layers that a scheme adds one by one.
+        blocks: Layers that a scheme adds one by one.
         tail: Maps any block's output to features (B, D_i), or (B, T, D_i) of a text.
         widths: D_i, the feature width after each block.
-        stand_ins: For every block but the first; none for ``output="linear"``.
+        stand_ins: Stand-ins for every block but the first; none for ``output="linear"``.
         adapters: Low-rank adapters of every block, each adapter a part of its own; none without ``ranks``.
 
     Attributes:
-        depth: Number of leading blocks that :meth:`forward` runs; all of them at first.
+        depth: Number of leading blocks that ``forward`` runs; initially all.
     """
 
     def __init__(
@@ -146,6 +146,7 @@ class StagedEncoder(nn.Module):
         self.widths = widths
         self.feature_dim = widths[-1]
         self.outputs = output_modules(stand_ins, len(blocks))
+        # Stand-ins already end in the final width, so with them nothing is left to reshape.
         self.reshape = nn.ModuleList(
             nn.Identity() if stand_ins or width == self.feature_dim else nn.Linear(width, self.feature_dim)
             for width in widths
@@ -154,7 +155,7 @@ class StagedEncoder(nn.Module):
         self.depth = len(blocks)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Features of the first ``depth`` blocks, without the temporary modules.
+        """Return features after the first ``depth`` blocks, without the temporary modules.
 
         Args:
             inputs: Normalised images (B, C, H, W), or indices of characters (B, T).
@@ -168,7 +169,7 @@ class StagedEncoder(nn.Module):
         return self.tail(hidden)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Every separately trained and transferred part by name, in forward order."""
+        """Return every separately trained and transferred part by name, in forward order."""
         parts: dict[str, nn.Module] = {"stem": self.stem}
         parts |= {f"block.{i}": block for i, block in enumerate(self.blocks)}
         parts |= {f"output.{i}": output for i, output in enumerate(self.outputs)}
@@ -179,26 +180,27 @@ class StagedEncoder(nn.Module):
         return parts
 
     def use_adapters(self, number: int) -> None:
-        """Lets only the first adapters of every block act; all of them do at first."""
+        """Activate only the first ``number`` adapters of every block; initially all are active."""
         for layer in self.modules():
             if isinstance(layer, AdaptedQKV):
                 layer.active = number
 
 
 def build_encoder(spec: StagedSpec, seed: int) -> StagedEncoder:
-    """Builds an encoder, freshly initialised or pretrained; the same spec and seed give the same weights.
+    """Build an encoder, freshly initialised or pretrained; the same spec and seed give the same weights.
 
     Raises:
-        FileNotFoundError: There are no pretrained weights where the spec says.
+        FileNotFoundError: ``spec.weights`` names no file.
         ValueError: The spec cannot be built, or pretrained weights are of another network.
     """
     with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the GPUs; those are not forked and would stay seeded.
         torch.default_generator.manual_seed(seed)
         return spec.build()
 
 
 def timm_arguments(spec: EncoderSpec) -> dict[str, Any]:
-    """The keyword arguments with which ``timm.create_model`` builds this encoder."""
+    """Return the keyword arguments with which ``timm.create_model`` builds this encoder."""
     arguments = {"in_chans": spec.in_channels, "num_classes": 0, **spec.options}
     if is_model_in_modules(spec.name, VIT_MODULES):
         arguments["img_size"] = spec.image_size
@@ -208,6 +210,7 @@ def timm_arguments(spec: EncoderSpec) -> dict[str, Any]:
 def _create_timm_model(spec: EncoderSpec) -> nn.Module:
     try:
         return timm.create_model(spec.name, pretrained=False, **timm_arguments(spec))
+    # timm hands options on to the constructors of its models, which raise errors of any type.
     except Exception as error:
         raise ValueError(f"timm refuses to build {spec.name!r} with {timm_arguments(spec)}: {error}") from error
 
@@ -254,11 +257,12 @@ def _set_sincos(model: VisionTransformer) -> None:
     grid = build_sincos2d_pos_embed(list(model.patch_embed.grid_size), dim=width, interleave_sin_cos=False)
     with torch.no_grad():
         model.pos_embed.zero_()
+        # Prefix tokens (class token, registers) come first and have no place in the grid: they stay at zero.
         model.pos_embed[0, -grid.shape[0] :] = grid
 
 
 def _near(name: str) -> list[str]:
-    """Models of timm whose names begin nearly so: most have patch and image size behind what people remember."""
+    """Return up to three timm models with a similar prefix; people forget the patch and image size at the end."""
     alike = {each: SequenceMatcher(None, name, each[: len(name)]).ratio() for each in timm.list_models()}
     near = [each for each, ratio in alike.items() if ratio > ALIKE]
     return sorted(near, key=lambda each: (-alike[each], len(each)))[:3]

@@ -1,4 +1,4 @@
-"""What happens to the weights when a stage adds blocks."""
+"""Weight transfer and re-initialisation when a stage adds blocks."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from layerwise.stage import Stage
 
 
 def grew(previous: Stage, stage: Stage) -> bool:
-    """Whether a stage reaches deeper than the one before it; a change of the trained blocks alone is no growth."""
+    """Return True if a stage reaches deeper than the one before; a change of the trained blocks alone is no growth."""
     return stage.depth > previous.depth
 
 
 def transfer_weights(encoder: StagedEncoder, previous: Stage, stage: Stage) -> list[int]:
-    """Starts new blocks from the blocks before them (LW-FedSSL, weight transfer).
+    """Initialise new blocks from the blocks before them (LW-FedSSL, weight transfer).
 
-    The new blocks copy as many of the last blocks present before, in order; if there were fewer, the remaining ones
-    copy the last. Blocks whose shapes differ keep their own initialisation. Where nothing is new, nothing happens.
+    New blocks copy, in order, as many of the last previous blocks; if those are fewer, the remaining new blocks copy
+    the last one. Blocks whose shapes differ keep their own initialisation.
 
     Returns:
-        The blocks that were overwritten.
+        Indices of the overwritten blocks.
     """
     new = [block for block in stage.present if block not in previous.present]
     sources = previous.present[-len(new) :]
@@ -37,7 +37,8 @@ def transfer_weights(encoder: StagedEncoder, previous: Stage, stage: Stage) -> l
 
 
 def renew(module: nn.Module, seed: int) -> None:
-    """Initialises every layer of ``module`` that has ``reset_parameters`` anew; the same on every device."""
+    """Re-initialise every layer of ``module`` that has ``reset_parameters``, with equal results on every device."""
+    # Generators of different devices draw different numbers from one seed, so a copy on the CPU draws.
     fresh = copy.deepcopy(module).cpu()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -49,7 +50,7 @@ def renew(module: nn.Module, seed: int) -> None:
 
 
 def same_shapes(a: nn.Module, b: nn.Module) -> bool:
-    """Whether two modules have the same tensors, up to their values."""
+    """Return True if two modules have tensors of the same names and shapes."""
     shapes_a = {name: tensor.shape for name, tensor in a.state_dict().items()}
     shapes_b = {name: tensor.shape for name, tensor in b.state_dict().items()}
     return shapes_a == shapes_b

@@ -1,4 +1,4 @@
-"""What layer-wise training saves, counted in layers as Guo et al. (arXiv 2309.05213) count it."""
+"""Savings of layer-wise training, counted in layers as Guo et al. (arXiv 2309.05213) count them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from layerwise.stage import Stage
 
 @dataclass(frozen=True)
 class LayerShare:
-    """A round of a stage, as fractions of a round of end-to-end training.
+    """Cost of a stage's round, as fractions of a round of end-to-end training.
 
     Args:
-        communication: Bytes down and up.
-        computation: Multiply-accumulates.
+        communication: Share of the bytes, both directions together.
+        computation: Share of the multiply-accumulates.
     """
 
     communication: float
@@ -24,15 +24,15 @@ class LayerShare:
 
 
 def layer_shares(encoder: StagedEncoder, stages: Sequence[Stage]) -> list[LayerShare]:
-    """The shares of each stage, off the encoder's own blocks; stem, tail and heads are left out.
+    """Return the share of each stage, from the encoder's own blocks; stem, tail and heads are left out.
 
     Every present block is downloaded and runs forward, every trained block is uploaded too and runs backward at twice
-    the cost of forward. With p present and a trained of L equal blocks that is (p + a) / 2L of the communication and
-    (p + 2a) / 3L of the computation; the paper prints figures only, these formulas give all of them.
+    the cost of forward. With p present and a trained of L equal blocks that is (p + a) / 2L of the communication and (p
+    + 2a) / 3L of the computation; the paper prints figures only, these formulas give all of them.
 
     Args:
-        encoder: The full encoder.
-        stages: As clients hold them: with a layer budget, what :meth:`layerwise.Scheme.for_client` gives.
+        encoder: Full encoder.
+        stages: Stages as clients hold them: with a layer budget, after ``Scheme.for_client``.
     """
     parts = part_costs(encoder)
     blocks = [parts[f"block.{i}"] for i in range(len(encoder.blocks))]

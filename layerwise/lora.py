@@ -1,8 +1,8 @@
 """Low-rank adapters on queries and values of a Vision Transformer's blocks (LoRA, Hu et al. 2021, arXiv 2106.09685).
 
-An own module and not the library peft, for three reasons: timm joins queries, keys and values in one layer, of which
-peft adapts all three or none; a client of smaller rank needs the first ranks only, as parts of their own that it trains
-and sends; and peft would bring two large packages with it.
+The library peft does not fit, for three reasons: timm joins queries, keys and values in one layer, of which peft adapts
+all three or none; a client of smaller rank trains and sends only the first ranks, which therefore must be separate
+parts; and peft brings two large packages with it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 
 class LowRank(nn.Module):
-    """Some ranks of an update ``up @ down`` of a square weight (width, width), which starts at zero.
+    """Low-rank update ``up @ down`` of a square weight (width, width), initially zero.
 
-    ``down`` (rank, width) starts as a linear layer's weight does, ``up`` (width, rank) at zero. The update is not
-    scaled: alpha is the rank, so that a client of smaller rank has the same scale (our reading).
+    ``down`` (rank, width) is initialised like a linear layer's weight, ``up`` (width, rank) with zeros. The update is
+    not scaled: alpha equals the rank, so that a client of smaller rank has the same scale (our reading).
     """
 
     def __init__(self, width: int, rank: int) -> None:
@@ -30,7 +30,7 @@ class LowRank(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Some ranks of one block: updates of its queries and of its values."""
+    """Low-rank updates of one block's queries and values, for a group of ranks."""
 
     def __init__(self, width: int, rank: int) -> None:
         super().__init__()
@@ -39,26 +39,27 @@ class Adapter(nn.Module):
 
 
 class AdaptedQKV(nn.Module):
-    """timm's joint projection to queries, keys and values, with adapters on the first and the last.
+    """timm's joint projection to queries, keys and values, with adapters on queries and values.
 
-    Its state is that of the linear layer it replaces; the adapters are parts of the encoder.
+    Its state dict is that of the linear layer it replaces; the adapters belong to the encoder's own parts.
 
     Args:
-        linear: The layer; its parameters are taken over.
-        adapters: Of this block, the first ranks first.
+        linear: Layer whose parameters are taken over.
+        adapters: Adapters of this block, the first ranks first.
 
     Attributes:
-        active: How many of the adapters act.
+        active: Number of leading adapters that act.
     """
 
     def __init__(self, linear: nn.Linear, adapters: nn.ModuleList) -> None:
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
+        # In a tuple: nn.Module would register a bare list, and its tensors would enter this layer's state dict.
         self._adapters = (adapters,)
         self.active = len(adapters)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, T, D) to (B, T, 3 D)."""
+        """Map tokens (B, T, D) to (B, T, 3 D)."""
         joint = F.linear(tokens, self.weight, self.bias)
         if not self.active:
             return joint
@@ -67,18 +68,18 @@ class AdaptedQKV(nn.Module):
         return torch.cat((queries + next(updates), keys, values + next(updates)), dim=-1)
 
     def merged(self) -> Tensor:
-        """The weight (3 D, D) of a linear layer that does the same."""
+        """Return the weight (3 D, D) of an equivalent linear layer."""
         query, value = (up @ down for down, up in self._factors())
         return self.weight + torch.cat((query, torch.zeros_like(query), value))
 
     def _factors(self) -> list[tuple[Tensor, Tensor]]:
-        """``down`` and ``up`` of queries and of values, all active ranks in one."""
+        """Return ``down`` and ``up`` of queries and of values, all active ranks joined."""
         adapters = list(self._adapters[0])[: self.active]
         return [join([a.query for a in adapters]), join([a.value for a in adapters])]
 
 
 class AdaptedBlock(nn.Module):
-    """A block and those of its adapters that are trained."""
+    """Block together with those of its adapters that are trained."""
 
     def __init__(self, block: nn.Module, adapters: Iterable[nn.Module]) -> None:
         super().__init__()
@@ -90,17 +91,17 @@ class AdaptedBlock(nn.Module):
 
 
 def join(parts: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
-    """``down`` (r, D) and ``up`` (D, r) of several parts of one update, r the sum of their ranks."""
+    """Join several parts of one update into ``down`` (r, D) and ``up`` (D, r), r the sum of their ranks."""
     return torch.cat([part.down for part in parts]), torch.cat([part.up for part in parts], dim=1)
 
 
 def add_adapters(blocks: Sequence[nn.Module], ranks: Sequence[int]) -> list[nn.ModuleList]:
-    """Puts adapters into the blocks of a Vision Transformer; returns those of each block.
+    """Insert adapters into the blocks of a Vision Transformer; return those of each block.
 
     Args:
-        blocks: With timm's joint projection ``attn.qkv``.
-        ranks: Ascending. The first adapter has the first rank, each further one what is missing to the next rank, so
-            that the first g of them together have rank ``ranks[g - 1]``.
+        blocks: Blocks with timm's joint projection ``attn.qkv``.
+        ranks: Ascending ranks. The first adapter has the first rank, each further one the difference to the next rank,
+            so that the first g together have rank ``ranks[g - 1]``.
 
     Raises:
         ValueError: The blocks have no such projection, or a rank is larger than their width.

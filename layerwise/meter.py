@@ -1,4 +1,4 @@
-"""What one training step really costs: executed operations and activations kept for backward."""
+"""Measured cost of a training step: executed operations and activations kept for backward."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class StepCost:
     """Cost of one local training step.
 
     Args:
-        macs: Multiply-accumulates of matrix products, convolutions and attention, forward and backward, all
-            views and branches.
-        activation_bytes: Most bytes of distinct storages that autograd kept for backward at once, the model's own
-            state excluded.
+        macs: Multiply-accumulates of matrix products, convolutions and attention, forward and backward, all views and
+            branches.
+        activation_bytes: Peak bytes of distinct storages that autograd kept for backward, without the model's own
+            state.
     """
 
     macs: int
@@ -33,7 +33,7 @@ class StepCost:
 
 
 class StepMeter:
-    """Context manager that counts the step executed inside it, without changing what it computes.
+    """Context manager that counts the operations and activations of a step, without changing its results.
 
     Args:
         state: Parameters and buffers of the model, which do not count as activations.
@@ -58,7 +58,8 @@ class StepMeter:
         self._flops.__exit__(kind, error, trace)
 
     def cost(self) -> StepCost:
-        """What was counted so far."""
+        """Return the cost counted so far."""
+        # torch counts a multiplication and an addition as two operations; costs here are multiply-accumulates.
         return StepCost(self._flops.get_total_flops() // 2, self._saved.peak)
 
     def _pack(self, tensor: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class StepMeter:
 
 
 class _NoModules(nullcontext[None]):
-    """In place of the counter's record of modules, whose hooks keep gradients alive beyond their time."""
+    """Replacement for the counter's module tracker, whose hooks keep gradients alive too long."""
 
     parents = ("Global",)
 
@@ -89,18 +90,18 @@ _CPU_ATTENTION = {
 
 
 def is_product(func: Any) -> bool:
-    """Whether an operator is among those whose multiply-accumulates count: matrix products, convolutions, attention."""
+    """Return True for operators whose multiply-accumulates count: matrix products, convolutions, attention."""
     return func.overloadpacket in flop_registry or func.overloadpacket in _CPU_ATTENTION
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows every storage that an operation creates until it is freed.
+    """Dispatch mode that follows every storage from its creation by an operation until it is freed.
 
-    Works on real and on fake tensors alike, so a step can be measured or predicted by the same code. Memory that a
-    kernel takes and gives back inside one operation is not seen; neither is the allocator's rounding.
+    Real and fake tensors work alike, so that the same code measures and predicts a step. Memory that a kernel takes and
+    gives back inside one operation is not seen; neither is the allocator's rounding.
 
     Args:
-        resident: Tensors that exist before.
+        resident: Tensors that exist beforehand.
 
     Attributes:
         now: Bytes alive.
@@ -116,7 +117,7 @@ class LiveBytes(TorchDispatchMode):
             self.follow(tensor)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs the operation and follows its outputs."""
+        """Run the operation and follow its outputs."""
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
@@ -124,7 +125,7 @@ class LiveBytes(TorchDispatchMode):
         return out
 
     def follow(self, tensor: Tensor) -> None:
-        """Counts the storage behind a tensor from now on, once."""
+        """Count the storage behind a tensor from now on, once."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._sizes:
@@ -139,7 +140,7 @@ class LiveBytes(TorchDispatchMode):
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages behind tensors."""
+    """Return the bytes of the distinct storages behind tensors."""
     storages: dict[int, torch.UntypedStorage] = {}
     for tensor in tensors:
         storage = tensor.untyped_storage()

@@ -1,4 +1,4 @@
-"""A part of an encoder that takes a few images at a time, so that a step keeps activations of these only."""
+"""Micro-batches inside an encoder, so that a step keeps the activations of a few images only."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class MicroBatches(nn.Module):
-    """Gives what ``module`` gives, with the gradients that it has, from a few samples at a time.
+    """Module that runs ``module`` on a few samples at a time, with the same output and the same gradients.
 
     Gradient caching (Gao et al. 2021, arXiv 2101.06983): forward keeps no activations; backward runs the module again,
     micro-batch after micro-batch, each with its share of the gradient of the whole output. What follows the module sees
@@ -19,8 +19,8 @@ class MicroBatches(nn.Module):
     Without a graph, as in a frozen prefix or a target branch, the module runs once on each micro-batch.
 
     Args:
-        module: Treats every sample by itself; see :func:`check_micro_batch`.
-        size: Samples a micro-batch.
+        module: Module that treats every sample by itself; see ``check_micro_batch``.
+        size: Samples in a micro-batch.
     """
 
     def __init__(self, module: nn.Module, size: int) -> None:
@@ -29,7 +29,7 @@ class MicroBatches(nn.Module):
         self.size = size
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Output (B, ...) for inputs (B, ...), which get no gradient."""
+        """Return the output (B, ...) for inputs (B, ...), which get no gradient."""
         pieces = inputs.detach().split(self.size)
         if not torch.is_grad_enabled():
             return torch.cat([self.module(piece) for piece in pieces])
@@ -43,10 +43,11 @@ class MicroBatches(nn.Module):
 
 
 def check_micro_batch(encoder: nn.Module, size: int) -> None:
-    """Whether an encoder gives the same in micro-batches.
+    """Refuse an encoder whose output would differ in micro-batches.
 
     Raises:
-        ValueError: It has batch norms, whose statistics would be those of a micro-batch, or the size is below 1.
+        ValueError: The encoder has batch norms, whose statistics would be those of a micro-batch, or the size is below
+            1.
     """
     if size < 1:
         raise ValueError(f"micro_batch must be at least 1 image, got {size}")

@@ -1,4 +1,4 @@
-"""Light stand-ins for the blocks that a stage does not have yet (SmartFreeze, arXiv 2408.09101)."""
+"""Light stand-ins for the blocks that a stage does not have yet: SmartFreeze's output modules (arXiv 2408.09101)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 TOKEN_STD = 0.02
-"""Standard deviation of a ViT's linear layers at first, as in timm."""
+"""Initial standard deviation of a ViT's linear layers, as in timm."""
 
 
 class TokenStandIn(nn.Module):
-    """Stands in for a block of a Vision Transformer: tokens (B, T, D) to tokens (B, T, D).
+    """Stand-in for a block of a Vision Transformer: tokens (B, T, D) to tokens (B, T, D).
 
     Like the block it has two residual steps, one across tokens and one across channels: a depthwise 3x3 convolution
     over the grid of patches, and a linear layer. What comes before the patch tokens (class token, registers) gets the
     mean of the convolution, as it would otherwise never see a patch. Of a ViT-Tiny block's 444,864 parameters it has
-    38,784 (8.7 %). SmartFreeze knows convolutional models only: all of this is our reading.
+    38,784 (8.7 %). SmartFreeze covers convolutional models only: all of this is our reading.
 
     Args:
-        width: D.
+        width: D, the width of a token.
         grid: Rows and columns of patches; they are the last tokens.
     """
 
@@ -46,7 +46,7 @@ class TokenStandIn(nn.Module):
 
 
 def vit_stand_ins(model: VisionTransformer, num_blocks: int) -> list[nn.Module]:
-    """One :class:`TokenStandIn` for every block but the first.
+    """Return one ``TokenStandIn`` for every block but the first.
 
     Raises:
         ValueError: Patches are dropped in training, so that they form no grid.
@@ -58,7 +58,7 @@ def vit_stand_ins(model: VisionTransformer, num_blocks: int) -> list[nn.Module]:
 
 
 def resnet_stand_ins(stages: list[Any], widths: list[int]) -> list[nn.Module]:
-    """One 3x3 convolution for every residual stage but the first, with that stage's stride and channels.
+    """Return one 3x3 convolution for every residual stage but the first, with that stage's stride and channels.
 
     There is no bias, and neither norm nor activation in between; the weights are Kaiming-normal by fan-out. The paper
     says that output modules are convolutions which imitate the missing layers; these are those of the same authors'
@@ -73,13 +73,13 @@ def resnet_stand_ins(stages: list[Any], widths: list[int]) -> list[nn.Module]:
 
 
 def output_modules(stand_ins: Sequence[nn.Module], num_blocks: int) -> nn.ModuleList:
-    """What comes between each block and the tail: the stand-ins for all later blocks, or nothing.
+    """Return the layers between each block and the tail: the stand-ins for all later blocks, or nothing.
 
     Entries share the stand-ins. So a stand-in keeps what it learnt from stage to stage, and leaves when the block that
     it stands for arrives.
 
     Args:
-        stand_ins: For every block but the first, or none at all.
-        num_blocks: Blocks of the encoder.
+        stand_ins: Stand-ins for every block but the first, or none at all.
+        num_blocks: Number of the encoder's blocks.
     """
     return nn.ModuleList(nn.Sequential(*stand_ins[after:]) for after in range(num_blocks))

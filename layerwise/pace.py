@@ -1,4 +1,5 @@
-"""When a block has been trained enough: its weights no longer move in one direction (SmartFreeze, arXiv 2408.09101).
+"""Freezing rule: a block is trained enough when its weights no longer move in one direction (SmartFreeze, arXiv
+2408.09101).
 
 SmartFreeze names the quantity (block perturbation, from effective parameter updates, without client data), but its
 formulas could not be read. The perturbation and its constants are those of the same authors' code for ProFL (arXiv
@@ -16,19 +17,19 @@ import torch
 from torch import Tensor
 
 LEAST_LEVEL = 1e-8
-"""What a slope is divided by at least."""
+"""Lower bound on the divisor of a slope."""
 
 
 @dataclass(frozen=True)
 class PaceReading:
-    """What is known of a block after a round; ``None`` where too few rounds are over.
+    """Observations of a block after a round; ``None`` where too few rounds are over.
 
     Args:
         perturbation: P, from 0 (updates cancel) to 1 (all point the same way).
         smoothed: M, the mean of the last P.
         slope: Change of M over as many rounds as are smoothed, relative to M.
         converged: Rounds in a row, up to this one, in which the slope was flat.
-        freeze: Whether these are enough.
+        freeze: True if these rounds are enough to freeze the block.
     """
 
     perturbation: float | None
@@ -39,20 +40,20 @@ class PaceReading:
 
 
 class BlockPerturbation:
-    """Follows the global weights of the block that is trained, and says when to freeze it.
+    """Freezing rule that follows the global weights of the trained block (SmartFreeze's block perturbation).
 
-    After round r, with w the sampled weights: P is :func:`block_perturbation` of the last ``window`` updates, M the
-    mean of the last ``smoothing`` P, and the slope :func:`relative_slope` of the last ``smoothing`` M. The block may
-    be frozen once ``|slope| < slope_threshold`` in ``patience`` rounds in a row: with the defaults after 58 rounds at
-    the earliest. :meth:`begin` takes the weights before the first round, so that P exists after ``window`` rounds.
-    Only the slope counts, not the level: updates that go on agreeing all the time are flat too.
+    After round r, with w the sampled weights: P is ``block_perturbation`` of the last ``window`` updates, M the mean of
+    the last ``smoothing`` P, and the slope ``relative_slope`` of the last ``smoothing`` M. The block may be frozen once
+    ``|slope| < slope_threshold`` in ``patience`` rounds in a row: with the defaults after 58 rounds at the earliest.
+    ``begin`` takes the weights before the first round, so that P exists after ``window`` rounds. Only the slope counts,
+    not the level: updates that keep agreeing are flat too.
 
     Args:
-        window: Updates H that a perturbation looks back on.
-        smoothing: Perturbations in a mean, and means under a slope (Q).
-        slope_threshold: Slopes below are flat (phi).
-        patience: Flat slopes in a row (W).
-        sample_size: Weights that are followed; all of them in a smaller block.
+        window: H, the updates that a perturbation looks back on.
+        smoothing: Q, the perturbations in a mean, and the means under a slope.
+        slope_threshold: phi, below which a slope counts as flat.
+        patience: W, the flat slopes in a row that freeze the block.
+        sample_size: Number of weights that are followed; all of them in a smaller block.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -89,30 +90,31 @@ class BlockPerturbation:
         self._converged = 0
 
     def begin(self, tensors: Iterable[Tensor], generator: torch.Generator) -> None:
-        """Starts a stage.
+        """Start a stage.
 
         Args:
-            tensors: The block's weights before its first round.
-            generator: Draws the sample.
+            tensors: Weights of the block before its first round.
+            generator: Generator that draws the sample.
 
         Raises:
-            ValueError: There is no weight, or one is not finite.
+            ValueError: The block has no weights, or one is not finite.
         """
         weights = _flatten(tensors)
         _check_finite(weights)
         self._size = len(weights)
         if self._size > self.sample_size:
             drawn = torch.randperm(self._size, generator=generator, device=generator.device)
+            # The sample is drawn once a stage: perturbations compare the same weights over many rounds.
             self._indices = drawn[: self.sample_size].cpu().sort().values
         else:
             self._indices = torch.arange(self._size)
         self._restart([weights[self._indices]])
 
     def observe(self, tensors: Iterable[Tensor]) -> PaceReading:
-        """Takes the weights after a round, in the order of :meth:`begin`.
+        """Record the weights after a round, in the order of ``begin``.
 
         Raises:
-            ValueError: Their number is another one than at the beginning, or one is not finite; nothing is changed.
+            ValueError: Their number differs from that at the beginning, or one is not finite; nothing is changed.
         """
         weights = _flatten(tensors)
         if len(weights) != self._size:
@@ -137,7 +139,7 @@ class BlockPerturbation:
         return PaceReading(perturbation, mean, slope, self._converged, self._converged >= self.patience)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything observed in this stage, in tensors and plain types."""
+        """Return everything observed in this stage, in tensors and plain types."""
         return {
             "indices": self._indices.clone(),
             "size": self._size,
@@ -148,7 +150,7 @@ class BlockPerturbation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restore the state of ``state_dict``."""
         self._indices, self._size = state["indices"].clone(), state["size"]
         self._vectors = [vector.clone() for vector in state["vectors"]]
         self._perturbations, self._means = list(state["perturbations"]), list(state["means"])
@@ -156,7 +158,7 @@ class BlockPerturbation:
 
 
 def block_perturbation(vectors: list[Tensor]) -> float:
-    """Length of the way from the first to the last vector, over the length of the way taken (both in the 1-norm).
+    """Return the distance from the first to the last vector over the length of the path taken (both in the 1-norm).
 
     Args:
         vectors: Weights (N,) after successive rounds, at least two.
@@ -170,10 +172,11 @@ def block_perturbation(vectors: list[Tensor]) -> float:
 
 
 def relative_slope(values: list[float]) -> float:
-    """Slope of the least-squares line through equally spaced values, times their number, over the last value.
+    """Return the slope of the least-squares line through equally spaced values, times their number, over the last
+    value.
 
-    The normalisation is our reading: a slope per round of a quantity from 0 to 1 would always be far below the 0.2
-    that the authors' settings give as threshold.
+    The normalisation is our reading: a slope per round of a quantity from 0 to 1 would always be far below the 0.2 that
+    the authors' settings give as threshold.
     """
     middle, mean = (len(values) - 1) / 2, math.fsum(values) / len(values)
     above = math.fsum((place - middle) * (value - mean) for place, value in enumerate(values))

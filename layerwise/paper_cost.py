@@ -1,17 +1,17 @@
-"""What a client spends over a run, counted the way LW-FedSSL (arXiv 2401.11647, table 2) counts it.
+"""Cost of a client over a run, counted as LW-FedSSL (arXiv 2401.11647, table 2) counts it.
 
-:mod:`layerwise.meter` and a run's messages say what this code really executes and sends. This module answers another
-question: which figures the paper would print for a model. It reads them off the modules, nothing is executed.
+``layerwise.meter`` and a run's messages measure the operations and bytes of this code. This module predicts the figures
+that the paper would print for a model. It reads them off the modules; nothing is executed.
 
-Operations are multiply-accumulates (printed as "FLOPs") of one sample in the online branch: products of linear
-layers, convolutions and attention, layer and group norm at 5 an element, batch norm at 2. Backward costs twice the
-forward pass, frozen parts run forward only, heads are trained in every round. A ViT's class token is left out: what
-the stem puts before the patch tokens is cut off in front of the first block. Activations, pooling, biases and residual
+Operations are multiply-accumulates (printed as "FLOPs") of one sample in the online branch: products of linear layers,
+convolutions and attention, layer and group norm at 5 an element, batch norm at 2. Backward costs twice the forward
+pass, frozen parts run forward only, heads are trained in every round. A ViT's class token is left out: the tokens that
+the stem puts before the patch tokens are cut off in front of the first block. Activations, pooling, biases and residual
 sums are free. Batch norm at 2 is our reading: one sample is normalised by running statistics, a scale and a shift.
 
-Traffic is the state dict of everything trained, batch statistics and their counters included. The final norm
-(``tail``) travels with the stem: in the first stage only for layer-wise training, always for the other schemes. There
-it differs from :meth:`layerwise.stage.Stage.trained_parts`, by which it travels in every stage.
+Traffic is the state dict of everything trained, batch statistics and their counters included. The final norm (``tail``)
+travels with the stem: in the first stage only for layer-wise training, always for the other schemes. In this it differs
+from ``Stage.trained_parts``, by which it travels in every stage.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from layerwise.stage import Stage
 from layerwise.vit import ViTTail
 
 NORM_MACS = {nn.LayerNorm: 5, nn.GroupNorm: 5, nn.BatchNorm1d: 2, nn.BatchNorm2d: 2}
-"""Multiply-accumulates an element."""
+"""Multiply-accumulates for each normalised element."""
 
 TRAINING_PASSES = 3
 """Cost of a trained part in forward passes: forward once, backward twice."""
@@ -44,8 +44,8 @@ class PaperCost:
 
     Args:
         macs: Multiply-accumulates of one sample, summed over views, local epochs and rounds.
-        down_bytes: From the server to the client.
-        up_bytes: From the client to the server.
+        down_bytes: Bytes from the server to the client.
+        up_bytes: Bytes from the client to the server.
     """
 
     macs: int = 0
@@ -54,12 +54,12 @@ class PaperCost:
 
     @property
     def gflops(self) -> float:
-        """What the paper calls GFLOPs: 10^9 multiply-accumulates."""
+        """10^9 multiply-accumulates, which the paper calls GFLOPs."""
         return self.macs / 1e9
 
     @property
     def traffic_gb(self) -> float:
-        """Both directions in what the paper calls GB: 1000 MiB."""
+        """Traffic of both directions in units of 1000 MiB, which the paper calls GB."""
         return (self.down_bytes + self.up_bytes) / 1024**2 / 1000
 
     def __add__(self, other: PaperCost) -> PaperCost:
@@ -93,17 +93,17 @@ def paper_cost(
     views: int,
     downloads_all: bool = False,
 ) -> PaperCost:
-    """Cost of one client that takes part in every round of ``stages``: a whole run, or a part of it.
+    """Return the cost of one client that takes part in every round of ``stages``: a whole run, or a part of it.
 
     Args:
-        encoder: The full encoder; it is left as it is and may lie on any device.
-        stages: The stages, with their rounds; with a layer budget, as :meth:`layerwise.Scheme.for_client` cuts them.
-        heads: Heads in forward order: the first takes the encoder's features, each further one the output of the
-            one before.
+        encoder: Full encoder; it is left unchanged and may lie on any device.
+        stages: Stages with their rounds; with a layer budget, as ``Scheme.for_client`` cuts them.
+        heads: Heads in forward order: the first takes the encoder's features, each further one the output of the one
+            before.
         local_epochs: Epochs a client trains in each round.
-        views: Views of a sample that are counted. The paper counts one for MoCo v3 and BYOL, two for SimCLR.
-        downloads_all: Whether every round's download holds the frozen parts too: the paper's worst case of layer-wise
-            training, a client that holds nothing yet. It changes nothing where no part is frozen.
+        views: Number of views of a sample that are counted. The paper counts one for MoCo v3 and BYOL, two for SimCLR.
+        downloads_all: Count the frozen parts in every round's download: the paper's worst case of layer-wise training,
+            a client that holds nothing yet. Schemes without frozen parts cost the same.
 
     Raises:
         ValueError: ``local_epochs`` or ``views`` is less than 1.
@@ -120,7 +120,7 @@ def paper_round_costs(
     views: int,
     downloads_all: bool = False,
 ) -> list[PaperCost]:
-    """Cost of a single round of each stage for one client; arguments and errors as in :func:`paper_cost`."""
+    """Return the cost of a single round of each stage for one client; arguments and errors as in ``paper_cost``."""
     if local_epochs < 1:
         raise ValueError(f"local_epochs must be at least 1, got {local_epochs}")
     if views < 1:
@@ -131,7 +131,7 @@ def paper_round_costs(
 
 
 def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:
-    """Costs of the parts of ``encoder``, by name, for one image or text of its spec's size."""
+    """Return the costs of the encoder's parts by name, for one image or text of its spec's size."""
     shadow, spec, run = _on_meta(encoder), encoder.spec, _run_once_each()
     macs: dict[str, int] = {}
     sample = torch.empty(1, *spec.input_shape, dtype=spec.input_dtype, device="meta")
@@ -148,7 +148,7 @@ def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:
 
 
 def head_costs(heads: Mapping[str, nn.Module], *feature_shape: int) -> dict[str, PartCost]:
-    """Costs of the heads, by name, chained behind features (1, *feature_shape)."""
+    """Return the costs of the heads by name, chained behind features (1, *feature_shape)."""
     hidden = torch.empty(1, *feature_shape, device="meta")
     costs = {}
     for name, head in heads.items():
@@ -165,19 +165,20 @@ def _round_cost(
     trained = sum((parts[name] for name in names), head)
     sent = sum((parts[name] for name in names if stage.trains_stem or name != "tail"), head)
     received = frozen + trained if downloads_all else sent
+    # Gradients of adapters flow back through their frozen blocks: one more pass of those, for the input's gradient.
     adapted = sum(parts[f"block.{i}"].macs for i in stage.trained) if stage.adapters else 0
     macs = (TRAINING_PASSES * trained.macs + frozen.macs + adapted) * passes
     return PaperCost(macs, received.size, sent.size)
 
 
 def _on_meta(module: ModuleT) -> ModuleT:
-    """A copy for evaluation whose tensors have shapes but no contents; no tensor is copied for it."""
+    """Copy a module to the meta device for evaluation: tensors have shapes but no contents, so none is copied."""
     state = [*module.parameters(), *module.buffers()]
     return copy.deepcopy(module, {id(tensor): tensor.detach().to("meta") for tensor in state}).eval()
 
 
 def _run_once_each() -> Callable[[nn.Module, Tensor], tuple[int, Tensor]]:
-    """:func:`_run`, but of modules that print alike only the first: the blocks of a ViT cost the same."""
+    """Return a cached ``_run`` for modules that print alike, because the blocks of a ViT cost the same."""
     known: dict[tuple[str, torch.Size], tuple[int, Tensor]] = {}
 
     def run(module: nn.Module, inputs: Tensor) -> tuple[int, Tensor]:
@@ -190,7 +191,7 @@ def _run_once_each() -> Callable[[nn.Module, Tensor], tuple[int, Tensor]]:
 
 
 def _run(module: nn.Module, inputs: Tensor) -> tuple[int, Tensor]:
-    """Multiply-accumulates of one forward pass, and its output."""
+    """Return the multiply-accumulates of one forward pass, and its output."""
     norm_macs = []
     handles = [
         layer.register_forward_hook(lambda _, args, output, each=each: norm_macs.append(each * output.numel()))
@@ -202,6 +203,7 @@ def _run(module: nn.Module, inputs: Tensor) -> tuple[int, Tensor]:
         output = module(inputs)
     for handle in handles:
         handle.remove()
+    # torch counts a multiplication and an addition as two operations.
     return products.get_total_flops() // 2 + sum(norm_macs), output
 
 

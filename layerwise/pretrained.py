@@ -1,4 +1,4 @@
-"""Weights from a file, checked name by name and shape by shape before an encoder takes them."""
+"""Pretrained weights from a file, checked name by name and shape by shape before an encoder takes them."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from torch import Tensor, nn
 IN_FOLDER = "model.safetensors"
 PICKLED = (".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "state_dict_ema")
-"""Keys under which training scripts store a model's tensors beside other things."""
+"""Keys under which training scripts store a model's tensors beside other objects."""
 
 CLASSIFIER = re.compile(r"(head|head_dist|fc)\.")
 BLOCK = re.compile(r"blocks\.(\d+)\.")
 SHOWN = 3
-"""Names in an error message."""
+"""Names shown in an error message."""
 
 
 def load_pretrained(model: nn.Module, path: Path) -> None:
-    """Gives a timm model without classifier the weights of a file.
+    """Load weights from a file into a timm model without classifier.
 
-    A classifier in the file is left out. Of a Vision Transformer with more blocks than the model the first ones are
-    taken, with the final norm that stood behind the last.
+    A classifier in the file is left out. Of a Vision Transformer deeper than the model the first blocks are taken, with
+    the final norm that followed the last.
 
     Args:
-        model: Its parameters and buffers are overwritten.
+        model: Model whose parameters and buffers are overwritten.
         path: ``.safetensors``, or ``.pth``, ``.pt`` or ``.bin`` as ``torch.save`` writes them; or a folder with
             ``model.safetensors``, such as the ``encoder`` folder of a run.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no file of tensors, or its names or shapes are not those of the model.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file holds no tensors by name, or their names or shapes differ from the model's.
     """
     state = read_weights(path)
     own = model.state_dict()
@@ -48,11 +48,12 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; nothing but tensors is unpickled.
+    """Read the tensors of a file by name; nothing but tensors is unpickled.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no file of tensors, or not the one that the ``config.json`` beside it was written with.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file holds no tensors by name, or its checksum differs from that in the ``config.json`` beside
+            it.
     """
     file = path / IN_FOLDER if path.is_dir() else path
     if not file.is_file():
@@ -71,7 +72,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _check_sha256(file: Path) -> None:
-    """Runs note it when they export their encoder, as a ``.safetensors`` file has no checksum of its own."""
+    """Compare the checksum that runs note in ``config.json``, as a ``.safetensors`` file has none of its own."""
     config = file.with_name("config.json")
     noted = re.search(r'"sha256": "(\w+)"', config.read_text()) if file.name == IN_FOLDER and config.is_file() else None
     with file.open("rb") as weights:

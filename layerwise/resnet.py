@@ -1,4 +1,4 @@
-"""Takes a timm ResNet apart into stem, four residual stages and tail."""
+"""Split of a timm ResNet into stem, four residual stages and tail."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def split_resnet(model: ResNet) -> tuple[nn.Module, list[nn.Module], nn.Module, list[int]]:
-    """Stem, the four residual stages, pooling, and the feature width after each stage.
+    """Return the stem, the four residual stages, the pooling, and the feature width after each stage.
 
     LW-FedSSL section 4 counts one residual stage as one layer (S = 4 for ResNet-18).
     """
@@ -21,7 +21,7 @@ def split_resnet(model: ResNet) -> tuple[nn.Module, list[nn.Module], nn.Module, 
 
 
 def use_small_stem(model: ResNet, in_channels: int) -> None:
-    """Replaces a ResNet's first convolution by a 3x3 one of stride 1 and leaves out the pooling, in place.
+    """Replace a ResNet's first convolution by a 3x3 one of stride 1 and remove the pooling, in place.
 
     So 32 x 32 pixels reach the first residual stage as 32 x 32, as in the ResNets of SmartFreeze's authors for CIFAR
     (code of ProFL, arXiv 2404.13349).
@@ -33,7 +33,7 @@ def use_small_stem(model: ResNet, in_channels: int) -> None:
 
 
 def _width(block: nn.Module) -> int:
-    """Output channels of a residual stage: those of its last convolution."""
+    """Return the output channels of a residual stage: those of its last convolution."""
     convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     last = convolutions[-1]
     return last.out_channels

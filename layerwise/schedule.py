@@ -1,10 +1,10 @@
-"""How many blocks and rounds each stage gets."""
+"""Numbers of blocks and rounds of each stage."""
 
 from __future__ import annotations
 
 
 def blocks_of_stages(blocks_per_stage: int | list[int], num_blocks: int) -> list[int]:
-    """Number of blocks each stage adds.
+    """Return the number of blocks that each stage adds.
 
     Raises:
         ValueError: The numbers are not positive or do not add up to ``num_blocks``.
@@ -30,13 +30,13 @@ def blocks_of_stages(blocks_per_stage: int | list[int], num_blocks: int) -> list
 def rounds_of_stages(
     rounds_per_stage: list[int] | None, num_stages: int, rounds: int, warm_up: int = 0, long_last: bool = False
 ) -> list[int]:
-    """Rounds each stage lasts, its warm-up rounds left out.
+    """Return the rounds of each stage, without its warm-up rounds.
 
     Args:
-        rounds_per_stage: The answer itself, which is checked; ``None`` shares the rounds.
-        num_stages: Number S of stages.
+        rounds_per_stage: Explicit rounds, which are only checked; ``None`` shares the rounds.
+        num_stages: S, the number of stages.
         rounds: Rounds of the run.
-        warm_up: How many of them are warm-up rounds, over all stages. The other T are shared.
+        warm_up: Warm-up rounds among them, over all stages. The other T are shared.
         long_last: T / 2S for every stage but the last, which gets the remaining T (S + 1) / 2S (ProgFed); otherwise
             every stage gets T / S.
 
@@ -56,7 +56,7 @@ def rounds_of_stages(
 
 
 def check_rounds(rounds: int) -> None:
-    """Raises ValueError for a run without rounds."""
+    """Raise ValueError for a run without rounds."""
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
 

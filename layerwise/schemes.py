@@ -1,4 +1,4 @@
-"""Schemes: how a run is cut into stages (LW-FedSSL, arXiv 2401.11647, section 3; ProgFed, arXiv 2110.05323)."""
+"""Schemes that cut a run into stages (LW-FedSSL, arXiv 2401.11647, section 3; ProgFed, arXiv 2110.05323)."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ SpecT = TypeVar("SpecT", bound=EncoderSpec | CausalTransformerSpec)
 
 
 class Scheme(ABC):
-    """Generates the stages of a run; nothing else in the code asks which scheme it is.
+    """Base of the training schemes: generates the stages of a run. No other code asks which scheme it is.
 
     Args:
         blocks_per_stage: Blocks added in each stage: one number for all, or a list that sums to the depth.
         rounds_per_stage: Rounds of each stage; ``None`` shares the run's rounds equally.
-        weight_transfer: Whether a new layer starts from the weights of the layer before it, where the shapes
-            agree, instead of its own random initialisation (our reading: on in v3, off in v4 of the paper).
-        renew_heads: Whether projection and prediction heads start anew in each stage instead of being carried
-            over (the paper is silent; carried over is our reading).
-        layer_budget: Most blocks that a client holds; the others are left out by a draw for each client and round
-            (depth dropout, see :func:`layerwise.depth_dropout.keep_layers`). ``None`` leaves out none.
+        weight_transfer: Initialise a new layer from the weights of the layer before it, where the shapes agree, instead
+            of at random (our reading: on in v3, off in v4 of the paper).
+        renew_heads: Re-initialise projection and prediction heads in each stage instead of carrying them over (the
+            paper is silent; carrying them over is our reading).
+        layer_budget: Most blocks that a client holds; a draw for each client and round leaves out the others (depth
+            dropout, Guo et al., arXiv 2309.05213). ``None`` leaves out none.
 
     Attributes:
-        offers_choices: Whether clients may train different layers of a stage, as their devices can.
+        offers_choices: True if clients train different parts of a stage, depending on their devices.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Scheme(ABC):
         self.layer_budget = layer_budget
 
     def stages(self, num_blocks: int, rounds: int) -> list[Stage]:
-        """The run's stages.
+        """Return the run's stages.
 
         Args:
-            num_blocks: Blocks of the full encoder.
+            num_blocks: Number of blocks of the full encoder.
             rounds: Communication rounds of the whole run.
 
         Raises:
@@ -71,52 +71,52 @@ class Scheme(ABC):
         return stages
 
     def check(self, encoder: StagedEncoder) -> None:
-        """Refuses an encoder that the settings do not fit.
+        """Refuse an encoder that the settings do not fit.
 
         Raises:
-            ValueError: There is a layer budget, and the encoder's blocks differ in shape.
+            ValueError: A layer budget is set, and the encoder's blocks differ in shape.
         """
         if self.layer_budget is not None:
             check_alike(encoder)
 
     def adapt(self, spec: SpecT) -> SpecT:
-        """The encoder that the scheme needs: the configured one.
+        """Return the encoder that the scheme needs: by default the configured one.
 
         Raises:
-            ValueError: It has adapters, which only schemes set.
+            ValueError: The configured encoder has adapters, which only schemes set.
         """
         if spec.ranks:
             raise ValueError(f"encoder.ranks {spec.ranks}: leave them out, the scheme LoRA sets them")
         return spec
 
     def variants(self, num_blocks: int, rounds: int) -> list[list[Stage]]:
-        """Stages of the run of which the fleet chooses one list, ascending in what they train: there is one."""
+        """Return alternative stage lists, smallest first; the fleet picks one. Most schemes have one."""
         return [self.stages(num_blocks, rounds)]
 
     def choices(self, stage: Stage) -> list[Stage]:
-        """What a client may train of a stage, the most first; its device decides. By default all or nothing."""
+        """Return the variants of a stage that a client may train, largest first; its device decides. By default one."""
         return [stage]
 
     def for_client(self, stage: Stage, rng: np.random.Generator) -> Stage:
-        """What one client holds of its choice; all of it without a layer budget.
+        """Return the part of its variant that one client holds: all of it without a layer budget.
 
-        All draws for a stage have equally many blocks, so that any of them tells what it costs.
+        All draws for a stage have equally many blocks, so that they cost the same.
         """
         return stage if self.layer_budget is None else keep_layers(stage, self.layer_budget, rng)
 
     @abstractmethod
     def _stage(self, index: int, start: int, end: int, rounds: int) -> Stage:
-        """Stage ``index``, which adds the blocks from ``start`` to ``end - 1``."""
+        """Return stage ``index``, which adds the blocks from ``start`` to ``end - 1``."""
 
     def _warm_up(self, index: int, start: int, end: int) -> list[Stage]:
-        """What comes before the stage that adds these blocks: nothing."""
+        """Return the warm-up stages before the stage that adds these blocks; by default none."""
         return []
 
     def _durations(self, num_stages: int, rounds: int) -> list[int]:
         return rounds_of_stages(self.rounds_per_stage, num_stages, rounds)
 
     def _indispensable(self, stage: Stage) -> int:
-        """Blocks that no client can do without: the first and the trained ones."""
+        """Return the number of blocks that every client must hold: the first and the trained ones."""
         return len(stage.trained) + bool(stage.frozen)
 
     def _check_budget(self, stages: list[Stage]) -> None:
@@ -129,7 +129,7 @@ class Scheme(ABC):
 
 
 class LayerWise(Scheme):
-    """LW-FedSSL: only the newest blocks are trained and travel, the ones before them are frozen."""
+    """LW-FedSSL: only the newest blocks are trained and exchanged, the blocks before them are frozen."""
 
     name = "layer-wise"
 
@@ -138,7 +138,7 @@ class LayerWise(Scheme):
 
 
 class Progressive(Scheme):
-    """Prog-FedSSL and ProgFed: the model grows, and all present blocks are trained and travel.
+    """Prog-FedSSL and ProgFed: the model grows, and all present blocks are trained and exchanged.
 
     Args:
         blocks_per_stage: Blocks added in each stage: one number for all, or a list that sums to the depth.
@@ -147,7 +147,7 @@ class Progressive(Scheme):
         renew_heads: As for every scheme. ProgFed has a new head for every stage.
         layer_budget: As for every scheme. The draw is among trained blocks here (the "DD" rows of LW-FedSSL).
         warm_up_rounds: Rounds after each growth in which only the new blocks and the heads are trained (ProgFed). They
-            are a stage of their own and part of the run's rounds (our deviation: the paper's code adds them).
+            form a stage of their own and count among the run's rounds (our deviation: the paper's code adds them).
         long_last_stage: ProgFed's schedule: with T rounds besides warm-up and S stages, T / 2S rounds for every stage
             but the last and T (S + 1) / 2S for the last, instead of T / S for each.
 
@@ -188,12 +188,12 @@ class Progressive(Scheme):
         return rounds_of_stages(self.rounds_per_stage, num_stages, rounds, warm_up, self.long_last_stage)
 
     def _indispensable(self, stage: Stage) -> int:
-        """The first and the trained blocks in warm-up rounds, otherwise the first and the last."""
+        """Return the first and the trained blocks in warm-up rounds, otherwise the first and the last."""
         return super()._indispensable(stage) if stage.frozen else min(2, len(stage.present))
 
 
 class EndToEnd(Scheme):
-    """FedSSL: the whole encoder is trained and travels from the first round on."""
+    """FedSSL: the whole encoder is trained and exchanged from the first round on."""
 
     name = "end-to-end"
 
@@ -201,7 +201,7 @@ class EndToEnd(Scheme):
         super().__init__()
 
     def stages(self, num_blocks: int, rounds: int) -> list[Stage]:
-        """A single stage with every block."""
+        """Return a single stage with every block."""
         check_rounds(rounds)
         return [self._stage(0, 0, num_blocks, rounds)]
 
@@ -210,15 +210,15 @@ class EndToEnd(Scheme):
 
 
 def reference_scheme() -> Scheme:
-    """The scheme with which the costs of all others are compared: end-to-end training."""
+    """Return the reference scheme for relative costs: end-to-end training."""
     return EndToEnd()
 
 
 def scheme_choices(num_blocks: int) -> list[Scheme]:
-    """Every scheme with equally many blocks in each of its stages: end-to-end, then those with several stages.
+    """Return every scheme with equally many blocks in each stage: end-to-end, then those with several stages.
 
     Args:
-        num_blocks: Blocks of the full encoder.
+        num_blocks: Number of blocks of the full encoder.
     """
     divisors = [size for size in range(1, num_blocks) if num_blocks % size == 0]
     several = [kind(size) for kind in (Progressive, LayerWise) for size in divisors]

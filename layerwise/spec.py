@@ -1,4 +1,4 @@
-"""What an encoder is built from."""
+"""Base of the descriptions from which encoders are built."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 class StagedSpec(ABC):
-    """Base of the descriptions of encoders; enough to build one again anywhere.
+    """Description of an encoder, enough to build it again anywhere.
 
-    This is no dataclass, though those derived from it are: the command line then lets a ``class_path`` choose one.
+    Subclasses are dataclasses, but this base is not, so that the command line lets a ``class_path`` choose one.
 
     Attributes:
-        modality: What is encoded, ``images`` or ``text``.
-        input_dtype: Type of the input.
+        modality: Kind of input, ``images`` or ``text``.
+        input_dtype: Data type of the input.
     """
 
     modality: ClassVar[str]
@@ -27,7 +27,7 @@ class StagedSpec(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The architecture."""
+        """Name of the architecture."""
 
     @property
     @abstractmethod
@@ -36,14 +36,14 @@ class StagedSpec(ABC):
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Shape that features have besides their width: () for one vector an input, (T,) for one a character."""
+        """Shape of the features besides their width: () for one vector an input, (T,) for one a character."""
         return ()
 
     @abstractmethod
     def build(self) -> StagedEncoder:
-        """The encoder, its random weights drawn from the global generator.
+        """Build the encoder, with random weights drawn from the global generator.
 
         Raises:
             ValueError: The settings do not agree with each other, or with the pretrained weights.
-            FileNotFoundError: There are no pretrained weights where the spec says.
+            FileNotFoundError: The pretrained weights do not exist.
         """

@@ -1,4 +1,4 @@
-"""A stage is data: which blocks exist, which are frozen, which are trained."""
+"""Stages as data: the blocks that exist, are frozen and are trained over a stretch of rounds."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from layerwise.lora import AdaptedBlock
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training rounds with a fixed set of present and trained layers.
+    """Stretch of training rounds with a fixed set of present and trained layers.
 
     Args:
         index: Position among the run's stages, from 0.
-        present: Blocks in the model, in forward order. Some before the last may be left out (depth dropout).
-        trained: Blocks that are trained, the last ones of ``present``. The blocks before them are frozen:
-            they run forward only.
-        trains_stem: Whether the stem (patch, class and position embedding) is trained too.
-        rounds: Communication rounds the stage lasts.
-        adapters: How many of the low-rank adapters of each trained block are trained in its place (LoRA); 0: the block
-            itself is.
+        present: Blocks in the model, in forward order. Depth dropout may leave out some before the last.
+        trained: Blocks that are trained, the last ones of ``present``. The blocks before them are frozen: they run
+            forward only.
+        trains_stem: True if the stem (patch, class and position embedding) is trained too.
+        rounds: Communication rounds of the stage.
+        adapters: Low-rank adapters of each trained block that are trained in its place (LoRA); 0 trains the block
+            itself.
     """
 
     index: int
@@ -44,24 +44,24 @@ class Stage:
 
     @property
     def extent(self) -> int:
-        """How much is trained: the number of blocks, or of adapters in each."""
+        """Number of trained blocks, or of trained adapters in each."""
         return self.adapters or len(self.trained)
 
     @property
     def depth(self) -> int:
-        """Number of leading encoder blocks this stage's model reaches to."""
+        """Number of leading encoder blocks that the stage's model reaches to."""
         return self.present[-1] + 1
 
     def frozen_parts(self) -> list[str]:
-        """Names of the encoder parts that clients need but do not train."""
+        """Return the names of the encoder parts that clients need but do not train."""
         stem = [] if self.trains_stem else ["stem"]
         return stem + [f"block.{i}" for i in (self.present if self.adapters else self.frozen)]
 
     def trained_parts(self) -> list[str]:
-        """Names of the encoder parts that travel both ways in every round.
+        """Return the names of the encoder parts that travel both ways in every round.
 
-        The final norm (``tail``) is among them in every stage (our reading): it normalises a different
-        block's output in each stage. The paper's traffic figures count it in the first stage only.
+        The final norm (``tail``) is among them in every stage (our reading): it normalises a different block's output
+        in each stage. The paper's traffic figures count it in the first stage only.
         """
         stem = ["stem"] if self.trains_stem else []
         newest = self.present[-1]
@@ -69,16 +69,15 @@ class Stage:
         return [*stem, *blocks, f"output.{newest}", "tail", f"reshape.{newest}"]
 
     def adapter_parts(self, block: int) -> list[str]:
-        """Names of the adapters of a trained block that are trained in its place."""
+        """Return the names of the adapters that are trained in place of a trained block."""
         return [f"adapter.{block}.{number}" for number in range(self.adapters)]
 
 
 def split_encoder(encoder: StagedEncoder, stage: Stage) -> tuple[nn.Sequential, nn.Sequential]:
-    """Splits the encoder into the frozen prefix and the active part of a stage.
+    """Split the encoder into the frozen prefix and the active part of a stage.
 
-    Both share their modules with ``encoder``. The prefix maps images to the active part's input (it is empty
-    where the stem is trained), the active part maps that to features (B, D). With adapters the active part has frozen
-    blocks too.
+    Both share their modules with ``encoder``. The prefix maps images to the active part's input (it is empty where the
+    stem is trained), the active part maps that to features (B, D). With adapters the active part has frozen blocks too.
     """
     parts, newest = encoder.parts(), stage.present[-1]
 

@@ -1,4 +1,4 @@
-"""Takes a timm Vision Transformer apart into stem, blocks and tail."""
+"""Split of a timm Vision Transformer into stem, blocks and tail."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ POOLS = ("token", "avg", "avgmax", "max")
 
 
 class ViTStem(nn.Module):
-    """Patch embedding, class token, position embedding: images (B, C, H, W) to tokens (B, T, D).
+    """Stem with patch embedding, class token and position embedding: images (B, C, H, W) to tokens (B, T, D).
 
-    It keeps timm's own module, emptied of blocks, norms and head, so that every embedding variant timm knows
-    (class token, register tokens, no token, dropout) works unchanged.
+    The stem keeps timm's own module, emptied of blocks, norms and head, so that every embedding variant of timm (class
+    token, register tokens, no token, dropout) works unchanged.
     """
 
     def __init__(self, model: VisionTransformer) -> None:
@@ -43,7 +43,7 @@ class ViTTail(nn.Module):
 
 
 def split_vit(model: VisionTransformer) -> tuple[ViTStem, list[nn.Module], ViTTail, list[int]]:
-    """Stem, blocks, tail and the feature width after each block.
+    """Return the stem, blocks, tail and the feature width after each block.
 
     Raises:
         ValueError: The model has no blocks, or does not pool to one vector an image by token, mean or maximum.

@@ -1,4 +1,4 @@
-"""Low-bit copies of activations: packed densely, rounded stochastically, channel by channel."""
+"""Low-bit copies of activations: densely packed codes, stochastic rounding, one bit width a channel."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Classes = list[tuple[int, Tensor | None]]
 
 
 CODEC_BYTES = 12
-"""Working memory for each value that is packed or restored at a time."""
+"""Working memory in bytes for each value that is packed or restored at a time."""
 
 
 class StoredTensor:
-    """A compressed storage, from when the first tensor on it is saved for backward until the last one was used.
+    """Compressed storage of one or more saved tensors, held from the first save until the last use in backward.
 
-    Tensors without data are not packed: stand-ins take the bytes that packing and restoring take at most.
+    Fake tensors have no data to pack: empty tensors of the largest possible size take the place of the codes.
 
     Args:
-        tensor: A tensor on the storage.
+        tensor: Tensor on the storage.
         bits: Mean width of a code.
-        generator: Of the rounding.
-        note: Called with every tensor that is held from now on, for the account of memory.
+        generator: Source of the rounding's random numbers.
+        note: Callback for every tensor that is held from now on, for the memory account.
     """
 
     def __init__(self, tensor: Tensor, bits: int, generator: torch.Generator, note: Callable[[Tensor], Tensor]) -> None:
@@ -51,7 +51,9 @@ class StoredTensor:
                 note(each)
 
     def handle(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Gives the tensor again in backward; the storage is restored at the first use and held until the last."""
+        """Return a function that gives the tensor back in backward; the first call restores the storage, the last frees
+        it.
+        """
         self._waiting += 1
         return partial(self._view, tensor.shape, tensor.stride(), tensor.storage_offset())
 
@@ -75,12 +77,12 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Packed:
-    """A compressed block of floats.
+    """Quantised block of floats.
 
     Args:
-        layout: Its layout.
-        dtype: Its data type.
-        codes: For every chunk of the layout and every class of channels the packed codes, uint8.
+        layout: Layout of the block.
+        dtype: Data type of the restored block.
+        codes: Packed codes, uint8, for every chunk of the layout and every class of channels.
         classes: (bits, channels of that width, int32); ``None`` stands for all channels.
         low: Minimum of each group, (groups, channels).
         step: Distance between codes of each group, (groups, channels).
@@ -94,12 +96,12 @@ class Packed:
     step: Tensor
 
     def tensors(self) -> list[Tensor]:
-        """Everything that is held."""
+        """Return every tensor that is held."""
         order = [channels for _, channels in self.classes if channels is not None]
         return [self.low, self.step, *order, *(code for chunk in self.codes for code in chunk)]
 
     def restore(self) -> Tensor:
-        """The block as floats, flat (N,)."""
+        """Return the block as floats, flat (N,)."""
         block = torch.empty(self.layout.numel, dtype=self.dtype, device=self.low.device)
         rows = block.view(self.layout.outer, self.layout.channels, self.layout.inner)
         for chunk, codes in zip(self.layout.chunks(), self.codes, strict=True):
@@ -110,23 +112,25 @@ class Packed:
 
 
 def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generator) -> Packed:
-    """Quantises a block with stochastic rounding.
+    """Quantise a block with stochastic rounding.
 
-    Within every group a value x becomes floor((x - low) / step + u), u uniform in [0, 1), so that the mean over u
-    is x (ActNN, arXiv 2104.14129, section 3; FedHybrid's own codec is not published). u has 16 random bits, which
-    leaves a bias of at most 2**-16 steps; the error is below one step. Low and step are bfloat16, rounded outwards.
-    A group with a value that is not finite is not finite afterwards.
+    Within every group a value x becomes floor((x - low) / step + u), u uniform in [0, 1), so that the mean over u is x
+    (ActNN, arXiv 2104.14129, section 3; FedHybrid's own codec is not published). u has 16 random bits, which leaves a
+    bias of at most 2**-16 steps; the error is below one step. Low and step are bfloat16, rounded outwards. A group with
+    a value that is not finite is not finite afterwards.
 
     Args:
         block: Floats, flat (N,), dense in memory as ``layout`` says.
-        layout: Its layout.
-        bits: Mean width of a code, 8, 4 or 2; at 4 the channels get 8, 4 or 2 bits by :func:`allocate_bits`.
-        generator: Of the rounding, on the block's device.
+        layout: Layout of the block.
+        bits: Mean width of a code, 8, 4 or 2; at 4 the channels get 8, 4 or 2 bits by ``allocate_bits``.
+        generator: Source of the rounding's random numbers, on the block's device.
     """
     rows = block.view(layout.outer, layout.channels, layout.inner)
     grouped = [(chunk, rows[chunk.rows].view(chunk.grouped(layout))) for chunk in layout.chunks()]
     low = torch.cat([values.amin((1, 3)) for _, values in grouped]).float()
     high = torch.cat([values.amax((1, 3)) for _, values in grouped]).float()
+    # The group's range must enclose its values after rounding to bfloat16: a value below ``low`` would give a negative
+    # code, which wraps around in uint8. So low is rounded down, and step up.
     low = (low - low.abs() * OUTWARDS).to(METADATA)
     spread = high - low.float()
     classes = _classes(spread, layout, bits)
@@ -147,7 +151,7 @@ def _classes(spread: Tensor, layout: Layout, bits: int) -> Classes:
 
 
 def _levels(classes: Classes, spread: Tensor) -> Tensor:
-    """Highest code of each channel, (C,)."""
+    """Return the highest code of each channel, (C,)."""
     levels = spread.new_empty(spread.shape[1])
     for bits, channels in classes:
         levels[slice(None) if channels is None else channels] = 2**bits - 1
@@ -164,6 +168,7 @@ def _encode(
     generator: torch.Generator,
 ) -> list[Tensor]:
     low, step = _spread(low, chunk), _spread(step, chunk)
+    # A group of zeros has step 0: its codes are all 0, and it is restored from ``low`` alone.
     scaled = (values - low).div_(torch.where(step > 0, step, 1))
     scaled += _uniform(values, generator)
     codes = torch.minimum(scaled, levels[:, None]).to(torch.uint8).flatten(0, 1)
@@ -174,14 +179,15 @@ def _encode(
 
 
 def _uniform(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Numbers in (0, 1) in the shape of ``values``, from 16 random bits each."""
+    """Draw numbers in (0, 1) in the shape of ``values``, from 16 random bits each."""
+    # One 64-bit draw serves four values: a quarter of the calls to the generator.
     drawn = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
     drawn.random_(-(2**63), None, generator=generator)
     return drawn.view(torch.int16)[: values.numel()].view(values.shape).float().add_(2**15 + 0.5).mul_(2**-16)
 
 
 def _merge(codes: list[Tensor], classes: Classes, chunk: Chunk, layout: Layout) -> Tensor:
-    """The codes of a chunk in the order of its channels, uint8 (rows, C, I)."""
+    """Unpack a chunk's codes in the order of its channels, uint8 (rows, C, I)."""
     shape = (chunk.count, layout.channels, layout.inner)
     if classes[0][1] is None:
         return unpack_bits(codes[0], classes[0][0], chunk.count * layout.channels * layout.inner).view(shape)
@@ -194,17 +200,17 @@ def _merge(codes: list[Tensor], classes: Classes, chunk: Chunk, layout: Layout) 
 
 
 def _spread(metadata: Tensor, chunk: Chunk) -> Tensor:
-    """A chunk's part of a (groups, C) table in a form that broadcasts over (groups, rows, C, I)."""
+    """Return a chunk's part of a (groups, C) table in a form that broadcasts over (groups, rows, C, I)."""
     return metadata[chunk.groups].float()[:, None, :, None]
 
 
 def allocate_bits(weights: Tensor, average: int) -> Tensor:
-    """Shares an average width among channels of equal size so that the variance of rounding is least.
+    """Distribute an average bit width among channels of equal size so that the variance of rounding is least.
 
-    Rounding a channel stochastically to b bits has a variance of at most ``weight / (2**b - 1)**2``. All channels
-    start at 8 bits, and the one whose step down raises the sum least, per bit saved, goes first, until the average
-    is met (the allocation of ActNN, arXiv 2104.14129, section 4.2, and GACT, arXiv 2206.11357, with channels as the
-    unit; FedHybrid's own rule for its "channel-wise mixed compression" is not published).
+    Rounding a channel stochastically to b bits has a variance of at most ``weight / (2**b - 1)**2``. All channels start
+    at 8 bits, and the one whose step down raises the sum least, per bit saved, goes first, until the average is met
+    (the allocation of ActNN, arXiv 2104.14129, section 4.2, and GACT, arXiv 2206.11357, with channels as the unit;
+    FedHybrid's own rule for its "channel-wise mixed compression" is not published).
 
     Args:
         weights: Sum over a channel's elements of a quarter of the squared range, (C,).
@@ -216,6 +222,8 @@ def allocate_bits(weights: Tensor, average: int) -> Tensor:
     channels = len(weights)
     variance = {bits: weights / (2**bits - 1) ** 2 for bits in WIDTHS}
     steps = list(pairwise(WIDTHS))
+    # The rise per saved bit from 8 to 4 bits is always below that from 4 to 2, so sorting all steps at once never
+    # takes a channel's second step before its first.
     rise = torch.cat([(variance[low] - variance[high]) / (high - low) for high, low in steps])
     saved = torch.cat([torch.full_like(weights, high - low, dtype=torch.int64) for high, low in steps])
     order = torch.argsort(rise, stable=True)
@@ -226,7 +234,7 @@ def allocate_bits(weights: Tensor, average: int) -> Tensor:
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Packs codes of 1, 2, 4 or 8 bits.
+    """Pack codes of 1, 2, 4 or 8 bits.
 
     The codes are cut into 8 / bits equal parts, and each byte holds one code of every part.
 
@@ -243,6 +251,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     size = -(-len(codes) // per_byte)
     if size * per_byte != len(codes):
         codes = torch.nn.functional.pad(codes, (0, size * per_byte - len(codes)))
+    # Codes that share a byte lie a whole part apart, so that every shift works on one contiguous slice.
     packed = codes[:size].clone()
     for part in range(1, per_byte):
         packed |= codes[part * size : (part + 1) * size] << (part * bits)
@@ -250,10 +259,10 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The codes that :func:`pack_bits` packed.
+    """Return the codes that ``pack_bits`` packed.
 
     Args:
-        packed: uint8, as it came from :func:`pack_bits`.
+        packed: uint8, as returned by ``pack_bits``.
         bits: Width of a code.
         count: Number N of codes.
 

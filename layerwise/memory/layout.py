@@ -1,4 +1,4 @@
-"""Where the channels of a stored tensor lie in memory, and how it is cut into groups."""
+"""Memory layout of stored tensors: the channel dimension and the cut into quantisation groups."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import torch
 from torch import Tensor
 
 GROUP = 256
-"""Values that share a minimum and a step: so many of a channel, or a whole channel plane where that is more."""
+"""Values that share a minimum and a step: this many of a channel, or a whole channel plane where that is more."""
 
 CHUNK = 2**18
-"""Values that are quantised at a time, which bounds the working memory of the codec to about 5 MiB."""
+"""Values quantised at a time, which bounds the codec's working memory to about 5 MiB."""
 
 MIN_PER_CHANNEL = 32
-"""Channels with fewer values are not quantised on their own."""
+"""Fewest values a channel must have to be quantised on its own."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of a block with whole groups.
+    """Piece of a block that consists of whole groups.
 
     Args:
         first: First outer row.
-        count: Outer rows.
-        per_group: Outer rows of a group.
-        first_group: Number of its first group.
+        count: Number of outer rows.
+        per_group: Outer rows in a group.
+        first_group: Index of the first group.
     """
 
     first: int
@@ -37,27 +37,27 @@ class Chunk:
 
     @property
     def rows(self) -> slice:
-        """Its outer rows."""
+        """Outer rows of the chunk."""
         return slice(self.first, self.first + self.count)
 
     @property
     def groups(self) -> slice:
-        """Its groups within a channel."""
+        """Groups of the chunk within a channel."""
         return slice(self.first_group, self.first_group + self.count // self.per_group)
 
     def grouped(self, layout: Layout) -> tuple[int, int, int, int]:
-        """Its shape (groups, rows of a group, channels, inner)."""
+        """Return the chunk's shape (groups, rows of a group, channels, inner)."""
         return self.count // self.per_group, self.per_group, layout.channels, layout.inner
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A dense block of memory as (outer, channels, inner).
+    """Dense block of memory, viewed as (outer, channels, inner).
 
     Args:
         outer: Product of the dimensions before the channels.
         channels: Number of channels.
-        inner: Product of the dimensions behind the channels.
+        inner: Product of the dimensions after the channels.
     """
 
     outer: int
@@ -80,28 +80,32 @@ class Layout:
         return chunks
 
     def chunks(self) -> list[Chunk]:
-        """Pieces of about ``CHUNK`` elements; what does not fill a group is a piece and group of its own."""
+        """Cut the block into chunks of about ``CHUNK`` elements; rows that fill no group are a chunk and group of their
+        own.
+        """
         return self._chunks
 
     def group_sizes(self, device: torch.device) -> Tensor:
-        """Elements of each group of a channel, (groups,)."""
+        """Return the number of elements in each group of a channel, (groups,)."""
         sizes = [c.per_group * self.inner for c in self.chunks() for _ in range(c.count // c.per_group)]
         return torch.tensor(sizes, dtype=torch.float32, device=device)
 
     def packed_bytes(self, bits: int) -> int:
-        """Bytes of the compressed block, at most: codes, 16-bit minimum and step of each group, order of channels."""
+        """Return an upper bound on the compressed bytes: codes, 16-bit minimum and step a group, order of the
+        channels.
+        """
         codes = sum(3 + -(-c.count * self.channels * self.inner * bits // 8) for c in self.chunks())
         groups = self.chunks()[-1].groups.stop * self.channels
         return codes + 4 * groups + 4 * self.channels
 
 
 def layout_of(tensor: Tensor) -> Layout:
-    """The layout of the whole storage behind a tensor.
+    """Return the layout of the whole storage behind a tensor.
 
     Channels are dimension 1 of four-dimensional maps (B, C, H, W) and the last dimension of everything else, wherever
-    it lies in memory. A view with gaps, such as queries in a joint projection of queries, keys and values, says how
-    long the rows of its storage are. A storage of which that is not known, or with few values a channel, counts as one
-    channel.
+    it lies in memory. A view with gaps, such as queries in a joint projection of queries, keys and values, shows by its
+    strides how long the rows of its storage are. A storage whose rows are unknown, or with few values a channel, counts
+    as one channel.
     """
     numel = tensor.untyped_storage().nbytes() // tensor.itemsize
     row = _row(tensor)
@@ -118,7 +122,9 @@ def layout_of(tensor: Tensor) -> Layout:
 
 
 def _row(tensor: Tensor) -> int:
-    """Values from the start of one densely stored part of a tensor to that of the next; all if it has no gaps."""
+    """Return the distance in values between the starts of two dense parts of a tensor; its size where it has no
+    gaps.
+    """
     dense = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != dense:

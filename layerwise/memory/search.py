@@ -1,4 +1,4 @@
-"""Search for the actions that keep a step within a budget and add least time."""
+"""Search for the fastest actions (keep, recompute, compress) that hold a training step within a memory budget."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from layerwise.memory.step import KEEP, Action, Actions, ChangedInPlaceError
 MACS_A_SECOND = 4e10
 BYTES_A_SECOND = 1e9
 CODEC_BYTES_A_SECOND = 7e8
-"""Rates of a nominal device, about those of one core of a server: plans depend on their ratios only."""
+"""Rates of a nominal device, about those of one server core: plans depend only on their ratios."""
 
 TIERS = ((), *(WIDTHS[: count + 1] for count in range(len(WIDTHS))))
 RECOMPUTE = tuple(Action(kind) for kind in ("nothing", "cheap", "all"))
 
 
 class InfeasibleBudgetError(ValueError):
-    """A memory budget that no plan meets.
+    """Memory budget that no plan can meet.
 
     Args:
-        message: Says so.
-        floor_bytes: Least peak that can be reached.
+        message: Text of the error.
+        floor_bytes: Lowest peak that can be reached, in bytes.
     """
 
     def __init__(self, message: str, floor_bytes: int) -> None:
@@ -35,15 +35,15 @@ class InfeasibleBudgetError(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A step that was run with actions, on tensors without data.
+    """Measurements of a step that ran with actions, on tensors without data.
 
     Args:
-        peak: Most bytes of tensors alive at once.
-        activations: Most bytes held for backward at once.
-        macs: Multiply-accumulates of the whole step; counted without actions only.
-        held: Bytes that the forward pass of each segment leaves behind.
-        inputs: Bytes of the inputs of each segment.
-        segment_macs: Those of the forward pass of each segment.
+        peak: Peak bytes of tensors alive at once.
+        activations: Peak bytes held for backward at once.
+        macs: Multiply-accumulates of the whole step; counted only without actions.
+        held: Bytes that each segment's forward pass leaves behind.
+        inputs: Bytes of each segment's inputs.
+        segment_macs: Multiply-accumulates of each segment's forward pass.
     """
 
     peak: int
@@ -59,12 +59,12 @@ Run = Callable[[Actions], Outcome]
 
 @dataclass(frozen=True)
 class Plan:
-    """Actions and their outcome.
+    """Actions together with their peak memory and added time.
 
     Args:
-        actions: By segment; those that keep everything are left out.
-        peak: Predicted peak memory of the step.
-        share: Predicted added time on a nominal device, as a share of the step's.
+        actions: Action of each segment; segments that keep everything are left out.
+        peak: Predicted peak memory of the step in bytes.
+        share: Predicted added time on a nominal device, as a fraction of the step's.
     """
 
     actions: Actions
@@ -74,7 +74,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Choice:
-    """An action for a segment: bytes that it saves and seconds that it adds."""
+    """Action for one segment, with the bytes it saves and the seconds it adds."""
 
     action: Action
     saved: float
@@ -82,13 +82,13 @@ class _Choice:
 
 
 class Search:
-    """Actions by merit, from few runs of the step.
+    """Greedy search for actions from few runs of the step.
 
-    Bytes and operations of every segment under every action come from runs in which all segments have the same
-    action; the peak of a plan is always that of the step run with it.
+    The savings of each action are measured in runs in which all segments share the action, instead of one run for each
+    pair. The peak of a plan is never a sum of these: the step is run with the plan itself.
 
     Args:
-        run: Runs the step with actions.
+        run: Function that runs the step with the given actions.
     """
 
     def __init__(self, run: Run) -> None:
@@ -96,7 +96,7 @@ class Search:
         self._run = run
 
     def __call__(self, actions: Actions) -> Outcome:
-        """The outcome of actions; each is run once."""
+        """Return the outcome of actions; each combination runs once."""
         key = tuple(sorted(((name, action) for name, action in actions.items() if action != KEEP), key=str))
         if key not in self._peaks:
             self._peaks[key] = self._run(dict(key))
@@ -104,12 +104,12 @@ class Search:
 
     @property
     def names(self) -> list[str]:
-        """The segments."""
+        """Names of the segments."""
         return list(self({}).held)
 
     @cached_property
     def _possible(self) -> list[Action]:
-        """Ways to recompute; a cheap one is none where a result that it keeps is changed in place."""
+        """Ways to recompute; ``cheap`` is left out where a result that it keeps is changed in place."""
         possible = []
         for action in RECOMPUTE:
             with suppress(ChangedInPlaceError):
@@ -118,25 +118,27 @@ class Search:
         return possible
 
     def uniform(self, action: Action) -> Outcome:
-        """The step with one action everywhere."""
+        """Return the outcome with one action for all segments."""
         return self(dict.fromkeys(self.names, action))
 
     def evenly(self, bits: int) -> Plan:
-        """Everything kept in one width."""
+        """Return the plan that compresses everything to one bit width."""
         return self.priced(dict.fromkeys(self.names, Action(bits=bits)))
 
     def least(self) -> int:
-        """Least peak that can be reached."""
+        """Return the lowest peak that can be reached, in bytes."""
+        # Packing needs working memory too, so the strongest compression may peak above plain recomputation.
         return min(self._end(tier).peak for tier in (TIERS[0], TIERS[-1]))
 
     def fastest(self, budget: int) -> Plan:
-        """The plan of least added time found within a budget.
+        """Return the fastest plan found within a budget.
 
         Raises:
-            InfeasibleBudgetError: There is none.
+            InfeasibleBudgetError: No plan meets the budget.
         """
         if self({}).peak <= budget:
             return self.priced({})
+        # Recomputation is exact, compression disturbs gradients: bit widths are lowered only when recomputation fails.
         if self._end(TIERS[0]).peak <= budget:
             return self._shortest(TIERS[0], budget)
         least = self.least()
@@ -149,13 +151,15 @@ class Search:
         return self.priced(dict(self.walk(tier)))
 
     def _shortest(self, tier: tuple[int, ...], budget: int) -> Plan:
-        """The first moves that meet a budget which all of them meet."""
+        """Return the shortest prefix of the moves that meets a budget which all moves together meet."""
         walk = self.walk(tier)
+        # Every probe runs the step, so the prefix is found by bisection. A segment's later move
+        # replaces its earlier one in the dictionary.
         first = bisect_left(range(len(walk)), True, key=lambda n: self.priced(dict(walk[:n])).peak <= budget)
         return self.priced(dict(walk[:first]))
 
     def priced(self, actions: Actions) -> Plan:
-        """Actions as a plan."""
+        """Return actions as a plan, with their peak and added time."""
         outcome, kept = self(actions), self({})
         seconds = sum(self._seconds(name, action) for name, action in actions.items())
         chosen = {name: action for name, action in actions.items() if action != KEEP}
@@ -165,7 +169,7 @@ class Search:
         return next(each.seconds for each in self.choices(name, WIDTHS if action.bits else ()) if each.action == action)
 
     def choices(self, name: str, widths: Sequence[int]) -> list[_Choice]:
-        """Every action for a segment."""
+        """Return every action for a segment with its savings and costs."""
         kept, output, found = self({}), self.uniform(RECOMPUTE[-1]).held[name], []
         for plain in self._possible:
             held = self.uniform(plain).held[name]
@@ -181,9 +185,9 @@ class Search:
         return found
 
     def walk(self, widths: Sequence[int]) -> list[tuple[str, Action]]:
-        """Moves from keeping everything to saving most, best first: the greedy solution of a knapsack of choices.
+        """Order the moves from keeping everything to saving most, best first: the greedy solution of a knapsack.
 
-        Only a segment's efficient choices count: those on the convex hull of saved bytes over added seconds.
+        A segment contributes only efficient choices: those on the convex hull of saved bytes over added seconds.
         """
         moves = []
         for name in self.names:
@@ -196,7 +200,7 @@ class Search:
 
 
 def _hull(choices: Sequence[_Choice]) -> list[_Choice]:
-    """Choices that save ever more at ever worse merit, without the first, which keeps everything."""
+    """Return the choices on the upper convex hull, by rising savings, without the first, which keeps everything."""
     hull: list[_Choice] = [_Choice(KEEP, 0.0, 0.0)]
     while True:
         last = hull[-1]

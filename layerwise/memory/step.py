@@ -1,4 +1,4 @@
-"""A training step whose activations are kept, recomputed or compressed, segment by segment."""
+"""Training steps whose activations are kept, recomputed or compressed, segment by segment."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from layerwise.memory.codec import WIDTHS, StoredTensor
 from layerwise.meter import LiveBytes, is_product
 
 SMALLEST = 4096
-"""Bytes of the smallest tensor that is worth compressing."""
+"""Smallest tensor in bytes that is worth compressing."""
 
 STATISTIC = 16
-"""Tensors smaller than a segment's input by this factor are statistics (of norms, of attention), which are kept."""
+"""Ratio below a segment's input from which a tensor counts as a statistic (of norms, of attention), which is kept."""
 
 
 class ChangedInPlaceError(RuntimeError):
-    """A kept result was changed in place, so that what is recomputed would start from another value."""
+    """Change in place of a kept result, after which recomputation would start from another value."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Action:
     Args:
         recompute: ``all`` keeps the segment's input only; ``cheap`` also the results of matrix products, convolutions
             and attention, so that the rest is recomputed in little time.
-        bits: Mean bits of a float that is kept, 8, 4 or 2; 0 keeps it as it is.
+        bits: Mean bits of a kept float: 8, 4 or 2; 0 keeps it uncompressed.
     """
 
     recompute: Literal["nothing", "cheap", "all"] = "nothing"
@@ -55,19 +55,19 @@ Actions = Mapping[str, Action]
 
 
 class PlannedStep(AbstractContextManager["PlannedStep"]):
-    """Forward and backward of training steps, with an action for each segment.
+    """Context manager that applies an action to each segment in the forward and backward pass of a step.
 
-    Recomputation is torch's own non-reentrant checkpointing, compression sits in saved-tensor hooks. Make it once and
+    Recomputation is torch's own non-reentrant checkpointing; compression sits in saved-tensor hooks. Create it once and
     enter it at every step.
 
     Args:
-        model: Holds the segments.
-        actions: By name of the module; segments that are not named keep everything.
-        seed: Of stochastic rounding, whose random numbers go on from step to step.
+        model: Model that holds the segments.
+        actions: Action by module name; segments without one keep everything.
+        seed: Seed of stochastic rounding, whose random numbers continue from step to step.
 
     Attributes:
-        peak_bytes: Most bytes that the first step held for backward at once: kept and compressed tensors, restored and
-            recomputed ones. Parameters and buffers do not count.
+        peak_bytes: Peak bytes that the first step held for backward: kept, compressed, restored and recomputed tensors.
+            Parameters and buffers do not count.
     """
 
     def __init__(self, model: nn.Module, actions: Actions, seed: int = 0) -> None:
@@ -83,6 +83,7 @@ class PlannedStep(AbstractContextManager["PlannedStep"]):
 
     def __enter__(self) -> PlannedStep:
         self._stored = {}
+        # Every step of a stage has the same shapes, so one measured step is enough; following each tensor takes time.
         self._ledger = None if self.peak_bytes else LiveBytes(())
         if self._ledger:
             self._exit.enter_context(saved_tensors_hooks(self._follow, lambda tensor: tensor))
@@ -100,7 +101,7 @@ class PlannedStep(AbstractContextManager["PlannedStep"]):
             self.peak_bytes = self._ledger.peak
 
     def _run(self, module: nn.Module, forward: Callable[..., Tensor], action: Action, *inputs: Tensor) -> Tensor:
-        """One call of a segment."""
+        """Run a segment's forward pass under its action."""
         if not torch.is_grad_enabled():
             return forward(*inputs)
         smallest = max(SMALLEST // 4, inputs[0].numel() // STATISTIC)
@@ -115,6 +116,7 @@ class PlannedStep(AbstractContextManager["PlannedStep"]):
                 *inputs,
                 use_reentrant=False,
                 context_fn=contexts,
+                # Fake tensors draw no random numbers, and their device need not exist on this machine.
                 preserve_rng_state=not isinstance(inputs[0], FakeTensor),
             )
 
@@ -125,8 +127,9 @@ class PlannedStep(AbstractContextManager["PlannedStep"]):
         return keeping, _again(module, kept, self._follow if self._ledger else None)
 
     def _store(self, bits: int, smallest: int, tensor: Tensor) -> Any:
-        """Saves a tensor for backward; tensors that share a storage are compressed once."""
+        """Save a tensor for backward; tensors that share a storage are compressed once."""
         storage = tensor.untyped_storage()
+        # The version tells a value from what it was before a change in place: those must not share one compressed copy.
         key = storage._cdata, tensor._version
         if not bits or not tensor.is_floating_point() or tensor.numel() < smallest or storage._cdata in self._state:
             return self._follow(tensor)
@@ -134,6 +137,7 @@ class PlannedStep(AbstractContextManager["PlannedStep"]):
         stored = known() if known else None
         if stored is None:
             stored = StoredTensor(tensor, bits, self._generator(tensor.device), self._follow)
+            # Weak: the handles in the autograd graph own the copy, which must die with the graph and not with the step.
             self._stored[key] = weakref.ref(stored)
             # The address may be given to another storage as soon as this one is gone.
             weakref.finalize(storage, self._stored.pop, key, None).atexit = False
@@ -155,11 +159,11 @@ def _restored(saved: Any) -> Tensor:
 
 
 class _Keeping(TorchDispatchMode):
-    """Keeps the results of products in the forward pass of a segment.
+    """Dispatch mode that keeps the results of products in a segment's forward pass.
 
     Args:
-        kept: Receives them in order.
-        store: Saves a tensor.
+        kept: List that receives the results in order.
+        store: Function that saves a tensor for backward.
     """
 
     def __init__(self, kept: list[_Kept], store: Callable[[Tensor], Any]) -> None:
@@ -168,7 +172,7 @@ class _Keeping(TorchDispatchMode):
         self._store = store
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation."""
+        """Run an operation and keep its result if it is a product."""
         out = func(*args, **(kwargs or {}))
         if is_product(func):
             self._kept.append(tree_map_only(Tensor, self._keep, out))
@@ -184,14 +188,14 @@ class _Keeping(TorchDispatchMode):
 
 @dataclass
 class _Kept:
-    """A result that is kept, and whether it was changed since."""
+    """Kept result of a product, with the means to detect a later change in place."""
 
     saved: Any
     alias: Tensor | None
     version: int
 
     def restored(self) -> Tensor:
-        """The result.
+        """Return the result.
 
         Raises:
             ChangedInPlaceError: An operation changed it in place.
@@ -202,11 +206,11 @@ class _Kept:
 
 
 class _Replaying(TorchDispatchMode):
-    """Recomputation of a segment, with kept results in place of products.
+    """Dispatch mode for the recomputation of a segment, with kept results in place of products.
 
     Args:
-        kept: The results; ``None`` computes everything.
-        follow: Called with what is made, if set.
+        kept: Kept results in order; ``None`` recomputes everything.
+        follow: Callback for every recomputed tensor; ``None`` for none.
     """
 
     def __init__(self, kept: list[Any] | None, follow: Callable[[Tensor], Tensor] | None) -> None:
@@ -215,7 +219,7 @@ class _Replaying(TorchDispatchMode):
         self._follow = follow
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation, or gives what it gave."""
+        """Run an operation, or return its kept result."""
         if self._kept is not None and is_product(func):
             return tree_map_only(_Kept, _Kept.restored, next(self._kept))
         out = func(*args, **(kwargs or {}))
@@ -224,7 +228,9 @@ class _Replaying(TorchDispatchMode):
 
 @contextmanager
 def _again(module: nn.Module, kept: list[Any] | None, follow: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
-    """Around the recomputation of a segment; its buffers are copies, or batch norms would count every batch twice."""
+    """Wrap a segment's recomputation with copied buffers, because batch norms would otherwise count every batch
+    twice.
+    """
     buffers = [(m, name, buffer) for m in module.modules() for name, buffer in m._buffers.items() if buffer is not None]
     replaying = nullcontext() if kept is None and follow is None else _Replaying(kept, follow)
     try:
@@ -238,12 +244,13 @@ def _again(module: nn.Module, kept: list[Any] | None, follow: Callable[[Tensor],
 
 
 def segments(model: nn.Module, roots: Iterable[nn.Module]) -> list[str]:
-    """Names of the modules that plans treat as one: blocks of a ViT, residual blocks of a ResNet, stems, heads.
+    """Return the names of the modules that plans treat as one: blocks of a ViT, residual blocks of a ResNet, stems,
+    heads.
 
-    A sequence of modules that have parts of their own is taken apart, everything else is one segment.
+    An ``nn.Sequential`` of modules with parts of their own is taken apart; everything else is one segment.
 
     Args:
-        model: Holds the roots.
+        model: Model that holds the roots.
         roots: Trained modules.
     """
     names = {id(module): name for name, module in model.named_modules()}
