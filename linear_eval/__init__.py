@@ -1,6 +1,6 @@
-"""Says what a representation is worth: kNN, linear probes, fine-tuning and collapse measures.
+"""Evaluation of representations: kNN, linear probes, fine-tuning and collapse measures.
 
-Knows nothing of how the encoder was trained. Accuracies are in percent, 0 to 100.
+The package is independent of the encoder's training. Accuracies are in percent, 0 to 100.
 """
 
 from linear_eval.cka import linear_cka

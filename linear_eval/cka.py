@@ -1,4 +1,4 @@
-"""Similarity of the representations of the same images in two places."""
+"""Similarity of two representations of the same images (centred kernel alignment)."""
 
 from collections.abc import Sequence
 
@@ -7,25 +7,25 @@ from torch import Tensor
 
 
 def linear_cka(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Linear centred kernel alignment of every pair of representations, without bias.
+    """Compute the linear centred kernel alignment of every pair of representations, with an unbiased estimator.
 
-    1 means equal up to rotation, reflection and one scale; 0 unrelated. The estimate for unrelated representations
-    may fall below 0. A constant representation is similar to nothing, not even to itself: 0.
+    1 means equal up to rotation, reflection and one scale; 0 means unrelated. The estimate for unrelated
+    representations may fall below 0. A constant representation is similar to nothing, not even to itself: 0.
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019, section 3, with
     linear kernels. Deviation: HSIC by the unbiased estimator of Song et al., "Feature Selection via Dependence
-    Maximization", JMLR 2012, section 2.3, because the usual one calls even unrelated representations similar when
-    there are few images for their width.
+    Maximization", JMLR 2012, section 2.3, because the usual one reports high similarity even for unrelated
+    representations that are wide compared with the number of images.
 
     Args:
-        first: L representations of N images each, (N, D_i), N of 4 or more; their widths may differ.
+        first: L representations of the same N images, each (N, D_i) with N of 4 or more; widths may differ.
         second: M representations of the same N images.
 
     Returns:
         float64 (L, M), on the CPU.
 
     Raises:
-        ValueError: If a representation is no matrix, or numbers of images differ or are below 4.
+        ValueError: A representation is no matrix, or the numbers of images differ or are below 4.
     """
     _check([*first, *second])
     if not first or not second:
@@ -36,8 +36,9 @@ def linear_cka(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 
 
 def _centred_gram(x: Tensor) -> Tensor:
-    """Inner products of N images, U-centred (zero diagonal, rows and columns sum to 0), flat (N * N,)."""
+    """Return the inner products of N images, U-centred (zero diagonal, rows and columns sum to 0), flat (N * N,)."""
     x = x.double().cpu()
+    # U-centring removes the mean anyway; removing it first, and scaling to norm 1, keeps rounding errors small.
     x = x - x.mean(dim=0)
     scale = x.norm()
     gram = (x / scale if scale > 0 else x) @ x.T / (scale if scale > 0 else 1.0)

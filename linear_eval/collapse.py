@@ -1,22 +1,21 @@
-"""Measures of collapse: how much of its space a representation uses. No labels needed."""
+"""Collapse measures: the share of its space that a representation uses. They need no labels."""
 
 import torch.nn.functional as F
 from torch import Tensor, linalg, special
 
 
 def feature_std(x: Tensor) -> float:
-    """Spread of L2-normalised features: 1 for isotropic ones, 0 when all point the same way.
+    """Compute the spread of L2-normalised features: 1 if isotropic, 0 if all point the same way.
 
-    The standard deviation of each dimension over the images, averaged over dimensions, times sqrt(D).
-    Source: Chen and He, "Exploring Simple Siamese Representation Learning", CVPR 2021, section 4.1, which
-    prints it without the factor sqrt(D). The deviation is the biased one (divided by N), so a single image
-    has spread 0.
+    The standard deviation of each dimension over the images, averaged over dimensions, times sqrt(D). Source: Chen and
+    He, "Exploring Simple Siamese Representation Learning", CVPR 2021, section 4.1, which prints it without the factor
+    sqrt(D). The deviation is the biased one (divided by N), so a single image has spread 0.
 
     Args:
         x: Features, (N, D) with N and D of 1 or more.
 
     Raises:
-        ValueError: If `x` is empty or not a matrix.
+        ValueError: ``x`` is empty or not a matrix.
     """
     _check(x)
     normalised = F.normalize(x.double(), dim=1)
@@ -24,18 +23,18 @@ def feature_std(x: Tensor) -> float:
 
 
 def rankme(x: Tensor) -> float:
-    """Effective rank: exp of the entropy of the singular values normalised to sum 1, from 1 to min(N, D).
+    """Compute the effective rank: exp of the entropy of the singular values normalised to sum 1, from 1 to min(N, D).
 
-    Source: Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
-    Representations by Their Rank", ICML 2023, section 3. Features are not centred, as there, so constant ones
-    other than zero have rank 1. Two deviations: 0 log 0 counts as 0 instead of adding 1e-7 to each share, and
-    features that are all zero have rank 0.
+    Source: Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised Representations
+    by Their Rank", ICML 2023, section 3. Features are not centred, as there, so constant ones other than zero have rank
+    1. Two deviations: 0 log 0 counts as 0 instead of adding 1e-7 to each share, and features that are all zero have
+    rank 0.
 
     Args:
         x: Features, (N, D) with N and D of 1 or more.
 
     Raises:
-        ValueError: If `x` is empty or not a matrix.
+        ValueError: ``x`` is empty or not a matrix.
     """
     _check(x)
     singular = linalg.svdvals(x.double())

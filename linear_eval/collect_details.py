@@ -1,4 +1,4 @@
-"""Chooses images of an evaluation that is over, and collects what pictures of it need."""
+"""Details of a finished evaluation, collected for plots: chosen images, maps, neighbours and layers."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ PICTURE_PIXELS = 64
 
 
 class LabelledImages(Protocol):
-    """A labelled data set."""
+    """Labelled images that are gathered by index."""
 
     classes: tuple[str, ...]
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Images at ``indices`` (B,), uint8 (B, C, H, W)."""
+        """Return the images at ``indices`` (B,), uint8 (B, C, H, W)."""
         ...
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An encoder that was evaluated.
+    """Encoder with its features and its evaluation report.
 
     Attributes:
         encoder: Maps normalised images to features (B, D).
-        layers: Those of its modules whose outputs are compared, by name; may be none.
+        layers: Modules of the encoder whose outputs are compared, by name; may be empty.
         train: Features of the training images, in their order.
         test: Features of the test images, in their order.
-        report: What they are worth.
+        report: Evaluation of these features.
     """
 
     encoder: nn.Module
@@ -62,14 +62,14 @@ def collect_details(
     normalize: Callable[[Tensor], Tensor],
     pictures: bool = False,
 ) -> EvaluationDetails:
-    """Collects details; takes one pass of :data:`LAYER_IMAGES` images through every encoder that has layers.
+    """Collect details; every encoder with layers runs once over ``LAYER_IMAGES`` images.
 
     Args:
-        evaluated: ``encoder`` is the trained one.
-        train: The training images.
-        test: The test images.
+        evaluated: Evaluated encoders by name; ``encoder`` is the trained one.
+        train: Training images.
+        test: Test images.
         normalize: Maps uint8 images (B, C, H, W) on the CPU to the encoders' input.
-        pictures: Whether images themselves are among the details; they may be of somebody's patients.
+        pictures: Include the images themselves, which may show somebody's patients.
     """
     trained, labels = evaluated["encoder"], evaluated["encoder"].test.y.cpu()
     images = test.gather(spread(labels, LAYER_IMAGES))
@@ -92,13 +92,13 @@ def collect_details(
 def encoder_details(
     evaluated: Evaluated, train: LabelledImages, similarity: Tensor, pictures: bool = False
 ) -> EncoderDetails:
-    """Details of one encoder.
+    """Collect the details of one encoder.
 
     Args:
-        evaluated: The encoder.
-        train: The training images.
-        similarity: Of the trained encoder's layers with this one's, (L, M).
-        pictures: Whether the neighbours' images are kept.
+        evaluated: Encoder with its features and report.
+        train: Training images.
+        similarity: CKA of the trained encoder's layers with this one's, (L, M).
+        pictures: Include the neighbours' images.
     """
     test = evaluated.test
     coordinates, shares = principal_components(F.pad(test.x, (0, max(0, 2 - test.dim))))
@@ -115,13 +115,13 @@ def encoder_details(
 
 
 def spread(labels: Tensor, number: int) -> Tensor:
-    """Positions of at most ``number`` images that represent the classes as all images do.
+    """Choose positions of at most ``number`` images with the class proportions of all images.
 
-    Evenly spaced after sorting by class, so the choice is always the same.
+    They are evenly spaced after sorting by class, so the choice is always the same.
 
     Args:
         labels: Class labels, (N,).
-        number: Images wanted.
+        number: Number of images wanted.
 
     Returns:
         int64 (min(N, number),), ordered by class, on the device of ``labels``.
@@ -132,12 +132,12 @@ def spread(labels: Tensor, number: int) -> Tensor:
 
 
 def small_pictures(images: Tensor) -> np.ndarray:
-    """Images uint8 (B, C, H, W) of at most :data:`PICTURE_PIXELS` a side, to be looked at."""
+    """Shrink images uint8 (B, C, H, W) to at most ``PICTURE_PIXELS`` a side, for display."""
     if max(images.shape[-2:]) > PICTURE_PIXELS:
         images = F.adaptive_avg_pool2d(images.float(), PICTURE_PIXELS).round().to(torch.uint8)
     return images.numpy()
 
 
 def small_numbers(output: Tensor) -> np.ndarray:
-    """A layer's outputs as float16, scaled to at most 1, which changes no similarity."""
+    """Convert a layer's outputs to float16, scaled to at most 1, which changes no similarity."""
     return (output / output.abs().max().clamp_min(1e-12)).half().cpu().numpy()

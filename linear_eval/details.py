@@ -1,4 +1,4 @@
-"""What pictures of an evaluation need beyond its figures: confusion, maps, neighbours and layers."""
+"""Details of an evaluation beyond its figures, for plots: confusion, maps, neighbours and layers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class EncoderDetails:
-    """What one encoder makes of the test images.
+    """Details of one encoder on the test images.
 
     Attributes:
-        confusion: Counts of the linear probe, (classes, classes); row = target, column = predicted.
+        confusion: Confusion matrix of the linear probe, (classes, classes); row = target, column = predicted.
         map: Coordinates of the images of the map on the first two principal components of all test features, (P, 2).
         map_shares: Share of the variance along each of the two, (2,).
-        neighbour_images: Of each query, the training images with the most similar features, uint8 (Q, K, C, H, W);
-            none, (0, K, C, H, W), where images are not to be shown.
-        neighbour_labels: Their classes, (Q, K).
+        neighbour_images: Training images with the features most similar to each query's, uint8 (Q, K, C, H, W); (0, K,
+            C, H, W) where images must not be shown.
+        neighbour_labels: Classes of these training images, (Q, K).
         similarity: CKA of the trained encoder's layers (rows) with this encoder's, (L, M); empty without layers.
     """
 
@@ -34,17 +34,18 @@ class EncoderDetails:
 
 @dataclass(frozen=True)
 class EvaluationDetails:
-    """What several encoders make of the same test images; classes are numbers into ``classes``.
+    """Details of several encoders on the same test images; classes are indices into ``classes``.
 
     Attributes:
         classes: Names of the classes, (C,).
         map_labels: Classes of the images of the map, (P,).
-        query_images: Test images whose neighbours are shown, uint8 (Q, C, H, W); none if they are not to be shown.
-        query_labels: Their classes, (Q,).
+        query_images: Test images whose neighbours are shown, uint8 (Q, C, H, W); none where images must not be shown.
+        query_labels: Classes of the queries, (Q,).
         layers: Names of the layers, (L,); empty if none are known.
-        encoders: ``encoder`` is the trained one, ``random_init`` one at random initialisation, and ``start`` the one
-            that training started from, where that is another one.
-        layer_outputs: Of the trained encoder, one float16 matrix (N, D_i) a layer, for similarities with other runs.
+        encoders: Details by encoder: ``encoder`` is the trained one, ``random_init`` one at random initialisation, and
+            ``start`` the one that training started from, where that differs.
+        layer_outputs: Outputs of the trained encoder's layers, one float16 matrix (N, D_i) each, for similarities with
+            other runs.
     """
 
     classes: np.ndarray
@@ -57,11 +58,11 @@ class EvaluationDetails:
 
     @property
     def has_pictures(self) -> bool:
-        """Whether images themselves are in it."""
+        """True if the details hold images themselves."""
         return len(self.query_images) > 0
 
     def as_arrays(self) -> Arrays:
-        """Plain arrays, as an ``.npz`` file holds them."""
+        """Return plain arrays, as an ``.npz`` file holds them."""
         arrays = {key: value for key, value in vars(self).items() if isinstance(value, np.ndarray)}
         for name, encoder in self.encoders.items():
             arrays |= {f"{name}.{key}": value for key, value in vars(encoder).items()}
@@ -69,7 +70,7 @@ class EvaluationDetails:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> EvaluationDetails:
-        """Reads :meth:`as_arrays`; further arrays are left alone.
+        """Restore details from the arrays of ``as_arrays``; further arrays are ignored.
 
         Raises:
             KeyError: An array is missing.

@@ -1,4 +1,4 @@
-"""The whole frozen evaluation: kNN, linear probe and collapse measures from one pass of features."""
+"""Frozen evaluation: kNN, linear probe and collapse measures from one pass of features."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -14,24 +14,24 @@ from linear_eval.sgd_probe import SGDProbe
 ProbeName = Literal["auto", "logistic", "sgd"]
 
 LOGISTIC_MAX_IMAGES = 10_000
-"""Up to this many training images `probe="auto"` takes the logistic probe, above it the SGD probe."""
+"""Most training images for which ``probe="auto"`` takes the logistic probe; above it takes the SGD probe."""
 
 LARGEST_TEMPERATURE = 1e3
-"""From here on all neighbours have the same vote."""
+"""Highest temperature; from here on all neighbours have equal votes."""
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How to evaluate frozen features.
+    """Settings of the frozen evaluation.
 
     Attributes:
-        knn_k: Neighbours that vote.
-        knn_temperature: Sharpness of their votes.
-        probe: "logistic", "sgd", or "auto": logistic up to `LOGISTIC_MAX_IMAGES` training images, SGD above.
+        knn_k: Number of neighbours that vote.
+        knn_temperature: Temperature of the votes: the lower, the more the nearest neighbours count.
+        probe: "logistic", "sgd", or "auto": logistic up to ``LOGISTIC_MAX_IMAGES`` training images, SGD above.
         probe_seed: Seed of the probe.
 
     Raises:
-        ValueError: On a value out of its range.
+        ValueError: A value is out of its range.
     """
 
     knn_k: int = 20
@@ -52,18 +52,18 @@ class EvaluationSettings:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What a representation is worth. Accuracies, precision, recall and F1 are in percent.
+    """Results of the frozen evaluation. Accuracies, precision, recall and F1 are in percent.
 
     Attributes:
-        knn: Test images classified by their nearest training images.
-        linear: Test images classified by the linear probe.
+        knn: Metrics of the kNN classifier on the test images.
+        linear: Metrics of the linear probe on the test images.
         feature_std: Spread of the test features; 1 is isotropic, 0 collapsed.
         rankme: Effective rank of the test features, at most min(test images, feature_dim).
         feature_dim: Width D of the features.
         train_images: Number of training images.
         test_images: Number of test images.
-        probe: The probe used, "logistic" or "sgd".
-        probe_regularization: The strength it chose: C if logistic, weight decay if SGD.
+        probe: Name of the probe, "logistic" or "sgd".
+        probe_regularization: Chosen strength: C if logistic, weight decay if SGD.
     """
 
     knn: ClassificationMetrics
@@ -77,7 +77,7 @@ class EvaluationReport:
     probe_regularization: float
 
     def as_dict(self) -> dict[str, float | int | str]:
-        """One flat level, ready for JSON; per-class figures are left to `knn` and `linear`."""
+        """Return one flat level, ready for JSON; per-class figures stay in ``knn`` and ``linear``."""
         return {
             "knn_top1": self.knn.accuracy,
             "knn_mean_per_class": self.knn.mean_per_class_accuracy,
@@ -99,7 +99,7 @@ class EvaluationReport:
 def evaluate_features(
     train: Features, test: Features, num_classes: int, settings: EvaluationSettings
 ) -> EvaluationReport:
-    """Evaluates frozen features. The test labels are used for the metrics and for nothing else.
+    """Evaluate frozen features. The test labels are used for the metrics and for nothing else.
 
     Args:
         train: Labelled training features, (N, D); the bank of kNN and the training set of the probe.
@@ -108,7 +108,7 @@ def evaluate_features(
         settings: Neighbours and probe.
 
     Raises:
-        ValueError: On different widths, a label out of range, or a training set with one class.
+        ValueError: Widths differ, a label is out of range, or the training set has one class.
     """
     _check(train, test, num_classes)
     fitted = choose_probe(settings, len(train)).fit(train)
@@ -126,7 +126,7 @@ def evaluate_features(
 
 
 def knn_report(bank: Features, query: Features, num_classes: int, settings: EvaluationSettings) -> dict[str, float]:
-    """Cheap evaluation for use during training, nothing is fitted.
+    """Run the cheap evaluation used during training; nothing is fitted.
 
     Args:
         bank: Labelled features that vote, (N, D).
@@ -135,10 +135,10 @@ def knn_report(bank: Features, query: Features, num_classes: int, settings: Eval
         settings: Neighbours; the probe's settings are not used.
 
     Returns:
-        `knn_top1` in percent, `feature_std` and `rankme` of the query features.
+        ``knn_top1`` in percent, ``feature_std`` and ``rankme`` of the query features.
 
     Raises:
-        ValueError: On different widths or a label out of range.
+        ValueError: Widths differ, or a label is out of range.
     """
     _check(bank, query, num_classes)
     return {
@@ -149,7 +149,7 @@ def knn_report(bank: Features, query: Features, num_classes: int, settings: Eval
 
 
 def choose_probe(settings: EvaluationSettings, train_images: int) -> Probe:
-    """The probe that the settings name; "auto" decides by the number of training images."""
+    """Return the probe that the settings name; "auto" decides by the number of training images."""
     small = train_images <= LOGISTIC_MAX_IMAGES
     if settings.probe == "logistic" or (settings.probe == "auto" and small):
         return LogisticProbe(seed=settings.probe_seed)

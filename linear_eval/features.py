@@ -1,4 +1,4 @@
-"""Frozen features: what an encoder says about a labelled set of images."""
+"""Frozen features of labelled images."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -14,10 +14,11 @@ class Features:
 
     Attributes:
         x: Features, float32, (N, D).
-        y: Class labels, int64, (N,), each 0 or above, on the same device as `x`.
+        y: Class labels, int64, (N,), each 0 or above, on the same device as ``x``.
 
     Raises:
-        ValueError: On a wrong shape, dtype or device, no images, negative labels, or values not finite.
+        ValueError: A shape, dtype or device is wrong, there are no images, labels are negative, or values are not
+            finite.
     """
 
     x: Tensor
@@ -47,24 +48,23 @@ class Features:
         return self.x.shape[1]
 
     def select(self, index: Tensor) -> "Features":
-        """Rows of the given positions, int64 (M,), in that order."""
+        """Return the rows at the given positions, int64 (M,), in that order."""
         return Features(self.x[index], self.y[index])
 
 
 def extract_features(encoder: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Features:
-    """Runs a frozen encoder once over labelled batches.
+    """Extract features: run a frozen encoder once over labelled batches.
 
     Args:
-        encoder: Maps the first item of a batch to features (B, D). If it is a module it runs in evaluation
-            mode, and the mode of each of its submodules is restored afterwards; the mode of any other
-            callable is the caller's business.
+        encoder: Maps the first item of a batch to features (B, D). A module runs in evaluation mode, and the mode of
+            each of its submodules is restored afterwards; the mode of any other callable is left to the caller.
         batches: Pairs of an input, handed to the encoder as it is, and integer labels (B,).
 
     Returns:
         The features in float32, in the order of the batches, on the device of the encoder's output.
 
     Raises:
-        ValueError: No batches, labels that are not integers or are negative, or features that are not (B, D).
+        ValueError: There are no batches, labels are not integers or are negative, or features are not (B, D).
     """
     xs: list[Tensor] = []
     ys: list[Tensor] = []
@@ -98,7 +98,7 @@ def _refuse_negative(labels: Tensor) -> None:
 
 @contextmanager
 def evaluation_mode(encoder: object) -> Iterator[None]:
-    """Puts a module into evaluation mode; the mode of each of its submodules is restored afterwards."""
+    """Put a module into evaluation mode; the mode of each of its submodules is restored afterwards."""
     modes = [(m, m.training) for m in encoder.modules()] if isinstance(encoder, nn.Module) else []
     try:
         for module, _ in modes:

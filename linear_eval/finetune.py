@@ -1,4 +1,4 @@
-"""Fine-tuning: the encoder and a new linear classifier trained together on labelled images."""
+"""Fine-tuning of an encoder together with a new linear classifier on labelled images."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -21,17 +21,17 @@ LabelledImages: TypeAlias = Dataset[tuple[Tensor, int]]
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How to fine-tune; the defaults are the paper's (Tun et al., arXiv 2401.11647v4, experimental settings).
+    """Settings of fine-tuning; the defaults are the paper's (Tun et al., arXiv 2401.11647v4, experimental settings).
 
     Attributes:
         epochs: Passes over the training images.
-        warmup_epochs: Epochs of linear warm-up, part of `epochs`.
+        warmup_epochs: Epochs of linear warm-up, part of ``epochs``.
         base_lr: AdamW's peak learning rate at batch 256; the rate used is base_lr * batch_size / 256.
         weight_decay: AdamW's decoupled weight decay.
         batch_size: Images a step.
 
     Raises:
-        ValueError: On a value out of its range.
+        ValueError: A value is out of its range.
     """
 
     epochs: int = 40
@@ -64,27 +64,26 @@ def finetune(
     seed: int,
     device: torch.device | str,
 ) -> ClassificationMetrics:
-    """Fine-tunes a copy of an encoder with a linear classifier and tests it once, after the last epoch.
+    """Fine-tune a copy of an encoder with a linear classifier and test it once, after the last epoch.
 
-    Downstream protocol of Tun et al. (arXiv 2401.11647v4): AdamW, linear warm-up, cosine decay, RandAugment
-    (two operations of magnitude 9, drawn for each image). All parameters of the copy are trained, also
-    those frozen in the original. The encoder given is not changed, and the global random state is left as
-    it was.
+    Downstream protocol of Tun et al. (arXiv 2401.11647v4): AdamW, linear warm-up, cosine decay, RandAugment (two
+    operations of magnitude 9, drawn for each image). All parameters of the copy are trained, also those frozen in the
+    original. The given encoder and the global random state stay unchanged.
 
     Args:
         encoder: Maps normalised images to features (B, feature_dim); without projection or prediction head.
         feature_dim: Width of the features.
         train: Labelled training images, uint8 (C, H, W) with C of 1 or 3, and their class.
-        test: Labelled test images of the same kind. They are not augmented and decide nothing.
+        test: Labelled test images of the same kind. They are not augmented and influence no choice.
         num_classes: Number of classes, 2 or more.
         settings: Length, learning rate and batch size.
         normalize: Maps a uint8 batch (B, C, H, W) on the device to the encoder's float input.
         seed: Seed of the classifier, the order of images, the augmentation and the encoder's dropout.
-        device: Where to train.
+        device: Device to train on.
 
     Raises:
-        ValueError: On an empty set, images that are not uint8 (C, H, W) with 1 or 3 channels, a class out of
-            range, or features that are not (B, feature_dim).
+        ValueError: A set is empty, images are not uint8 (C, H, W) with 1 or 3 channels, a class is out of range, or
+            features are not (B, feature_dim).
     """
     if num_classes < 2 or feature_dim < 1:
         raise ValueError(f"need num_classes >= 2 and feature_dim >= 1, got {num_classes} and {feature_dim}")
@@ -176,7 +175,7 @@ def _check_labels(labels: Tensor, num_classes: int) -> None:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seeds the global generators, which RandAugment and dropout draw from, and puts them back afterwards."""
+    """Seed the global generators, which RandAugment and dropout draw from, and restore them afterwards."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []):
         # not torch.manual_seed: on the CPU it would also seed GPUs, which are not put back
@@ -187,12 +186,10 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Factor on the learning rate of a step: linear rise to 1, then half a cosine down towards 0.
+    """Return the factor on a step's learning rate: linear rise to 1, then half a cosine down towards 0.
 
-    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, one
-        cycle;
-    the warm-up of Goyal et al., "Accurate, Large Minibatch SGD", 2017. The first step has factor
-    1 / warmup_steps, not 0.
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, one cycle; the
+    warm-up of Goyal et al., "Accurate, Large Minibatch SGD", 2017. The first step has factor 1 / warmup_steps, not 0.
 
     Args:
         step: Steps already taken, from 0.

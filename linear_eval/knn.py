@@ -15,22 +15,21 @@ def knn_predict(
     temperature: float = 0.07,
     chunk_bytes: int = 64 * 2**20,
 ) -> Tensor:
-    """Classifies features by the weighted vote of their nearest labelled features.
+    """Classify features by the weighted vote of their nearest labelled features.
 
-    The k features of the bank with the largest cosine similarity s vote for their class with weight
-    exp(s / temperature). Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance
-    Discrimination", CVPR 2018, section 3.4, which votes with k = 200; k = 20 is the later habit (Caron et
-    al., DINO, 2021). Weights are taken relative to the nearest neighbour's, which leaves the winner
-    unchanged and cannot overflow at a low temperature.
+    The k features of the bank with the largest cosine similarity s vote for their class with weight exp(s /
+    temperature). Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", CVPR
+    2018, section 3.4, which votes with k = 200; k = 20 is the later habit (Caron et al., DINO, 2021). Weights are taken
+    relative to the nearest neighbour's, which leaves the winner unchanged and cannot overflow at a low temperature.
 
-    Ties are settled the same way every time: of equally similar bank features the earlier one is a neighbour,
-    and of classes with equal votes the lower one wins.
+    Ties are settled the same way every time: of equally similar bank features the earlier one is a neighbour, and of
+    classes with equal votes the lower one wins.
 
     Args:
         bank: Labelled features, (N, D).
         query: Features to classify, (M, D).
         num_classes: Number of classes; the labels of the bank must be below it.
-        k: Number of neighbours. If it exceeds N, all N features vote.
+        k: Number of neighbours. A number above N lets all N features vote.
         temperature: Sharpness of the weights, above 0.
         chunk_bytes: Bytes of the similarity matrix held at once, at least the 4 N bytes of one query row.
 
@@ -38,8 +37,7 @@ def knn_predict(
         Predicted classes, int64 (M,), on the query's device.
 
     Raises:
-        ValueError: On a query that is not (M, D), a label of num_classes or above, or an argument out of
-            range.
+        ValueError: The query is not (M, D), a label is num_classes or above, or an argument is out of range.
     """
     _check(bank, query, num_classes, k, temperature, chunk_bytes)
     if len(query) == 0:
@@ -55,12 +53,12 @@ def knn_predict(
 
 
 def nearest(bank: Features, query: Tensor, k: int) -> Tensor:
-    """Positions in the bank of the k features with the largest cosine similarity, most similar first.
+    """Return the positions in the bank of the k features with the largest cosine similarity, most similar first.
 
     Args:
         bank: Features, (N, D).
         query: Features (M, D), few enough for a similarity matrix (M, N).
-        k: Number of neighbours; all N if it exceeds them.
+        k: Number of neighbours, capped at N.
 
     Returns:
         int64 (M, min(k, N)), on the bank's device.
@@ -70,7 +68,7 @@ def nearest(bank: Features, query: Tensor, k: int) -> Tensor:
 
 
 def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their columns; at the k-th value the lower columns are taken."""
+    """Return the k largest values of each row and their columns; ties at the k-th value go to the lower columns."""
     values, index = similarity.topk(k, dim=1)
     ambiguous = ((similarity >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
     if len(ambiguous):  # topk promises no order among equals, a stable sort does, but it is far slower
@@ -80,7 +78,7 @@ def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: float) -> Tensor:
-    """Class with the largest sum of weights; similarity descending and labels, both (B, k)."""
+    """Return the class with the largest sum of weights; similarity (descending) and labels are both (B, k)."""
     weights = ((similarity - similarity[:, :1]).double() / temperature).exp()
     votes = weights.new_zeros(len(weights), num_classes)
     for column in range(labels.shape[1]):  # one neighbour at a time: no two additions meet, so the sum has one order

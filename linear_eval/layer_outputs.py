@@ -1,4 +1,4 @@
-"""What the layers of an encoder make of images."""
+"""Outputs of an encoder's layers."""
 
 from collections.abc import Mapping
 
@@ -9,19 +9,19 @@ from linear_eval.features import evaluation_mode
 
 
 def layer_outputs(encoder: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, batch: int = 64) -> list[Tensor]:
-    """Runs an encoder and keeps the outputs of some of its modules, averaged over positions.
+    """Run an encoder and return the outputs of some of its modules, averaged over positions.
 
     Args:
-        encoder: Runs in evaluation mode.
+        encoder: Encoder, which runs in evaluation mode.
         layers: Modules of the encoder, each run once a pass; outputs (B, T, D), (B, D, H, W) or (B, D).
-        images: What the encoder takes, (N, C, H, W).
+        images: Input of the encoder, (N, C, H, W).
         batch: Images a pass.
 
     Returns:
         One float32 matrix (N, D_i) a layer, in their order.
 
     Raises:
-        ValueError: If an output has another shape.
+        ValueError: An output has another shape.
     """
     kept: dict[str, list[Tensor]] = {name: [] for name in layers}
     hooks = [

@@ -1,4 +1,4 @@
-"""Linear probe for small sets: multinomial logistic regression to convergence."""
+"""Linear probe for small sets: multinomial logistic regression, solved to convergence."""
 
 from dataclasses import dataclass
 
@@ -12,24 +12,23 @@ from linear_eval.probe import FittedProbe, Standardizer, check_classes, check_se
 
 @dataclass(frozen=True)
 class LogisticProbe:
-    """scikit-learn's L2-regularised logistic regression on standardised features.
+    """Linear probe by scikit-learn's L2-regularised logistic regression on standardised features.
 
-    C, the inverse strength, is chosen on a stratified part of the training features, then the probe is
-    refitted with it on all of them. A class with one image stays out of validation. The problem is convex
-    and the solver deterministic, so the seed decides the validation part only. Computed on the CPU in
-    float64.
+    C, the inverse strength, is chosen on a stratified part of the training features, then the probe is refitted with it
+    on all of them. A class with one image stays out of validation. The problem is convex and the solver deterministic,
+    so the seed decides the validation part only. Computed on the CPU in float64.
 
-    Protocol as in Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
-    2021, appendix A.3. Deviations: a coarser grid, and Newton's method instead of L-BFGS, which stops early
-    on features of low effective rank and then understates them.
+    Protocol as in Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", 2021,
+    appendix A.3. Deviations: a coarser grid, and Newton's method instead of L-BFGS, which stops early on features of
+    low effective rank and then understates them.
 
     Attributes:
-        candidates: Values of C to try.
+        candidates: Candidate values of C.
         validation_fraction: Share of the training features used to choose C.
         seed: Seed of the validation part.
 
     Raises:
-        ValueError: On a value out of its range; from `fit`, on a training set with one class.
+        ValueError: A value is out of its range; from ``fit``, the training set has one class.
     """
 
     candidates: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
@@ -40,7 +39,7 @@ class LogisticProbe:
         check_search(self.candidates, self.validation_fraction, lowest=1e-12)
 
     def fit(self, train: Features) -> FittedProbe:
-        """Chooses C and fits on all of `train`; the result lies on its device."""
+        """Choose C and fit on all of ``train``; the result lies on its device."""
         check_classes(train)
         strongest_first = sorted(self.candidates)
         c = choose_regularization(train, strongest_first, self._fit, self.validation_fraction, self.seed)

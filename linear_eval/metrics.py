@@ -1,4 +1,4 @@
-"""Measures of a classification, all in percent."""
+"""Classification metrics in percent, and the perplexity of text."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class ClassificationMetrics:
-    """What a set of predictions is worth. Every figure but the confusion matrix is in percent, 0 to 100.
+    """Classification metrics. Every figure but the confusion matrix is in percent, 0 to 100.
 
-    Means over classes ("macro") run over the classes that occur in the targets: a class without test images
-    has no recall, so it is left out. A prediction of such a class still counts as a mistake for the image's
-    class.
+    Means over classes ("macro") run over the classes that occur in the targets: a class without test images has no
+    recall, so it is left out. A prediction of such a class still counts as a mistake for the image's class.
 
     Attributes:
-        accuracy: Share of images that are right.
-        mean_per_class_accuracy: Mean over classes of the share of that class's images that are right.
+        accuracy: Share of images classified correctly.
+        mean_per_class_accuracy: Mean over classes of the share of that class's images classified correctly.
         precision: Macro precision; a class that is never predicted has precision 0.
-        recall: Macro recall, the same number as `mean_per_class_accuracy` under its other name.
+        recall: Macro recall, the same number as ``mean_per_class_accuracy`` under its other name.
         f1: Mean over classes of the F1 score.
         per_class_accuracy: Accuracy of each class, None for a class without test images.
         confusion: Counts of images, row = target, column = predicted.
@@ -38,7 +37,7 @@ class ClassificationMetrics:
 
 
 def classification_metrics(target: Tensor, predicted: Tensor, num_classes: int) -> ClassificationMetrics:
-    """Compares predicted with true classes.
+    """Compare predicted with true classes.
 
     Args:
         target: True classes, integers (N,) from 0 to num_classes - 1.
@@ -46,7 +45,7 @@ def classification_metrics(target: Tensor, predicted: Tensor, num_classes: int) 
         num_classes: Number of classes.
 
     Raises:
-        ValueError: On shapes that differ or are empty, or a class out of range.
+        ValueError: Shapes differ or are empty, or a class is out of range.
     """
     _check("target", target, num_classes)
     _check("predicted", predicted, num_classes)
@@ -79,10 +78,10 @@ def _check(name: str, classes: Tensor, num_classes: int) -> None:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Likelihood of a text, summed over its characters.
+    """Negative log-likelihood of a text, summed over its characters.
 
     Attributes:
-        nats: Negative log-likelihood of all predictions.
+        nats: Negative log-likelihood of all predictions, in nats.
         characters: Number of predictions.
     """
 
@@ -90,10 +89,10 @@ class Perplexity:
     characters: int = 0
 
     def __add__(self, nats: Tensor) -> Perplexity:
-        """With further predictions, the negative log-likelihood (N,) of each."""
+        """Add further predictions, given the negative log-likelihood (N,) of each."""
         return Perplexity(self.nats + nats.double().sum().item(), self.characters + nats.numel())
 
     def as_dict(self) -> dict[str, float]:
-        """``perplexity`` a character, the exponential of its mean entropy, and that entropy in bits."""
+        """Return ``perplexity`` a character, the exponential of its mean entropy, and that entropy in bits."""
         mean = torch.tensor(self.nats / self.characters, dtype=torch.float64)
         return {"perplexity": mean.exp().item(), "bits_per_character": mean.item() / math.log(2)}

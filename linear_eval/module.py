@@ -1,4 +1,4 @@
-"""A Lightning module that can be validated (kNN, or perplexity of text) and tested (the whole evaluation)."""
+"""Lightning module for validation (kNN, or perplexity of text) and test (the whole evaluation)."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ LOGGED = ("knn_top1", "linear_top1", "linear_mean_per_class", "feature_std", "ra
 
 
 class EvaluatedModule(LightningModule):
-    """Evaluates ``encoder`` on labelled images, in one pass of features, or a language model on held-out text.
+    """Lightning module that evaluates ``encoder`` on labelled images, or a language model on held-out text.
 
-    For images the data module must give two loaders of (uint8 images (B, C, H, W), labels (B,)): for ``validate`` the
-    bank and the queries of kNN, both cut from the training split; for ``test`` the training and the test
-    split. It must have ``num_classes``, and for fine-tuning and for :meth:`details` the data sets ``eval_train`` and
+    Images take one pass of features. The data module must give two loaders of (uint8 images (B, C, H, W), labels (B,)):
+    for ``validate`` the bank and the queries of kNN, both cut from the training split; for ``test`` the training and
+    the test split. It must have ``num_classes``, and for fine-tuning and ``details`` the data sets ``eval_train`` and
     ``eval_test``. For text it must give one loader of (texts (B, T + 1), anything); kNN, probes, fine-tuning and
     details do not apply.
 
     Args:
         encoder: Maps normalised images to features (B, D).
-        evaluation: Neighbours and probe.
-        finetuning: Fine-tunes a copy of the encoder in ``test`` too; ``None`` does not.
+        evaluation: Settings of kNN and probe.
+        finetuning: Settings for fine-tuning a copy of the encoder in ``test`` too; ``None`` leaves that out.
         seed: Seed of the fine-tuning.
 
     Attributes:
-        reports: After ``test``: the report of the ``encoder`` and of its :meth:`untrained` ones, by name.
-        classified: After ``test``: what :meth:`classify` makes of the test images, if it makes anything.
-        finetuned: After ``test``: the fine-tuned accuracy, if asked for.
-        perplexity: After ``test``: how well the text is predicted, if :meth:`nats` says so.
+        reports: After ``test``: the reports of the ``encoder`` and of the ``untrained`` ones, by name.
+        classified: After ``test``: metrics of ``classify`` on the test images; ``None`` without a trained classifier.
+        finetuned: After ``test``: metrics after fine-tuning; ``None`` without it.
+        perplexity: After ``test``: likelihood of the text; ``None`` for images.
     """
 
     def __init__(
@@ -60,39 +60,38 @@ class EvaluatedModule(LightningModule):
 
     @abstractmethod
     def normalize(self, images: Tensor) -> Tensor:
-        """Maps uint8 images to the encoder's float input."""
+        """Map uint8 images to the encoder's float input."""
 
     def classify(self, images: Tensor) -> Tensor | None:
-        """Class scores (B, classes) of normalised images by a classifier that was trained with the encoder.
-
-        ``None``: there is no such classifier.
+        """Return class scores (B, classes) of normalised images from a classifier trained with the encoder, or
+        ``None``.
         """
         return None
 
     def nats(self, texts: Tensor) -> Tensor | None:
-        """Negative log-likelihood (N,) of every character that a language model predicts in texts (B, T + 1).
+        """Return the negative log-likelihood (N,) of each predicted character in texts (B, T + 1), or ``None``.
 
-        ``None``: there is no language model, features are evaluated.
+        ``None`` means that there is no language model: features are evaluated.
         """
         return None
 
     def untrained(self) -> dict[str, nn.Module]:
-        """Encoders to evaluate beside the trained one, by name: what training started from, and chance.
+        """Return encoders to evaluate beside the trained one, by name: the start of the training, and chance.
 
         ``random_init`` is the encoder at random initialisation. ``start`` is the one that the run started from, where
-        that is another one.
+        that differs.
         """
         return {}
 
     def layers(self, encoder: nn.Module) -> dict[str, nn.Module]:
-        """Modules of an encoder whose outputs are worth comparing, in their order; a subclass may know some."""
+        """Return the modules of an encoder whose outputs are compared, in order; by default none."""
         return {}
 
     def details(self, pictures: bool = False) -> EvaluationDetails:
-        """What figures of the evaluation need; for use after ``test``.
+        """Return the details that plots of the evaluation need; call it after ``test``.
 
         Args:
-            pictures: Whether images of the data are in it.
+            pictures: Include images of the data.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         evaluated = {}
@@ -108,15 +107,15 @@ class EvaluatedModule(LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        """Lightning's hook."""
+        """Lightning's hook: start collecting features of the encoder."""
         self._collected = _Collected({"encoder": self.encoder})
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Collects features of the bank (loader 0) and the queries (loader 1)."""
+        """Collect features of the bank (loader 0) and the queries (loader 1)."""
         self._collect(batch, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``eval/knn_top1``, ``eval/feature_std`` and ``eval/rankme``; of text what :class:`Perplexity` has."""
+        """Log ``eval/knn_top1``, ``eval/feature_std`` and ``eval/rankme``; for text, the figures of ``Perplexity``."""
         if self._collected.perplexity.characters:
             self._log_perplexity("eval")
             return
@@ -126,18 +125,18 @@ class EvaluatedModule(LightningModule):
         self._classified("eval")
 
     def on_test_epoch_start(self) -> None:
-        """Lightning's hook."""
+        """Lightning's hook: start collecting features of the encoder and of the untrained ones."""
         untrained = {name: encoder.to(self.device).eval() for name, encoder in self.untrained().items()}
         self._collected = _Collected({"encoder": self.encoder} | untrained)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Collects features of the training split (loader 0) and the test split (loader 1)."""
+        """Collect features of the training split (loader 0) and the test split (loader 1)."""
         self._collect(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Fills :attr:`reports` and logs them as ``test/...`` and ``test/random_init_...``; or :attr:`perplexity`.
+        """Fill ``reports`` and log them as ``test/...`` and ``test/random_init_...``; for text, fill ``perplexity``.
 
-        They have keys of their own: ``eval/...`` is measured on other images.
+        The keys differ from ``eval/...``, which is measured on other images.
         """
         if self._collected.perplexity.characters:
             self.perplexity = self._log_perplexity("test")
@@ -170,7 +169,7 @@ class EvaluatedModule(LightningModule):
         return perplexity
 
     def _classified(self, group: str) -> ClassificationMetrics | None:
-        """Logs the trained classifier's accuracy on loader 1, if there is one."""
+        """Log the trained classifier's accuracy on loader 1; return ``None`` without a classifier."""
         if not self._collected.predicted:
             return None
         _, query = self._collected.features("encoder")
@@ -201,9 +200,8 @@ class EvaluatedModule(LightningModule):
 
 
 class _Collected:
-    """Gathered batch by batch: features of several encoders over two loaders and predicted classes of the second.
-
-    Or the likelihood of text.
+    """Results gathered batch by batch: features of several encoders over two loaders, predictions, likelihood of
+    text.
     """
 
     def __init__(self, encoders: dict[str, nn.Module]) -> None:
@@ -214,12 +212,12 @@ class _Collected:
         self._y: tuple[list[Tensor], list[Tensor]] = ([], [])
 
     def add(self, images: Tensor, labels: Tensor, loader: int) -> None:
-        """Encodes one batch of a loader with every encoder."""
+        """Encode one batch of a loader with every encoder."""
         for name, encoder in self.encoders.items():
             self._x[name][loader].append(encoder(images).float())
         self._y[loader].append(labels)
 
     def features(self, name: str) -> tuple[Features, Features]:
-        """Features of both loaders."""
+        """Return the features of both loaders."""
         first, second = (Features(torch.cat(x), torch.cat(y)) for x, y in zip(self._x[name], self._y, strict=True))
         return first, second

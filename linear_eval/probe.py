@@ -1,4 +1,4 @@
-"""What all linear probes share: the fitted classifier, standardisation, the choice of the regularisation."""
+"""Common parts of all linear probes: the fitted classifier, standardisation, the choice of the regularisation."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Standardizer:
 
     Attributes:
         mean: (D,), float32.
-        scale: (D,), float32; 1 where a dimension is constant up to rounding, so that no noise is blown up.
+        scale: (D,), float32; 1 where a dimension is constant up to rounding, so that noise is not amplified.
     """
 
     mean: Tensor
@@ -25,28 +25,27 @@ class Standardizer:
 
     @classmethod
     def fit(cls, x: Tensor) -> "Standardizer":
-        """Measures features (N, D)."""
+        """Measure mean and scale of features (N, D)."""
         std, mean = torch.std_mean(x.double(), dim=0, correction=0)
         constant = std <= 1e-6 * mean.abs()
         return cls(mean.float(), std.masked_fill(constant, 1.0).float())
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Standardises features (M, D)."""
+        """Standardise features (M, D)."""
         return (x - self.mean) / self.scale
 
 
 @dataclass(frozen=True)
 class FittedProbe:
-    """A linear classifier on standardised features. It predicts only classes it has seen.
+    """Fitted linear classifier on standardised features. It predicts only classes it has seen.
 
     Attributes:
-        name: "logistic" or "sgd".
-        regularization: The chosen strength: C of a logistic probe (larger is weaker), weight decay of an SGD
-            probe.
-        classes: The K classes of the training set in rising order, int64 (K,).
-        standardize: Applied to features before the classifier.
-        weight: (K, D), float32.
-        bias: (K,), float32.
+        name: Name of the probe, "logistic" or "sgd".
+        regularization: Chosen strength: C of a logistic probe (larger is weaker), weight decay of an SGD probe.
+        classes: Classes of the training set in rising order, int64 (K,).
+        standardize: Standardisation applied before the classifier.
+        weight: Weights of the classifier, float32 (K, D).
+        bias: Biases of the classifier, float32 (K,).
     """
 
     name: str
@@ -57,10 +56,10 @@ class FittedProbe:
     bias: Tensor
 
     def predict(self, x: Tensor) -> Tensor:
-        """Classes, int64 (M,), of features (M, D), on the device of `x`.
+        """Predict classes, int64 (M,), of features (M, D), on the device of ``x``.
 
         Raises:
-            ValueError: If `x` is not (M, D).
+            ValueError: ``x`` is not (M, D).
         """
         if x.ndim != 2 or x.shape[1] != self.weight.shape[1]:
             raise ValueError(f"features must be (M, {self.weight.shape[1]}) as in training, got {tuple(x.shape)}")
@@ -69,18 +68,18 @@ class FittedProbe:
 
 
 class Probe(Protocol):
-    """Learns a linear classifier from labelled features; test features never reach it."""
+    """Linear probe: learns a linear classifier from labelled features; test features never reach it."""
 
     def fit(self, train: Features) -> FittedProbe:
-        """Fits on training features only, without changing them."""
+        """Fit on training features only, without changing them."""
         ...
 
 
 def check_classes(train: Features) -> None:
-    """Refuses a training set with one class.
+    """Refuse a training set with one class.
 
     Raises:
-        ValueError: If all labels are equal.
+        ValueError: All labels are equal.
     """
     if bool((train.y == train.y[0]).all()):
         raise ValueError(
@@ -89,11 +88,11 @@ def check_classes(train: Features) -> None:
 
 
 def check_search(candidates: Sequence[float], validation_fraction: float, lowest: float) -> None:
-    """Refuses a search for the regularisation that cannot work.
+    """Refuse a search for the regularisation that cannot work.
 
     Raises:
-        ValueError: No candidates, one below `lowest` or not finite, or a fraction not strictly between 0
-            and 1.
+        ValueError: There are no candidates, one is below ``lowest`` or not finite, or the fraction is not strictly
+            between 0 and 1.
     """
     if not candidates or not all(lowest <= value < float("inf") for value in candidates):
         raise ValueError(f"regularisation candidates must be one or more finite numbers >= {lowest}, got {candidates}")
@@ -102,19 +101,19 @@ def check_search(candidates: Sequence[float], validation_fraction: float, lowest
 
 
 def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Splits positions into a part to fit and a part to validate, class by class.
+    """Split positions into a part to fit and a part to validate, class by class.
 
-    A class gives `fraction` of its images (rounded, at least one) to validation but always keeps one to
-    fit; a class with one image therefore has none in validation.
+    A class gives ``fraction`` of its images (rounded, at least one) to validation but always keeps one to fit; a class
+    with one image therefore has none in validation.
 
     Args:
         y: Class labels, int64 (N,).
         fraction: Share of the images to validate on.
-        seed: Decides which images those are.
+        seed: Seed of the split.
 
     Returns:
-        Positions to fit and positions to validate, both int64, rising, on the device of `y`. The second is
-        empty if every class has one image.
+        Positions to fit and positions to validate, both int64, rising, on the device of ``y``. The second is empty
+        where every class has one image.
     """
     generator = torch.Generator().manual_seed(seed)
     labels = y.cpu()
@@ -133,13 +132,13 @@ def choose_regularization(
     fraction: float,
     seed: int,
 ) -> float:
-    """The candidate with the best accuracy on a stratified part of the training features.
+    """Choose the candidate with the best accuracy on a stratified part of the training features.
 
     Args:
-        train: Training features; a part of them is set aside to validate.
-        candidates: Strengths from the strongest to the weakest. Of equally good ones the strongest wins; it
-            is also taken when nothing can be set aside because each class has one image.
-        fit: Fits a probe with one strength.
+        train: Training features, of which a part is set aside to validate.
+        candidates: Strengths from the strongest to the weakest. Of equally good ones the strongest wins; it is also
+            taken when nothing can be set aside because each class has one image.
+        fit: Function that fits a probe with one strength.
         fraction: Share of the training features to validate on.
         seed: Seed of the split.
     """

@@ -1,11 +1,11 @@
-"""A flat map of a representation."""
+"""Principal components of a representation, for a flat map."""
 
 import torch
 from torch import Tensor
 
 
 def principal_components(x: Tensor, dimensions: int = 2) -> tuple[Tensor, Tensor]:
-    """Projects features on the directions in which they vary most.
+    """Project features on the directions in which they vary most.
 
     A direction is turned so that the coordinate furthest from 0 is positive: its sign would be arbitrary otherwise.
 
@@ -15,10 +15,10 @@ def principal_components(x: Tensor, dimensions: int = 2) -> tuple[Tensor, Tensor
 
     Returns:
         Coordinates, float32 (N, dimensions), and the share of the variance along each direction, (dimensions,), which
-        is 0 if there is no variance.
+        is 0 without variance.
 
     Raises:
-        ValueError: If `x` is empty, no matrix, or narrower than ``dimensions``.
+        ValueError: ``x`` is empty, no matrix, or narrower than ``dimensions``.
     """
     if x.ndim != 2 or len(x) == 0 or x.shape[1] < dimensions:
         raise ValueError(f"features must be (N, D) with D of {dimensions} or more, got shape {tuple(x.shape)}")

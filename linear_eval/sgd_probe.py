@@ -13,31 +13,31 @@ from linear_eval.probe import FittedProbe, Standardizer, check_classes, check_se
 
 @dataclass(frozen=True)
 class SGDProbe:
-    """A linear layer trained by SGD with momentum and a cosine schedule, on features whitened beforehand.
+    """Linear probe trained by SGD with momentum and a cosine schedule on whitened features.
 
-    The weight decay (on the weights, not the biases) is chosen on a stratified part of the training features,
-    then the probe is trained again with it on all of them; the last step's weights are the result, never the
-    best. Weights start at zero, so the seed decides the order of images and the validation part only.
+    The weight decay (on the weights, not the biases) is chosen on a stratified part of the training features, then the
+    probe is trained again with it on all of them; the last step's weights are the result, never the best. Weights start
+    at zero, so the seed decides the order of images and the validation part only.
 
-    Whitening is a linear map measured on the training features and folded into the result, so the probe
-    stays a linear classifier of standardised features. Without it SGD does not converge in any reasonable
-    time on features of low effective rank, which early layers and half collapsed encoders have.
+    Whitening is a linear map measured on the training features and folded into the result, so the probe stays a linear
+    classifier of standardised features. Without it SGD does not converge in any reasonable time on features of low
+    effective rank, which early layers and half collapsed encoders have.
 
-    Protocol of He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020,
-    section 4.1. Deviations: whitening, cosine instead of steps, features computed once without augmentation,
-    and a weight decay chosen rather than 0.
+    Protocol of He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020, section 4.1.
+    Deviations: whitening, cosine instead of steps, features computed once without augmentation, and a weight decay
+    chosen rather than 0.
 
     Attributes:
         epochs: Passes over the features.
         lr: Peak learning rate.
         batch_size: Features a step.
         momentum: Momentum of SGD.
-        candidates: Values of the weight decay to try.
-        validation_fraction: Share of the training features used to choose it.
+        candidates: Candidate values of the weight decay.
+        validation_fraction: Share of the training features used to choose the weight decay.
         seed: Seed of the order of images and of the validation part.
 
     Raises:
-        ValueError: On a value out of its range; from `fit`, on a training set with one class.
+        ValueError: A value is out of its range; from ``fit``, the training set has one class.
     """
 
     epochs: int = 50
@@ -58,7 +58,7 @@ class SGDProbe:
             raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
 
     def fit(self, train: Features) -> FittedProbe:
-        """Chooses the weight decay and trains on all of `train`; the result lies on its device."""
+        """Choose the weight decay and train on all of ``train``; the result lies on its device."""
         check_classes(train)
         strongest_first = sorted(self.candidates, reverse=True)
         decay = choose_regularization(train, strongest_first, self._fit, self.validation_fraction, self.seed)
@@ -91,10 +91,9 @@ class SGDProbe:
 
 
 def whitening_matrix(x: Tensor) -> Tensor:
-    """Matrix W (D, D) for which the principal components of x @ W have variance 1.
+    """Compute the matrix W (D, D) for which the principal components of x @ W have variance 1.
 
-    Directions with less than 1e-5 of the largest variance are scaled as if they had that, so noise stays
-    small.
+    Directions with less than 1e-5 of the largest variance are scaled as if they had that, so noise stays small.
 
     Args:
         x: Features with mean 0, float32 (N, D).

@@ -1,4 +1,4 @@
-"""Evaluates any encoder that timm can load."""
+"""Evaluation of any encoder that timm can load."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ WEIGHTS = "model.safetensors"
 
 
 class TimmEncoder(EvaluatedModule):
-    """A folder with timm's ``config.json`` and ``model.safetensors``, for ``validate`` and ``test``.
+    """Encoder from a folder with timm's ``config.json`` and ``model.safetensors``, for ``validate`` and ``test``.
 
     Normalisation is taken from the folder's ``pretrained_cfg``. One kind of folder loads here but not in timm alone: a
     ResNet for small images, whose ``config.json`` has ``"stem": "small"``.
 
     Args:
-        folder: For example the ``encoder`` folder of a run.
-        evaluation: Neighbours and probe.
-        finetuning: Fine-tunes a copy too; ``None`` does not.
+        folder: Folder of the encoder, for example the ``encoder`` folder of a run.
+        evaluation: Settings of kNN and probe.
+        finetuning: Settings for fine-tuning a copy too; ``None`` leaves that out.
         seed: Seed of the fine-tuning.
 
     Raises:
         FileNotFoundError: The folder has no ``config.json``.
-        ValueError: It names an unknown stem.
+        ValueError: ``config.json`` names an unknown stem.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TimmEncoder(EvaluatedModule):
         self.in_channels = int(config["input_size"][0])
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook; compares the images with what the encoder expects.
+        """Lightning's hook: compare the images with the encoder's expected input.
 
         Raises:
             ValueError: Size or channels differ.
@@ -68,13 +68,13 @@ class TimmEncoder(EvaluatedModule):
             )
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(images / 255 - mean) / std."""
+        """Return (images / 255 - mean) / std."""
         mean, std = self.get_buffer("mean"), self.get_buffer("std")
         return (images.float() / 255 - mean) / std
 
 
 def load_encoder(folder: Path) -> Any:
-    """The timm model of a folder, without classifier.
+    """Load the timm model of a folder, without classifier.
 
     Raises:
         ValueError: ``config.json`` names a stem other than ``timm`` and ``small``, or has another checksum.
