@@ -1,1 +1,1 @@
-"""Who holds which samples: data sets, their division among clients, and what evaluates."""
+"""Data sets, their partition among clients, and the data for evaluation."""

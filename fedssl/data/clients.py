@@ -1,4 +1,4 @@
-"""What a federated run needs of a data module: every client's part of the data."""
+"""Base of the data modules for a federated run: every client's part of the data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from fedssl.data.partition import partition_table
 
 @dataclass(frozen=True)
 class Federation:
-    """Who holds what.
+    """Samples of every client.
 
     Args:
         clients: Images (or pieces of text) of each client; the position is the client's id.
-        auxiliary: Unlabelled images that no client holds, for server-side calibration; ``None`` if there are
-            none.
+        auxiliary: Unlabelled images that no client holds, for server-side calibration; ``None`` for none.
     """
 
     clients: Sequence[SampleSet]
@@ -31,7 +30,7 @@ class Federation:
 
     @property
     def sizes(self) -> list[int]:
-        """The number of images of every client."""
+        """Number of samples of every client."""
         return [len(images) for images in self.clients]
 
 
@@ -41,7 +40,7 @@ class ClientData(LightningDataModule):
     Attributes:
         dataset: Name of the data set.
         num_clients: Number of clients.
-        download: Whether absent data may be downloaded.
+        download: Allow the download of absent data.
     """
 
     dataset: str
@@ -51,33 +50,33 @@ class ClientData(LightningDataModule):
     @property
     @abstractmethod
     def federation(self) -> Federation:
-        """The clients' data, from ``setup("fit")`` on."""
+        """Samples of the clients, available after ``setup("fit")``."""
 
     @property
     @abstractmethod
     def pool(self) -> SampleSet:
-        """All that there is to train on, from ``setup("fit")`` on."""
+        """All training samples, available after ``setup("fit")``."""
 
     @property
     @abstractmethod
     def eval_test(self) -> SampleSet:
-        """What the final evaluation is about."""
+        """Samples of the final evaluation."""
 
     def train_dataloader(self) -> DataLoader:
-        """One item an epoch: an epoch of the trainer is a communication round."""
+        """Return a loader with one item an epoch, because an epoch of the trainer is a communication round."""
         return DataLoader([self.federation], batch_size=None)
 
     def class_counts(self) -> np.ndarray:
-        """Images of each class that each client holds, or pieces of each speaker.
+        """Count the images of each class that each client holds, or the pieces of each speaker.
 
         Returns:
-            (clients, classes); no columns where nobody knows.
+            Counts (clients, classes); no columns for unlabelled data.
         """
         classes = np.arange(len(self.pool.classes))
         return np.stack([(each.labels.numpy()[:, None] == classes).sum(axis=0) for each in self.federation.clients])
 
     def table(self) -> str:
-        """The division as a table, one row a client."""
+        """Return the partition as a table, one row a client."""
         parts, position = [], 0
         for client in self.federation.clients:
             parts.append(np.arange(position, position + len(client)))
@@ -87,7 +86,7 @@ class ClientData(LightningDataModule):
 
 
 class Batches(Dataset):
-    """Whole labelled batches by index tensor, which a sampler gives."""
+    """Whole labelled batches, read by the index tensors of a sampler."""
 
     def __init__(self, samples: SampleSet) -> None:
         self.samples = samples
@@ -97,6 +96,6 @@ class Batches(Dataset):
 
 
 def in_order(samples: SampleSet, batch_size: int) -> DataLoader:
-    """All samples once, in batches of (samples (B, ...), labels (B,))."""
+    """Return a loader of all samples once, in batches of (samples (B, ...), labels (B,))."""
     chunks = torch.arange(len(samples)).split(batch_size)
     return DataLoader(Batches(samples), sampler=chunks, batch_size=None)

@@ -1,4 +1,4 @@
-"""What of a user's data and machine may stand in a report or in Weights & Biases, which are meant to be handed on."""
+"""Disclosure rules for reports and Weights & Biases, which are handed on: no private images, no machine paths."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from fedssl.data.datasets.registry import is_public
 from fedssl.data.images import ImageData
 
 PATHS = ("root", "weights", "run_dir", "ckpt_path", "default_root_dir", "folder")
-"""Settings that name a place, wherever it is."""
+"""Settings that name a place on the machine, even if their value does not look like a path."""
 LEFT_OUT = "(not shown)"
 
 
 def may_show_images(data: LightningDataModule) -> bool:
-    """Whether everybody may see the images of an evaluation: they are of public data sets.
+    """Return True if everybody may see the images of an evaluation, because their data sets are public.
 
     Args:
-        data: Has been set up.
+        data: Data module after ``setup``.
     """
     return isinstance(data, ImageData) and all(is_public(images.name) for images in (data.eval_train, data.eval_test))
 
 
 def without_paths(settings: Any, name: str = "") -> Any:
-    """A copy of nested settings in which places on this machine are left out."""
+    """Copy nested settings, with places on this machine left out."""
     if isinstance(settings, dict):
         return {key: without_paths(value, str(key)) for key, value in settings.items()}
     if isinstance(settings, list):

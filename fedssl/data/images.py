@@ -1,4 +1,4 @@
-"""Lightning data modules: images for pretraining, for the federation and for evaluation."""
+"""Lightning data modules of images for pretraining, for the federation and for evaluation."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from ssl_methods import check_at_least
 logger = logging.getLogger(__name__)
 
 LOOKED_AT = 64
-"""Images that show whether a data set has anything but one image."""
+"""Number of images checked for being all equal."""
 
 EVERY_CLIENTS_OWN = 2
-"""What stands for the batch size where pooled images are never trained on."""
+"""Batch size of pooled images that are never trained on."""
 
 
 class ImageData(LightningDataModule):
-    """Images of one data set, pooled: what centralised training uses.
+    """Images of one data set, pooled, for centralised training.
 
     Args:
         dataset: Name of the data set to pretrain on.
         root: Folder of all data sets.
-        image_size: Side in pixels; ``None`` keeps the data set's own.
-        channels: 1 or 3; ``None`` keeps the data set's own.
-        split: The split to pretrain on (``unlabeled`` for STL-10).
+        image_size: Side of the square images in pixels; ``None`` keeps the data set's own.
+        channels: Colour channels, 1 or 3; ``None`` keeps the data set's own.
+        split: Split to pretrain on (``unlabeled`` for STL-10).
         train_images: Use only this many images of the split, drawn at random; ``None`` uses all.
-        batch_size: Images a training step.
-        eval_dataset: A labelled data set to evaluate on; ``None`` takes ``dataset`` (transfer otherwise).
-        eval_train_split: Labelled images of the kNN bank and the probe.
-        eval_test_split: Images the final evaluation is about.
+        batch_size: Images in a training step.
+        eval_dataset: Labelled data set to evaluate on, for transfer; ``None`` takes ``dataset``.
+        eval_train_split: Split with the labelled images of the kNN bank and the probe.
+        eval_test_split: Split with the test images of the final evaluation.
         eval_train_images: Use only this many labelled training images, drawn at random; ``None`` uses all.
-        validation_fraction: Part of the labelled training images that are the queries of the online kNN.
-        eval_batch_size: Images a batch in evaluation.
+        validation_fraction: Part of the labelled training images held out as queries of the online kNN.
+        eval_batch_size: Images in a batch of the evaluation.
         in_memory: Hold the images in memory; ``None`` decides by size.
-        download: Whether absent data sets may be downloaded.
+        download: Allow the download of absent data sets.
         seed: Seed of all splits; ``None`` takes the run's.
     """
 
@@ -87,7 +87,7 @@ class ImageData(LightningDataModule):
         self._pool: ImageSet | None = None
 
     def setup(self, stage: str) -> None:
-        """Loads what the stage needs."""
+        """Load the images that the stage needs."""
         if stage == "fit" and self._pool is None:
             self._pool = self._load_pool()
         if self._evaluation is None:
@@ -113,16 +113,16 @@ class ImageData(LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """Classes of the evaluation."""
+        """Number of classes of the evaluation."""
         return len(self.eval_train.classes)
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled uint8 batches (B, C, H, W) of the pool; every epoch has its own seed."""
+        """Return a loader of shuffled uint8 batches (B, C, H, W) of the pool; every epoch has its own seed."""
         sampler = _EpochSampler(len(self.pool), self.batch_size, self.seed)
         return DataLoader(Batches(self.pool), sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Bank and queries of the online kNN, both cut from the labelled training images."""
+        """Return loaders of the online kNN's bank and queries, both cut from the labelled training images."""
         order = torch.randperm(len(self.eval_train), generator=torch_generator(self.seed, "validation split"))
         queries = self._queries(len(order))
         return [
@@ -130,7 +130,7 @@ class ImageData(LightningDataModule):
         ]
 
     def test_dataloader(self) -> list[DataLoader]:
-        """Labelled training images and test images."""
+        """Return loaders of the labelled training images and of the test images."""
         return [in_order(images, self.eval_batch_size) for images in (self.eval_train, self.eval_test)]
 
     def _load_pool(self) -> ImageSet:
@@ -161,11 +161,11 @@ class ImageData(LightningDataModule):
         return train, test
 
     def _queries(self, labelled: int) -> int:
-        """How many of the labelled training images the online kNN asks about."""
+        """Return the number of labelled training images held out as queries of the online kNN."""
         return max(1, round(self.validation_fraction * labelled))
 
     def _some(self, images: ImageSet, number: int | None, what: str) -> ImageSet:
-        """That many of the images, drawn at random; all for ``None``."""
+        """Draw ``number`` of the images at random; ``None`` keeps all."""
         if number is None:
             return images
         if not 1 <= number <= len(images):
@@ -178,14 +178,14 @@ class ImageData(LightningDataModule):
 
 
 class FederatedData(ImageData, ClientData):
-    """The same images, divided among clients.
+    """Images of one data set, divided among clients.
 
     Args:
         clients: Number of clients.
-        partition: How the images are divided.
+        partition: Rule that divides the images among the clients.
         auxiliary_fraction: Part of the pool set aside before the division for server-side calibration.
-        auxiliary_dataset: Another data set for it; excludes ``auxiliary_fraction``.
-        **kwargs: Those of :class:`ImageData` but for ``batch_size``: local steps have the model's.
+        auxiliary_dataset: Another data set for server-side calibration; excludes ``auxiliary_fraction``.
+        **kwargs: Arguments of ``ImageData`` but for ``batch_size``: local steps use the model's.
     """
 
     def __init__(
@@ -212,18 +212,18 @@ class FederatedData(ImageData, ClientData):
 
     @property
     def federation(self) -> Federation:
-        """The clients' images."""
+        """Images of every client."""
         assert self._federation is not None
         return self._federation
 
     def setup(self, stage: str) -> None:
-        """Loads and divides the images."""
+        """Load and divide the images."""
         super().setup(stage)
         if stage == "fit" and self._federation is None:
             self._federation = self._divide(self.pool)
 
     def train_dataloader(self) -> DataLoader:
-        """One item an epoch, instead of batches of the pool."""
+        """Return a loader with one item an epoch instead of batches of the pool."""
         return ClientData.train_dataloader(self)
 
     def _divide(self, pool: ImageSet) -> Federation:
@@ -247,7 +247,7 @@ class FederatedData(ImageData, ClientData):
 
 
 class _EpochSampler(Sampler[Tensor]):
-    """Index batches of one epoch; Lightning sets the epoch, so a resumed run shuffles as it would have."""
+    """Sampler of index batches; Lightning sets the epoch, so that a resumed run shuffles as it would have."""
 
     def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
         self.num_images, self.batch_size, self.seed, self.epoch = num_images, batch_size, seed, 0

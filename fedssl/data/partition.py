@@ -1,4 +1,4 @@
-"""Division of a data set among clients: independent, skewed in classes, or skewed in size."""
+"""Partition of a data set among clients: independent, skewed in classes, or skewed in size."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,18 +12,18 @@ TABLE_CLASSES = 20
 
 
 class Partitioner(ABC):
-    """Gives every image of a data set to exactly one client.
+    """Rule that gives every image of a data set to exactly one client.
 
     Attributes:
-        uses_labels: Whether the division depends on the labels.
-        min_size: The fewest images a client gets.
+        uses_labels: True if the partition depends on the labels.
+        min_size: Fewest images of a client.
     """
 
     uses_labels: ClassVar[bool]
     min_size: int = 1
 
     def __call__(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Divides the images.
+        """Divide the images.
 
         Args:
             labels: Class of each image, (N,); -1 for unlabelled images.
@@ -34,7 +34,7 @@ class Partitioner(ABC):
             For each client the sorted int64 indices of its images.
 
         Raises:
-            ValueError: If there are too few images for the clients, or no labels where they are needed.
+            ValueError: There are too few images for the clients, or no labels where they are needed.
         """
         labels = np.asarray(labels)
         self._check(labels, num_clients)
@@ -62,11 +62,11 @@ class Partitioner(ABC):
 
     @abstractmethod
     def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-        """Divides checked input; the order inside a client does not matter."""
+        """Divide checked input; the order inside a client does not matter."""
 
 
 class IID(Partitioner):
-    """Shuffles the images and deals them out; the sizes of clients differ by one at most."""
+    """Independent and identically distributed images: shuffled and dealt out, client sizes differ by one at most."""
 
     uses_labels = False
 
@@ -75,19 +75,19 @@ class IID(Partitioner):
 
 
 class Dirichlet(Partitioner):
-    """Divides each class among the clients in proportions drawn from a symmetric Dirichlet distribution.
+    """Label skew: divides each class in proportions drawn from a symmetric Dirichlet distribution.
 
-    Source: Yurochkin et al. 2019, Bayesian Nonparametric Federated Learning of Neural Networks, experiments;
-    the skew is that of Hsu et al. 2019 (arXiv 1909.06335), who draw each client's mixture of classes instead
-    and keep the clients equally large. Deviation: others draw again until every client has ``min_size``
-    images, which may never end; here the largest clients give to the smallest after a single draw.
+    Source: Yurochkin et al. 2019, Bayesian Nonparametric Federated Learning of Neural Networks, experiments; the skew
+    is that of Hsu et al. 2019 (arXiv 1909.06335), who draw each client's mixture of classes instead and keep the
+    clients equally large. Deviation: others draw again until every client has ``min_size`` images, which may never end;
+    here the largest clients give to the smallest after a single draw.
 
     Args:
-        beta: Concentration: small means few classes a client, large means equal clients.
-        min_size: The fewest images a client gets.
+        beta: Concentration: a small value gives few classes a client, a large value equal clients.
+        min_size: Fewest images of a client.
 
     Raises:
-        ValueError: If beta is not in (0, 1e6] or min_size is below 1.
+        ValueError: beta is not in (0, 1e6], or min_size is below 1.
     """
 
     uses_labels = True
@@ -111,18 +111,18 @@ class Dirichlet(Partitioner):
 
 
 class Shards(Partitioner):
-    """Sorts the images by class, cuts them into equal shards, and deals the same number to each client.
+    """Pathological label skew: sorts images by class, cuts equal shards, and deals each client the same number.
 
-    Source: McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data,
-    section 3 (the pathological division). Deviation: no shard spans two classes, so a client never has more
-    than ``classes_per_client`` classes even if the classes are not equally large. As there, a client may draw
-    several shards of one class, and then has fewer.
+    Source: McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data, section 3
+    (the pathological division). Deviation: no shard spans two classes, so a client never has more than
+    ``classes_per_client`` classes even if the classes are not equally large. As there, a client may draw several shards
+    of one class, and then has fewer.
 
     Args:
-        classes_per_client: Shards each client gets.
+        classes_per_client: Number of shards of each client.
 
     Raises:
-        ValueError: If classes_per_client is below 1.
+        ValueError: classes_per_client is below 1.
     """
 
     uses_labels = True
@@ -140,6 +140,7 @@ class Shards(Partitioner):
                 f"{num_clients} clients x classes_per_client {self.classes_per_client} = {total} shards, "
                 f"must be from {len(classes)} (number of classes) to {len(labels)} (number of images)"
             )
+        # Shards are apportioned to classes by size, at least one each, so that no shard spans two classes.
         per_class = apportion(sizes / len(labels), total)
         raise_to_minimum(per_class[:, None], 1)
         shards: list[np.ndarray] = []
@@ -150,10 +151,10 @@ class Shards(Partitioner):
 
 
 class WholeClasses(Partitioner):
-    """Every class goes to one client as a whole: the natural division of a text, whose classes are its speakers.
+    """Natural partition of a text, whose classes are its speakers: every class goes to one client as a whole.
 
-    Classes are dealt out in random order, so that clients have as many of them up to one; in size they differ as much
-    as the classes do. LEAF (Caldas et al. 2018, arXiv 1812.01097) makes every speaker a client.
+    Classes are dealt out in random order, so that their numbers differ by one at most; client sizes differ as much as
+    the classes do. LEAF (Caldas et al. 2018, arXiv 1812.01097) makes every speaker a client.
     """
 
     uses_labels = True
@@ -166,14 +167,14 @@ class WholeClasses(Partitioner):
 
 
 class PowerLaw(Partitioner):
-    """Random images, but sizes of clients proportional to rank^-exponent: the first client is the largest.
+    """Size skew: random images, client sizes proportional to rank^-exponent; the first client is the largest.
 
     Args:
-        exponent: 0 gives equal clients, 1 Zipf's law.
-        min_size: The fewest images a client gets; what is missing comes from the largest clients.
+        exponent: Exponent of the power law: 0 gives equal clients, 1 Zipf's law.
+        min_size: Fewest images of a client; missing ones come from the largest clients.
 
     Raises:
-        ValueError: If exponent is negative or not finite, or min_size is below 1.
+        ValueError: exponent is negative or not finite, or min_size is below 1.
     """
 
     uses_labels = False
@@ -192,21 +193,22 @@ class PowerLaw(Partitioner):
 
 
 def checked_min_size(min_size: int) -> int:
-    """Returns ``min_size``; raises ValueError below 1."""
+    """Return ``min_size``; raise ValueError below 1."""
     if min_size < 1:
         raise ValueError(f"min_size must be at least 1, got {min_size}")
     return min_size
 
 
 def apportion(shares: np.ndarray, total: int) -> np.ndarray:
-    """Whole numbers (K,) near ``shares * total`` that sum to ``total``: largest remainders, ties in order.
+    """Round ``shares * total`` to whole numbers (K,) that sum to ``total``: largest remainders, ties in order.
 
     Args:
-        shares: (K,), not negative, sum 1.
-        total: The sum of the result.
+        shares: Fractions (K,), not negative, sum 1.
+        total: Sum of the result.
     """
     exact = shares * total
     counts = np.floor(exact).astype(np.int64)
+    # Largest remainders first. The stable sort gives ties to the lower index, so that every NumPy deals out the same.
     by_remainder = np.argsort(counts - exact, kind="stable")
     counts[by_remainder[: total - counts.sum()]] += 1
     assert counts.sum() == total
@@ -214,10 +216,10 @@ def apportion(shares: np.ndarray, total: int) -> np.ndarray:
 
 
 def raise_to_minimum(counts: np.ndarray, min_size: int) -> None:
-    """Moves images, in place, until each row of ``counts`` (clients, classes) sums to ``min_size`` or more.
+    """Move images, in place, until each row of ``counts`` (clients, classes) sums to ``min_size`` or more.
 
-    Each image comes from the client that is the largest then, and from its largest class, so that the skew of
-    the giver suffers least. Ends because the largest client has more than ``min_size`` while any has less.
+    Each image comes from the currently largest client, and there from its largest class, which changes the giver's skew
+    least. The loop ends, because the largest client has more than ``min_size`` while any has less.
     """
     sizes = counts.sum(axis=1)
     assert sizes.sum() >= min_size * len(sizes)
@@ -232,10 +234,10 @@ def raise_to_minimum(counts: np.ndarray, min_size: int) -> None:
 
 
 def partition_table(parts: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> str:
-    """A plain-text table of a division: one row a client with its images and the number of each class.
+    """Format a partition as plain text: one row a client with its images and the number of each class.
 
-    Clients beyond the first 20 are summed in one row; with more than 20 classes only the number of different
-    classes is shown, and nothing about classes if there are none.
+    Clients beyond the first 20 are summed in one row; with more than 20 classes only the number of different classes is
+    shown, and no class columns for unlabelled images.
 
     Args:
         parts: Indices of each client's images.

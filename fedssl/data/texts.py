@@ -1,4 +1,4 @@
-"""Lightning data module: a text, divided among clients."""
+"""Lightning data module of a text, divided among clients."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from ssl_methods import check_at_least
 class FederatedText(ClientData):
     """Pieces of one text, divided among clients by speaker.
 
-    The end of what each speaker says is held out: first comes what is trained on, then validation, then test. So these
-    are the same for every number of clients and every division. Ends too short for a piece are dropped.
+    The end of each speaker's text is held out: training pieces come first, then validation, then test. So these are
+    the same for every number of clients and every partition. Ends too short for a piece are dropped.
 
     Args:
-        dataset: ``toy_dialogue``, which needs no download; ``tiny_shakespeare``; or a file ``*.txt`` below the root, in
-            which lines ``NAME:`` begin speeches (a text without them has a single speaker).
+        dataset: Name of the text: ``toy_dialogue``, which needs no download; ``tiny_shakespeare``; or a file ``*.txt``
+            below the root, in which lines ``NAME:`` begin speeches (a text without them has a single speaker).
         root: Folder of all data sets.
-        context: T, the characters that are read at once.
+        context: T, the context length in characters.
         clients: Number of clients.
-        partition: How the pieces are divided; their classes are the speakers. ``WholeClasses`` gives each speaker to
-            one client, ``IID`` deals out the pieces in equal shares.
+        partition: Rule that divides the pieces; their classes are the speakers. ``WholeClasses`` gives each speaker
+            to one client, ``IID`` deals out the pieces in equal shares.
         validation_fraction: Share of each speaker's pieces that is evaluated during training.
-        test_fraction: Share that the final evaluation is about.
-        eval_batch_size: Pieces a batch in evaluation.
-        download: Whether an absent text may be downloaded.
+        test_fraction: Share of each speaker's pieces for the final evaluation.
+        eval_batch_size: Pieces in a batch of the evaluation.
+        download: Allow the download of an absent text.
         seed: Seed of the division; ``None`` takes the run's.
 
     Raises:
-        ValueError: A setting is out of its range; in ``setup``, if the text is too short for it.
+        ValueError: A setting is out of its range; in ``setup``, the text is too short for it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class FederatedText(ClientData):
 
     @property
     def federation(self) -> Federation:
-        """The clients' pieces."""
+        """Pieces of every client."""
         assert self._federation is not None
         return self._federation
 
@@ -72,11 +72,11 @@ class FederatedText(ClientData):
 
     @property
     def eval_test(self) -> TextSet:
-        """The held-out ends."""
+        """Test pieces: the held-out ends."""
         return self._split(2)
 
     def setup(self, stage: str) -> None:
-        """Loads the text, cuts and divides it."""
+        """Load, cut and divide the text."""
         if self._splits is None:
             text = load_text(self.dataset, self.root, self.download)
             self._splits = TextSet(self.dataset, speeches(text), self.context).tails(*self.fractions)
@@ -86,11 +86,11 @@ class FederatedText(ClientData):
             self._federation = Federation([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
 
     def val_dataloader(self) -> DataLoader:
-        """What comes before the held-out ends."""
+        """Return a loader of the validation pieces."""
         return in_order(self._split(1), self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader:
-        """The held-out ends."""
+        """Return a loader of the test pieces."""
         return in_order(self.eval_test, self.eval_batch_size)
 
     def _split(self, part: int) -> TextSet:

@@ -1,4 +1,4 @@
-"""Images (uint8, one square size, in memory or decoded on demand) and texts (pieces of equal length)."""
+"""Data sets: images (uint8, one square size, in memory or decoded on demand) and texts (pieces of equal length)."""
 
 from fedssl.data.datasets.registry import DATASETS, load_images
 from fedssl.data.datasets.samples import ArrayImages, FileImages, ImageSet, SampleSet

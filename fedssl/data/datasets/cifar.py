@@ -28,7 +28,7 @@ NUMPY_CALLS = {
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads arrays, lists and strings and refuses everything else: a pickle from elsewhere may run code."""
+    """Unpickler for arrays, lists and strings that refuses everything else: a pickle from elsewhere may run code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "numpy" and name in NUMPY_CALLS:
@@ -39,20 +39,20 @@ class PlainUnpickler(pickle.Unpickler):
 
 
 def read_cifar(dataset: type[tv.CIFAR10], root: Path, split: str, download: bool) -> Arrays:
-    """Reads CIFAR from torchvision's folder below ``root``, from an archive there, or downloads it.
+    """Read CIFAR from torchvision's folder below ``root``, from an archive there, or download it.
 
-    Unlike torchvision it also reads batches whose checksums differ from the official ones, with a warning.
+    Unlike torchvision, this reader accepts batches whose checksums differ from the official ones, with a warning.
 
     Args:
         dataset: torchvision's ``CIFAR10`` or ``CIFAR100``, which names the files.
-        root: Holds ``cifar-10-batches-py`` (``cifar-100-python``) or its ``.tar.gz`` or ``.tar.xz`` archive,
+        root: Folder with ``cifar-10-batches-py`` (``cifar-100-python``) or its ``.tar.gz`` or ``.tar.xz`` archive,
             which is unpacked beside itself.
         split: "train" or "test".
-        download: Whether to download what is absent.
+        download: Allow the download of absent files.
 
     Raises:
-        FileNotFoundError: If files are absent and cannot be downloaded or unpacked.
-        ValueError: If a file is damaged.
+        FileNotFoundError: Files are absent and cannot be downloaded or unpacked.
+        ValueError: A file is damaged.
     """
     folder = root / dataset.base_folder
     archives = [root / f"{dataset.filename.removesuffix('.gz')}.{end}" for end in ("gz", "xz")]
@@ -73,7 +73,7 @@ def read_cifar(dataset: type[tv.CIFAR10], root: Path, split: str, download: bool
 
 
 def check_files(md5s: dict[Path, str], root: Path, source: Source) -> None:
-    """Raises FileNotFoundError for an absent file and warns of those that are not the official bytes."""
+    """Raise FileNotFoundError for an absent file, and warn of files that differ from the official bytes."""
     for path in md5s:
         if not path.is_file():
             raise source.missing(path, root, f"{path.parent.name} is incomplete")
@@ -84,10 +84,10 @@ def check_files(md5s: dict[Path, str], root: Path, source: Source) -> None:
 
 
 def unpickle(path: Path, *keys: tuple[str, ...]) -> tuple[Any, ...]:
-    """Reads from a pickled dictionary, for each of ``keys``, the first of these names that it has.
+    """Read from a pickled dictionary, for each of ``keys``, the first of these names that it has.
 
     Raises:
-        ValueError: If the file is damaged or holds more than plain data; the message names it.
+        ValueError: The file is damaged or holds more than plain data; the message names it.
     """
     try:
         with path.open("rb") as file:
@@ -98,7 +98,7 @@ def unpickle(path: Path, *keys: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def unpack(archive: Path, folder: Path, source: Source) -> None:
-    """Unpacks ``folder`` out of the archive beside it: whole or not at all, also if two processes do so."""
+    """Unpack ``folder`` from the archive beside it: whole or not at all, also if two processes do so."""
     try:
         scratch = tempfile.TemporaryDirectory(dir=folder.parent)
     except OSError as error:

@@ -11,10 +11,10 @@ SPLIT_SEED = 1797
 
 
 def read_digits(root: Path, split: str, download: bool) -> Arrays:
-    """Reads the digits with a fixed, stratified 80/20 split; ``root`` and ``download`` do not matter.
+    """Read the digits with a fixed, stratified 80/20 split; ``root`` and ``download`` do not matter.
 
-    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part).
-    Values 0..16 are scaled to 0..255.
+    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part). Values 0..16 are
+    scaled to 0..255.
     """
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]

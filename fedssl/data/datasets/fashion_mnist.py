@@ -18,12 +18,12 @@ SOURCE = Source(
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, packed with gzip if its name ends in .gz.
+    """Read an IDX file of unsigned bytes, packed with gzip if its name ends in .gz.
 
     Format: two zero bytes, type code 8, the number of axes, one big-endian uint32 an axis, the values.
 
     Raises:
-        ValueError: If the file is damaged or of another type; the message names it.
+        ValueError: The file is damaged or of another type; the message names it.
     """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -37,11 +37,11 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_fashion_mnist(root: Path, split: str, download: bool) -> Arrays:
-    """Reads the IDX files in place, packed or not, without writing; downloads them if they are absent.
+    """Read the IDX files in place, packed or not, without writing; download them if they are absent.
 
     Raises:
-        FileNotFoundError: If a file is absent and cannot be downloaded.
-        ValueError: If a file is damaged.
+        FileNotFoundError: A file is absent and cannot be downloaded.
+        ValueError: A file is damaged.
     """
     raw = root / "FashionMNIST" / "raw"
     stem = "train" if split == "train" else "t10k"
@@ -56,7 +56,7 @@ def read_fashion_mnist(root: Path, split: str, download: bool) -> Arrays:
 
 
 def present(path: Path) -> Path | None:
-    """The file itself, else its gzip, else None."""
+    """Return the file itself, else its gzip, else None."""
     return next((p for p in (path, path.with_name(path.name + ".gz")) if p.is_file()), None)
 
 

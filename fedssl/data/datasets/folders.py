@@ -1,4 +1,4 @@
-"""Data sets that are folders of image files: Tiny ImageNet, Caltech-101, COCO, and anybody's own."""
+"""Data sets stored as folders of image files: Tiny ImageNet, Caltech-101, COCO, and the user's own."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ CALTECH101_SPLIT_SEED = 101
 
 
 def labelled(folders: dict[str, list[Path]]) -> Files:
-    """One class a key, numbered in the order of the names."""
+    """Label files by their key, with classes numbered in the order of their names."""
     classes = sorted(folders)
     labels = [np.full(len(folders[name]), label) for label, name in enumerate(classes)]
     return Files([path for name in classes for path in folders[name]], np.concatenate(labels), classes)
@@ -43,11 +43,11 @@ def unlabelled(paths: list[Path]) -> Files:
 
 
 def read_tiny_imagenet(root: Path, split: str, download: bool) -> Files:
-    """Tiny ImageNet (Le and Yang 2015), 200 classes of 64x64; "test" is the official validation set.
+    """Read Tiny ImageNet (Le and Yang 2015), 200 classes of 64x64; "test" is the official validation set.
 
     Raises:
-        FileNotFoundError: If the folders are absent.
-        ValueError: If an annotation names no known class.
+        FileNotFoundError: The folders are absent.
+        ValueError: An annotation names no known class.
     """
     base = root / "tiny-imagenet-200"
     wnids = subfolders(base / "train")
@@ -69,10 +69,10 @@ def read_tiny_imagenet(root: Path, split: str, download: bool) -> Files:
 
 
 def read_caltech101(root: Path, split: str, download: bool) -> Files:
-    """Caltech-101 (Fei-Fei et al. 2004) without the background class, with a fixed stratified 80/20 split.
+    """Read Caltech-101 (Fei-Fei et al. 2004) without the background class, with a fixed stratified 80/20 split.
 
     Raises:
-        FileNotFoundError: If the folder is absent.
+        FileNotFoundError: The folder is absent.
     """
     candidates = [root / "caltech101" / "101_ObjectCategories", root / "101_ObjectCategories"]
     base = next((folder for folder in candidates if folder.is_dir()), None)
@@ -85,10 +85,10 @@ def read_caltech101(root: Path, split: str, download: bool) -> Files:
 
 
 def read_coco(root: Path, split: str, download: bool) -> Files:
-    """COCO 2017 (Lin et al. 2014), images only; "test" is the validation set, the official test set is left.
+    """Read COCO 2017 (Lin et al. 2014), images only; "test" is the validation set, the official test set is not used.
 
     Raises:
-        FileNotFoundError: If the folder is absent.
+        FileNotFoundError: The folder is absent.
     """
     candidates = [root / COCO_FOLDERS[split], root / "coco" / COCO_FOLDERS[split]]
     base = next((folder for folder in candidates if folder.is_dir()), None)
@@ -98,13 +98,13 @@ def read_coco(root: Path, split: str, download: bool) -> Files:
 
 
 def read_folder(root: Path, split: str, download: bool) -> Files:
-    """Anybody's images: one folder a class, or no classes at all.
+    """Read a user's own images: one folder a class, or no classes at all.
 
     Classes are those of train and test together, so that both splits number them alike.
 
     Raises:
-        FileNotFoundError: If neither the split's folder exists nor, for "train", images in the root.
-        ValueError: If there are images both beside and inside the folders of the classes.
+        FileNotFoundError: The split's folder does not exist, nor, for "train", images in the root.
+        ValueError: Images lie both beside and inside the folders of the classes.
     """
     base = root / split
     if not base.is_dir():

@@ -21,20 +21,20 @@ MEMBER_AT_SIZE = re.compile(rf"({'|'.join(MEMBERS)})(?:_(64|128|224))?")
 
 
 def medmnist_loader(stem: str) -> Loader:
-    """The loader of ``<stem>.npz``: a member of MedMNIST, one at another size, or any file of this form."""
+    """Return the loader of ``<stem>.npz``: a member of MedMNIST, one at another size, or any file of this form."""
     return Loader(partial(read_medmnist, stem), SPLITS)
 
 
 def read_medmnist(stem: str, root: Path, split: str, download: bool) -> Arrays:
-    """Reads ``<stem>.npz`` from ``root`` or ``root/medmnist``; downloads it with ``medmnist`` if installed.
+    """Read ``<stem>.npz`` from ``root`` or ``root/medmnist``; download it with ``medmnist`` if installed.
 
-    Keys: ``<split>_images`` uint8 (N, H, W) or (N, H, W, 3) and ``<split>_labels`` (N, 1). The file knows no
-    names of classes: they are numbered over all its splits. Labels of a task with several labels an image
-    (chestmnist) are replaced by -1, with a warning.
+    Keys: ``<split>_images`` uint8 (N, H, W) or (N, H, W, 3) and ``<split>_labels`` (N, 1). The file stores no class
+    names: classes are numbered over all its splits. Tasks with several labels an image (chestmnist) become unlabelled
+    (-1), with a warning.
 
     Raises:
-        FileNotFoundError: If the file is absent and cannot be downloaded.
-        ValueError: If it is damaged or of another form.
+        FileNotFoundError: The file is absent and cannot be downloaded.
+        ValueError: The file is damaged or of another form.
     """
     path = next((p for p in (root / f"{stem}.npz", root / "medmnist" / f"{stem}.npz") if p.is_file()), None)
     if path is None:
@@ -58,7 +58,7 @@ def read_medmnist(stem: str, root: Path, split: str, download: bool) -> Arrays:
 
 
 def one_label_an_image(path: Path, key: str, labels: dict[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
-    """Labels (N,) of one split, names of the classes of all splits; -1 and no names for several labels."""
+    """Return the labels (N,) of one split and the class names of all splits; -1 and no names for multi-label tasks."""
     if key not in labels:
         raise ValueError(f"{path} lacks {key!r}")
     chosen = labels[key]
@@ -70,10 +70,10 @@ def one_label_an_image(path: Path, key: str, labels: dict[str, np.ndarray]) -> t
 
 
 def number_of_classes(path: Path, labels: dict[str, np.ndarray]) -> int:
-    """Classes of all splits, by their highest number.
+    """Return the number of classes over all splits, from their highest label.
 
     Raises:
-        ValueError: Labels are no whole numbers, or more classes than images would follow from them.
+        ValueError: Labels are no whole numbers, or imply more classes than images.
     """
     for key, values in labels.items():
         whole = np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)
@@ -87,7 +87,7 @@ def number_of_classes(path: Path, labels: dict[str, np.ndarray]) -> int:
 
 
 def download_member(stem: str, root: Path) -> None:
-    """Downloads a member with the ``medmnist`` package; raises RuntimeError without it or for other files."""
+    """Download a member with the ``medmnist`` package; raise RuntimeError without it or for other files."""
     match = MEMBER_AT_SIZE.fullmatch(stem)
     if match is None:
         raise RuntimeError(f"{stem} is not a member of MedMNIST: {', '.join(MEMBERS)}, or one with _64, _128, _224")

@@ -1,4 +1,4 @@
-"""Pixels to uint8 of one square size: resizing, cropping, grey and RGB; for arrays and for image files."""
+"""Conversion of pixels to uint8 of one square size (resizing, cropping, grey, RGB), for arrays and for image files."""
 
 import os
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ CHUNK_BYTES = 32 * 2**20
 
 
 def to_grey(images: Tensor) -> Tensor:
-    """ITU-R 601 luma of RGB images: uint8 (N, 3, H, W) to uint8 (N, 1, H, W), rounded to nearest."""
+    """Convert RGB images uint8 (N, 3, H, W) to ITU-R 601 luma, uint8 (N, 1, H, W), rounded to nearest."""
     red, green, blue = (images[:, c].to(torch.int32) * weight for c, weight in enumerate(LUMA))
     return ((red + green + blue + 2**15) >> 16).to(torch.uint8).unsqueeze(1)
 
 
 def square(images: np.ndarray, image_size: int, channels: int) -> Tensor:
-    """Brings an array of images to one square size and number of channels.
+    """Resize an array of images to one square size and number of channels.
 
     The shorter side is scaled (bilinear, antialiased) and the centre cut out, a chunk of images at a time.
 
@@ -49,13 +49,13 @@ def square(images: np.ndarray, image_size: int, channels: int) -> Tensor:
 
 
 def read_image(path: Path, image_size: int, channels: int) -> Tensor:
-    """Decodes an image file to uint8 (channels, image_size, image_size), scaled and cropped like ``square``.
+    """Decode an image file to uint8 (channels, image_size, image_size), scaled and cropped like ``square``.
 
     Large JPEG files are decoded at a reduced size first, which is several times faster and close to equal.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is no readable 8-bit image; the message names the file.
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is no readable 8-bit image; the message names it.
     """
     try:
         with Image.open(path) as file:
@@ -77,10 +77,10 @@ def read_image(path: Path, image_size: int, channels: int) -> Tensor:
 
 
 class PackedPaths:
-    """Paths as one array of bytes below their common folder.
+    """Paths packed into one array of bytes below their common folder.
 
-    A list of a million ``Path`` objects takes hundreds of megabytes, and touching their reference counts
-    copies it into every forked worker; one array does neither.
+    A list of a million ``Path`` objects takes hundreds of megabytes, and touching their reference counts copies it into
+    every forked worker; one array does neither.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -96,7 +96,7 @@ class PackedPaths:
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Image files directly in ``folder``, sorted by name, without hidden ones; none if it does not exist."""
+    """List the image files directly in ``folder``, sorted by name, without hidden ones; empty if it does not exist."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -105,7 +105,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """Folders directly in ``folder``, sorted by name, without hidden ones; none if it does not exist."""
+    """List the folders directly in ``folder``, sorted by name, without hidden ones; empty if it does not exist."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:

@@ -1,4 +1,4 @@
-"""The data sets by name, and the one function that loads any of them."""
+"""Registry of the data sets by name, and the function that loads any of them."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -28,12 +28,12 @@ DATASETS: dict[str, Loader] = {
 
 
 def is_public(name: str) -> bool:
-    """Whether a data set is one that everybody has: neither a folder nor an npz file of somebody's own."""
+    """Return True for a data set that is public: neither a folder nor an npz file of the user's own."""
     return (name in DATASETS and name != "folder") or MEMBER_AT_SIZE.fullmatch(name) is not None
 
 
 def find_loader(name: str) -> Loader:
-    """The loader of a data set; raises ValueError with the nearest names for an unknown one."""
+    """Return the loader of a data set; raise ValueError with the nearest names for an unknown one."""
     if name in DATASETS:
         return DATASETS[name]
     prefix, colon, stem = name.partition(":")
@@ -57,23 +57,23 @@ def load_images(
     download: bool = True,
     memory_limit: int = 4 * 2**30,
 ) -> ImageSet:
-    """Loads one split of a data set as uint8 images of one square size.
+    """Load one split of a data set as uint8 images of one square size.
 
     Args:
-        name: A key of ``DATASETS``, a member of MedMNIST with a size (``bloodmnist_64``), or
-            ``medmnist:<stem>`` for a file ``<stem>.npz`` of MedMNIST's form.
+        name: A key of ``DATASETS``, a member of MedMNIST with a size (``bloodmnist_64``), or ``medmnist:<stem>`` for a
+            file ``<stem>.npz`` of MedMNIST's form.
         split: "train" or "test"; some have more ("val" in MedMNIST, "unlabeled" in STL-10 and COCO).
-        root: The folder of the data sets.
+        root: Folder of all data sets.
         image_size: Height and width in pixels; None is the data set's own size.
         channels: 1 (grey, ITU-R 601 luma) or 3 (RGB); None is the data set's own, 3 for image files.
-        in_memory: True decodes all files now, False when they are asked for, None decodes now if the pixels
-            fit into ``memory_limit``. Data sets that are stored as arrays can only be held in memory.
-        download: Whether to download a data set that is absent and that can be downloaded.
-        memory_limit: In bytes; only matters if ``in_memory`` is None.
+        in_memory: True decodes all files now, False when they are asked for, None decodes now if the pixels fit into
+            ``memory_limit``. Data sets that are stored as arrays can only be held in memory.
+        download: Allow the download of an absent data set, where it can be downloaded.
+        memory_limit: Limit in bytes, used if ``in_memory`` is None.
 
     Raises:
-        ValueError: If an argument is not allowed, a file is damaged, or the split has no images.
-        FileNotFoundError: If a file is absent and could not be downloaded; says how to get it.
+        ValueError: An argument is not allowed, a file is damaged, or the split has no images.
+        FileNotFoundError: A file is absent and could not be downloaded; the message tells where to get it.
     """
     loader = find_loader(name)
     if split not in loader.splits:
@@ -94,7 +94,7 @@ def load_images(
 def hold_arrays(
     name: str, found: Arrays, image_size: int | None, channels: int | None, in_memory: bool | None, limit: int
 ) -> ArrayImages:
-    """Resizes arrays once; refuses ``in_memory=False``, and by default what exceeds ``limit`` bytes."""
+    """Resize arrays once; refuse ``in_memory=False``, and by default arrays that exceed ``limit`` bytes."""
     if in_memory is False:
         raise ValueError(f"in_memory=False: {name} is stored as arrays and can only be held in memory")
     size = image_size or min(found.images.shape[2:])
@@ -112,7 +112,7 @@ def hold_arrays(
 def open_files(
     name: str, found: Files, image_size: int | None, channels: int | None, in_memory: bool | None, limit: int
 ) -> ImageSet:
-    """Wraps image files; decodes them all now if asked to, or if they fit into ``limit`` bytes."""
+    """Wrap image files; decode them all now if asked to, or if they fit into ``limit`` bytes."""
     size = image_size or found.image_size
     if size is None:
         raise ValueError(f"{name} has images of different sizes: set image_size")

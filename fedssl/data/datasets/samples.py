@@ -1,4 +1,4 @@
-"""What clients train on: samples with labels, read in batches by index."""
+"""Training samples with labels, read in batches by index."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from fedssl.data.datasets.pixels import PackedPaths, read_image
 class SampleSet(Dataset, ABC):
     """Samples of one shape with integer labels.
 
-    A set is a list of rows into a storage that it may share with other sets, so that ``subset`` copies no sample: a
-    federation of a thousand clients holds every one once.
+    A set is a list of rows into a storage that it may share with other sets. So ``subset`` copies no sample, and a
+    federation of a thousand clients holds each sample once.
 
     Attributes:
-        name: The data set's name.
-        labels: Class of each sample, int64 (N,); -1 where there is none.
+        name: Name of the data set.
+        labels: Class of each sample, int64 (N,); -1 for unlabelled samples.
         classes: Names of the classes, in the order of the labels; empty for unlabelled data.
-        modality: What the samples are, ``images`` or ``text``.
-        in_memory: Whether the samples are held in memory.
+        modality: Kind of the samples, ``images`` or ``text``.
+        in_memory: True if the samples are held in memory.
 
     Raises:
-        ValueError: Labels are no whole numbers.
+        ValueError: The labels are no whole numbers.
     """
 
     modality: ClassVar[str]
@@ -48,34 +48,34 @@ class SampleSet(Dataset, ABC):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """One sample, and its label (-1 without one)."""
+        """Return one sample and its label (-1 if unlabelled)."""
         return self._read(self.rows[index].reshape(1))[0], int(self.labels[index])
 
     def gather(self, indices: Tensor) -> Tensor:
-        """Returns the samples at ``indices`` (B,) as one new tensor (B, ...)."""
+        """Return the samples at ``indices`` (B,) as one new tensor (B, ...)."""
         return self._read(self.rows[indices])
 
     def subset(self, indices: Tensor) -> Self:
-        """Returns the samples at ``indices`` (B,), in that order, as a set that shares this one's storage."""
+        """Return the samples at ``indices`` (B,), in that order, as a set that shares this one's storage."""
         part = copy.copy(self)
         part.rows, part.labels = self.rows[indices], self.labels[indices]
         return part
 
     def check_encoder(self, spec: Any) -> None:
-        """Compares the samples with what an encoder was built for.
+        """Compare the samples with the input that an encoder was built for.
 
         Args:
-            spec: A :class:`layerwise.StagedSpec`.
+            spec: Description of the encoder, a ``layerwise.StagedSpec``.
 
         Raises:
-            ValueError: They do not fit it.
+            ValueError: The samples do not fit the encoder.
         """
         if spec.modality != self.modality:
             raise ValueError(f"{self.name} is {self.modality}, but the encoder {spec.name} is for {spec.modality}")
 
     @abstractmethod
     def _read(self, rows: Tensor) -> Tensor:
-        """The samples at these rows of the storage (B, ...)."""
+        """Return the samples at these rows of the storage (B, ...)."""
 
 
 DECODE_BLOCK = 8
@@ -101,10 +101,10 @@ class ImageSet(SampleSet):
         return f"{type(self).__name__}({self.name!r}, {images}, {len(self.classes)} classes)"
 
     def check_encoder(self, spec: Any) -> None:
-        """Compares size and channels.
+        """Compare size and channels with the encoder's input.
 
         Raises:
-            ValueError: They differ.
+            ValueError: Size or channels differ.
         """
         super().check_encoder(spec)
         if self.image_size != spec.image_size:
@@ -120,20 +120,20 @@ class ImageSet(SampleSet):
 
     @abstractmethod
     def _read(self, rows: Tensor) -> Tensor:
-        """The images at these rows of the storage, uint8 (B, C, H, W)."""
+        """Return the images at these rows of the storage, uint8 (B, C, H, W)."""
 
 
 class ArrayImages(ImageSet):
     """Images held in memory.
 
     Args:
-        name: The data set's name.
-        images: uint8 (N, C, H, H) with C 1 or 3. May be an expanded view.
-        labels: (N,) integers, -1 where there is no label.
+        name: Name of the data set.
+        images: Pixels, uint8 (N, C, H, H) with C 1 or 3. May be an expanded view.
+        labels: Classes (N,), integers; -1 for unlabelled images.
         classes: Names of the classes.
 
     Raises:
-        ValueError: If the images have another type or shape, or the labels another length.
+        ValueError: The images have another type or shape, or the labels another length.
     """
 
     in_memory = True
@@ -152,18 +152,18 @@ class ArrayImages(ImageSet):
 
 
 class FileImages(ImageSet):
-    """Images decoded from their files whenever they are asked for, several at a time in threads.
+    """Images decoded from files on demand, several at a time in threads.
 
     Args:
-        name: The data set's name.
+        name: Name of the data set.
         paths: One file an image.
-        labels: (N,) integers, -1 where there is no label.
+        labels: Classes (N,), integers; -1 for unlabelled images.
         classes: Names of the classes.
-        image_size: The shorter side is scaled to this many pixels, then the centre is cut out.
+        image_size: Side in pixels: the shorter side is scaled to it, then the centre is cut out.
         channels: 1 or 3.
 
     Raises:
-        ValueError: On reading, naming the file, if a file is no readable image.
+        ValueError: A file is no readable image; raised on reading, with its name.
     """
 
     in_memory = False

@@ -1,4 +1,4 @@
-"""What a data set's reader returns, and how it reports what is missing."""
+"""Return types of the data sets' readers, and the errors for missing files."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -34,11 +34,11 @@ class Files:
 
 @dataclass(frozen=True)
 class Loader:
-    """How to read one data set.
+    """Reader of one data set.
 
     Attributes:
-        read: Takes (root, split, whether to download) and returns the images; raises FileNotFoundError.
-        splits: The allowed splits.
+        read: Function of (root, split, download allowed) that returns the images or raises FileNotFoundError.
+        splits: Names of the allowed splits.
     """
 
     read: Callable[[Path, str, bool], Arrays | Files]
@@ -47,14 +47,14 @@ class Loader:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from: its name, project page, and the files expected below the root."""
+    """Origin of a data set: its name, project page, and the files expected below the root."""
 
     title: str
     page: str
     layout: str
 
     def missing(self, looked_for: Path, root: Path, reason: str = "") -> FileNotFoundError:
-        """The error for a file that is not there, saying how to get it."""
+        """Return the error for a missing file, with instructions to get it."""
         because = f" ({reason})" if reason else ""
         return FileNotFoundError(
             f"{self.title}: {looked_for} not found under root {root}{because}. "
@@ -62,7 +62,7 @@ class Source:
         )
 
     def fetch(self, looked_for: Path, root: Path, allowed: bool, download: Callable[[], object]) -> None:
-        """Runs ``download``; raises FileNotFoundError if that is not allowed or fails."""
+        """Run ``download``; raise FileNotFoundError if that is not allowed or fails."""
         if not allowed:
             raise self.missing(looked_for, root, "download=False")
         print(f"downloading {self.title} to {root}", file=sys.stderr)
@@ -76,7 +76,7 @@ class Source:
 
 
 def stratified_split(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Splits images so that every class gives the same fraction to the test part.
+    """Split images so that every class gives the same fraction to the test part.
 
     Args:
         labels: Class of each image, (N,).

@@ -18,11 +18,11 @@ IMAGE_BYTES = 3 * 96 * 96
 
 
 def read_stl10(root: Path, split: str, download: bool) -> Arrays:
-    """Maps the binary file of a split into memory: 5,000 train, 8,000 test or 100,000 unlabelled images.
+    """Map the binary file of a split into memory: 5,000 train, 8,000 test or 100,000 unlabelled images.
 
     Raises:
-        FileNotFoundError: If a file is absent and cannot be downloaded.
-        ValueError: If a file has the wrong length.
+        FileNotFoundError: A file is absent and cannot be downloaded.
+        ValueError: A file has the wrong length.
     """
     folder = root / "stl10_binary"
     pixels, numbers = folder / f"{split}_X.bin", folder / f"{split}_y.bin"

@@ -1,4 +1,4 @@
-"""The texts by name, and the one function that loads any of them."""
+"""Texts by name, their speakers, and their cut into pieces of equal length."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ TEXTS = ("toy_dialogue", "tiny_shakespeare")
 
 
 def load_text(name: str, root: str | Path, download: bool) -> str:
-    """Loads a text.
+    """Load a text.
 
     Args:
         name: ``toy_dialogue``, made up on the spot; ``tiny_shakespeare``, 1.1 million characters of Shakespeare's plays
             (Karpathy's char-rnn); or a file below the root that ends in ``.txt``, in UTF-8.
-        root: The folder of the data sets.
-        download: Whether tiny Shakespeare may be downloaded; its checksum is verified.
+        root: Folder of all data sets.
+        download: Allow the download of tiny Shakespeare; its checksum is verified.
 
     Raises:
         ValueError: The name is unknown, or the file is not in UTF-8.
-        FileNotFoundError: The file is absent and could not be downloaded; says how to get it.
+        FileNotFoundError: The file is absent and could not be downloaded; the message tells where to get it.
     """
     root = Path(root).expanduser().absolute()
     if name == "toy_dialogue":
@@ -67,27 +67,27 @@ def _read(path: Path) -> str:
 
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
-"""Line end and printable ASCII, with the indices from 1 on; 0 is every other character."""
+"""Line end and printable ASCII, with the indices from 1 on; 0 stands for every other character."""
 
 VOCABULARY = 1 + len(CHARACTERS)
-"""Fixed, so that nobody has to look at the clients' texts to agree on one, and pretrained weights fit any text."""
+"""Vocabulary size. It is fixed, so that nobody must inspect the clients' texts, and pretrained weights fit any text."""
 
 INDEX = {character: 1 + i for i, character in enumerate(CHARACTERS)}
 
 
 class TextSet(SampleSet):
-    """Pieces of T + 1 characters: T that are read, each with the one that follows it.
+    """Pieces of text with T + 1 characters: T inputs, each with the character that follows it.
 
-    The label of a piece is its speaker. A piece begins with the last character of the one before it, so that every
+    The label of a piece is its speaker. A piece begins with the last character of the one before, so that every
     character is predicted once.
 
     Args:
-        name: The data set's name.
-        texts: All that each speaker says.
-        context: T.
+        name: Name of the data set.
+        texts: Text of each speaker.
+        context: T, the context length in characters.
 
     Raises:
-        ValueError: ``context`` is below 1, or nobody says as much as one piece.
+        ValueError: ``context`` is below 1, or no speaker's text fills one piece.
     """
 
     modality = "text"
@@ -112,17 +112,18 @@ class TextSet(SampleSet):
         return f"TextSet({self.name!r}, {len(self)} pieces of {self.context} characters, {len(self.classes)} speakers)"
 
     def tails(self, validation: float, test: float) -> tuple[TextSet, TextSet, TextSet]:
-        """Splits off the end of what each speaker says.
+        """Split off the end of each speaker's text.
 
         Args:
-            validation: Share of each speaker's pieces, rounded to whole ones, in front of the last part.
-            test: Share of the last part.
+            validation: Share of each speaker's pieces, rounded to whole ones, before the test part.
+            test: Share of each speaker's pieces in the test part, the last one.
 
         Returns:
-            Beginning, validation and test.
+            Training, validation and test pieces.
 
         Raises:
-            ValueError: A share is not above 0, both leave nothing, or all speakers say too little for one of the parts.
+            ValueError: A share is not above 0, both leave nothing to train on, or a part is empty because the texts are
+                too short.
         """
         if not (validation > 0 and test > 0 and validation + test < 1):
             raise ValueError(
@@ -143,10 +144,10 @@ class TextSet(SampleSet):
         return begin, middle, end
 
     def check_encoder(self, spec: Any) -> None:
-        """Compares context and vocabulary.
+        """Compare context and vocabulary with the encoder's.
 
         Raises:
-            ValueError: They differ.
+            ValueError: Context or vocabulary differ.
         """
         super().check_encoder(spec)
         if self.context != spec.context:
@@ -158,31 +159,31 @@ class TextSet(SampleSet):
             raise ValueError(f"text has a vocabulary of {VOCABULARY}, the encoder's is {spec.vocabulary}: leave it out")
 
     def _read(self, rows: Tensor) -> Tensor:
-        """Indices of characters, int64 (B, T + 1)."""
+        """Return the indices of characters, int64 (B, T + 1)."""
         return self._characters[self._starts[rows][:, None] + torch.arange(self.context + 1)].long()
 
 
 def encode(text: str) -> Tensor:
-    """Indices of the characters, uint8 (N,)."""
+    """Return the indices of the characters, uint8 (N,)."""
     return torch.tensor([INDEX.get(character, 0) for character in text], dtype=torch.uint8)
 
 
 HEADING = re.compile(r"(?:\A\n*|\n\n+)([^\n:]{1,40}):\n")
-"""A name and a colon on a line of its own, after an empty line or at the beginning."""
+"""Pattern of a speaker's heading: a name and a colon on a line of its own, after an empty line or at the beginning."""
 
 NOBODY = "(nobody)"
-"""Says what no name stands above."""
+"""Speaker of the text before the first ``NAME:`` line."""
 
 
 def speeches(text: str) -> dict[str, str]:
-    """All that each speaker says, one speech after the other on new lines, without the names.
+    """Collect each speaker's text, one speech after the other on new lines, without the names.
 
     Args:
-        text: Speeches below lines ``NAME:``, with empty lines between them. In a text without such lines
-            :data:`NOBODY` says everything.
+        text: Speeches below lines ``NAME:``, with empty lines between them. Without such lines the whole text belongs
+            to ``NOBODY``.
 
     Returns:
-        By speaker, in the order in which they begin to speak.
+        Text by speaker, in the order of first appearance.
     """
     nobody, *rest = HEADING.split(text)
     found = {NOBODY: [nobody]} if nobody.strip() else {}
@@ -193,7 +194,7 @@ def speeches(text: str) -> dict[str, str]:
 
 SEED = 2411
 LENGTH = 36_000
-"""Characters, about."""
+"""Approximate length in characters."""
 
 SPEAKERS = {
     "Miller": ("grain flour sack wheel", "grind bring weigh"),
@@ -205,19 +206,19 @@ SPEAKERS = {
     "Weaver": ("wool thread loom shirt", "spin fold colour"),
     "Shepherd": ("sheep lamb dog hill", "guard lead find"),
 }
-"""Nouns and verbs of each."""
+"""Nouns and verbs of each speaker."""
 
 ADJECTIVES = "old new small heavy red good"
 OPENINGS = ("", "today ", "my friend, ", "in the morning ", "if it rains, ")
 
 
 def toy_dialogue(length: int = LENGTH) -> str:
-    """Speeches of one to three sentences; verbs agree with the number of their subject.
+    """Generate speeches of one to three sentences; verbs agree with the number of their subject.
 
     The first speaker says most and the last one least, by Zipf's law with exponent 0.5.
 
     Args:
-        length: Characters, at least; the last speech is finished.
+        length: Least number of characters; the last speech is finished.
     """
     # RandomState, not Generator: NumPy promises to keep only its stream unchanged
     random = np.random.RandomState(SEED)
@@ -232,7 +233,7 @@ def toy_dialogue(length: int = LENGTH) -> str:
 
 
 def sentence(speaker: str, random: np.random.RandomState) -> str:
-    """One sentence about a speaker's trade."""
+    """Generate one sentence about a speaker's trade."""
     nouns, verbs = (words.split() for words in SPEAKERS[speaker])
     adjectives, many = ADJECTIVES.split(), random.randint(2)
     subject, object_, verb = random.choice(nouns), random.choice(nouns), random.choice(verbs)
