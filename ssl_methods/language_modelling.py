@@ -1,4 +1,4 @@
-"""Language modelling: each character is predicted from those before it."""
+"""Language modelling: predict each character from those before it."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from ssl_methods.method import Inputs, Method, OptimizerFactory, StepOutput
 
 
 class LanguageModelling(Method):
-    """Mean cross-entropy of the next character, in the same federation as the methods for images.
+    """Language modelling by the mean cross-entropy of the next character, federated like the methods for images.
 
     A text of T + 1 characters gives T predictions: the first has one character of context, the last T. The head
-    ``lm_head`` is trained in every stage. It has weights of its own: tying them to the embedding of characters is not
-    offered, because a stage that freezes the embedding would change it.
+    ``lm_head`` is trained in every stage. It has weights of its own: they are not tied to the embedding of characters,
+    because a stage that freezes the embedding would change it.
 
     Args:
         backbone: Maps characters (B, T), or the prefix's output, to features (B, T, feature_dim).
         feature_dim: Width of the features.
         augment: Must be ``None``: text has no views.
-        optimizer: Makes the optimizer.
+        optimizer: Factory of the optimizer.
         vocabulary: Number of different characters.
 
     Raises:
-        ValueError: There is an ``augment``, or the vocabulary has fewer than two characters.
+        ValueError: ``augment`` is given, or the vocabulary has fewer than two characters.
     """
 
     modality = "text"
@@ -49,41 +49,41 @@ class LanguageModelling(Method):
         self.lm_head = nn.Linear(feature_dim, vocabulary)
 
     def heads(self) -> dict[str, nn.Module]:
-        """The layer that predicts characters."""
+        """Return the layer that predicts characters."""
         return {"lm_head": self.lm_head}
 
     def inputs(self, images: Tensor, labels: Tensor) -> Inputs:
-        """What is read (B, T) and what follows each character (B, T), of texts (B, T + 1)."""
+        """Split texts (B, T + 1) into inputs (B, T) and the character after each (B, T)."""
         return images[:, :-1].contiguous(), images[:, 1:].contiguous()
 
     def example_inputs(self, shape: tuple[int, ...]) -> Inputs:
-        """Texts of the first character only."""
+        """Return texts of the first character only."""
         return torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
 
     @torch.no_grad()
     def hidden(self, inputs: Inputs) -> Inputs:
-        """What is read after the prefix, and what follows."""
+        """Return the inputs after the prefix, and the targets."""
         read, following = inputs
         return self.prefix(read), following
 
     def loss_of(self, inputs: Inputs) -> Tensor:
-        """Mean cross-entropy of all predictions, in nats a character."""
+        """Return the mean cross-entropy of all predictions, in nats a character."""
         hidden, following = self.hidden(inputs)
         logits = self.lm_head(self.backbone(hidden))
         loss = F.cross_entropy(logits.flatten(0, 1), following.flatten())
         return self._with_terms((hidden,), StepOutput(loss, (logits,)))
 
     def nats(self, encoder: nn.Module, samples: Tensor) -> Tensor:
-        """Cross-entropy (B * T,) of every prediction of texts (B, T + 1)."""
+        """Return the cross-entropy (B * T,) of every prediction of texts (B, T + 1)."""
         read, following = samples[:, :-1], samples[:, 1:]
         logits = self.lm_head(encoder(read))
         return F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="none")
 
     def check_encoder(self, spec: Any) -> None:
-        """The encoder must read text of the same vocabulary.
+        """Refuse an encoder that does not read text of the same vocabulary.
 
         Raises:
-            ValueError: It does not.
+            ValueError: The encoder reads no text, or another vocabulary.
         """
         super().check_encoder(spec)
         if spec.vocabulary != self.lm_head.out_features:

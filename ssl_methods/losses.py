@@ -9,7 +9,7 @@ from torch import Tensor
 from ssl_methods.setting_checks import check_at_least
 
 TEMPERATURES = (1e-3, 1e3)
-"""Below, a softmax of cosines is a maximum; above, it is uniform."""
+"""Allowed temperatures: below, a softmax of cosines is a maximum; above, it is uniform."""
 
 
 def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
@@ -53,20 +53,20 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
 
 
 def check_temperature(temperature: float) -> float:
-    """Returns the temperature if it lies within ``TEMPERATURES``.
+    """Return the temperature if it lies within ``TEMPERATURES``.
 
     Raises:
-        ValueError: It cannot.
+        ValueError: The temperature lies outside.
     """
     check_at_least(*TEMPERATURES, temperature=temperature)
     return temperature
 
 
 def check_momentum(momentum: float) -> float:
-    """Returns the momentum of a target branch if it lies in 0..1.
+    """Return the momentum of a target branch if it lies in 0..1.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The momentum lies outside.
     """
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must be between 0 and 1, got {momentum}")

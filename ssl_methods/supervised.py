@@ -1,4 +1,4 @@
-"""Plain supervised classification, in the same federation as the self-supervised methods."""
+"""Supervised classification, federated like the self-supervised methods."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ssl_methods.method import Inputs, Method, OptimizerFactory, StepOutput
 
 
 class Supervised(Method):
-    """Cross-entropy of a linear classifier on the features (SmartFreeze and ProgFed train so).
+    """Supervised classification by the cross-entropy of a linear classifier (the training of SmartFreeze and ProgFed).
 
-    One view of every image is trained on, the first of the two that the augmentation defines.
+    Training uses one view of every image, the first of the two that the augmentation defines.
 
     Args:
         backbone: Maps the input to features (B, feature_dim).
         feature_dim: Width of the features.
-        augment: Makes the view.
-        optimizer: Makes the optimizer.
-        num_classes: Classes to tell apart.
-        label_smoothing: Of the targets, at least 0 and below 1.
+        augment: Augmentation that makes the view.
+        optimizer: Factory of the optimizer.
+        num_classes: Number of classes.
+        label_smoothing: Label smoothing of the targets, at least 0 and below 1.
     """
 
     views_in_paper = 1
@@ -45,39 +45,39 @@ class Supervised(Method):
         self.label_smoothing = label_smoothing
 
     def heads(self) -> dict[str, nn.Module]:
-        """The classifier."""
+        """Return the classifier."""
         return {"classifier": self.classifier}
 
     def inputs(self, images: Tensor, labels: Tensor) -> Inputs:
-        """One view (B, C, H, W) and the labels (B,)."""
+        """Return one view (B, C, H, W) and the labels (B,)."""
         return self.augment.first(images, self.generator), labels
 
     def example_inputs(self, shape: tuple[int, ...]) -> Inputs:
-        """A view without meaningful values, and labels of the first class."""
+        """Return a view without meaningful values, and labels of the first class."""
         return torch.empty(shape), torch.zeros(shape[0], dtype=torch.long)
 
     @torch.no_grad()
     def hidden(self, inputs: Inputs) -> Inputs:
-        """The view after the prefix, and the labels."""
+        """Return the view after the prefix, and the labels."""
         view, labels = inputs
         return self.prefix(view), labels
 
     def loss_of(self, inputs: Inputs) -> Tensor:
-        """Mean cross-entropy."""
+        """Return the mean cross-entropy."""
         hidden, labels = self.hidden(inputs)
         logits = self.classifier(self.backbone(hidden))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return self._with_terms((hidden,), StepOutput(loss, (logits,)))
 
     def classify(self, features: Tensor) -> Tensor:
-        """The classifier's scores."""
+        """Return the classifier's scores."""
         return self.classifier(features)
 
     def check_labels(self, labels: Tensor) -> None:
-        """Every image needs a label below ``num_classes``.
+        """Refuse labels that are missing or not below ``num_classes``.
 
         Raises:
-            ValueError: One has none, or a larger one.
+            ValueError: An image has no label, or one of ``num_classes`` or above.
         """
         if len(labels) and int(labels.min()) < 0:
             raise ValueError("supervised training needs a label for every image; this data set has unlabelled ones")

@@ -1,4 +1,4 @@
-"""A frozen copy of a branch: the momentum target, or the received model in an alignment loss."""
+"""Frozen copy of a branch: the momentum target, or the received model in an alignment loss."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class Twin(nn.Module):
-    """A copy of a network that never receives gradients.
+    """Copy of a network that never receives gradients.
 
-    It stays in training mode, so its batch norms use the batch's own statistics like the online branch, as in
-    MoCo v3 and BYOL. Its running statistics are its own and never travel.
+    It stays in training mode, so its batch norms use the batch's own statistics like the online branch, as in MoCo v3
+    and BYOL. Its running statistics are its own and never travel.
 
     Args:
-        branch: The network to copy.
+        branch: Network to copy.
     """
 
     def __init__(self, branch: nn.Module) -> None:
@@ -26,17 +26,17 @@ class Twin(nn.Module):
 
     @torch.no_grad()
     def reset(self, branch: nn.Module) -> None:
-        """Makes the twin equal to ``branch`` again, parameters and buffers."""
+        """Reset the twin to ``branch``, parameters and buffers."""
         for mine, theirs in zip(self._tensors(self.copy), self._tensors(branch), strict=True):
             mine.copy_(theirs)
 
     def follow(self, branch: nn.Module, momentum: float) -> None:
-        """Moves the parameters: twin = momentum * twin + (1 - momentum) * branch."""
+        """Move the parameters: twin = momentum * twin + (1 - momentum) * branch."""
         update_momentum(branch, self.copy, m=momentum)
 
     @torch.no_grad()
     def forward(self, hidden: Tensor) -> Tensor:
-        """Output of the copy, outside of autograd."""
+        """Return the copy's output, outside of autograd."""
         return self.copy(hidden)
 
     @staticmethod

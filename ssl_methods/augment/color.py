@@ -1,8 +1,8 @@
 """Colour operations on float images in [0, 1], each image with its own parameter.
 
-Meaning and weights follow torchvision's functional operations of the same names. As the trailing underscore
-says, they overwrite their images, and return them: fresh memory costs more time than the arithmetic.
-Saturation and hue leave images with one channel as they are.
+Meaning and weights follow torchvision's functional operations of the same names. A trailing underscore marks operations
+that overwrite their images and return them: fresh memory costs more time than the arithmetic. Saturation and hue leave
+images with one channel unchanged.
 """
 
 import torch
@@ -13,7 +13,7 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 def luminance(images: Tensor) -> Tensor:
-    """Perceived brightness, (B, C, H, W) -> (B, 1, H, W), a new tensor unless C is 1."""
+    """Compute the perceived brightness, (B, C, H, W) -> (B, 1, H, W), a new tensor unless C is 1."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)
@@ -21,33 +21,33 @@ def luminance(images: Tensor) -> Tensor:
 
 
 def adjust_brightness_(images: Tensor, factors: Tensor) -> Tensor:
-    """Multiplies each image (B, C, H, W) by its factor (B,) and clamps to [0, 1]."""
+    """Multiply each image (B, C, H, W) by its factor (B,) and clamp to [0, 1]."""
     return images.mul_(factors.view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def adjust_contrast_(images: Tensor, factors: Tensor) -> Tensor:
-    """Moves each image away from (factor above 1) or towards its mean luminance, clamped to [0, 1]."""
+    """Move each image away from (factor above 1) or towards its mean luminance, clamped to [0, 1]."""
     factors = factors.view(-1, 1, 1, 1)
     means = luminance(images).mean(dim=(1, 2, 3), keepdim=True)
     return images.mul_(factors).add_(means * (1 - factors)).clamp_(0, 1)
 
 
 def adjust_saturation_(images: Tensor, factors: Tensor) -> Tensor:
-    """Moves each pixel away from (factor above 1) or towards its luminance, clamped to [0, 1]."""
+    """Move each pixel away from (factor above 1) or towards its luminance, clamped to [0, 1]."""
     if images.shape[1] == 1:
         return images
     return images.lerp_(luminance(images), (1 - factors).view(-1, 1, 1, 1)).clamp_(0, 1)
 
 
 def to_grayscale_(images: Tensor) -> Tensor:
-    """Replaces every channel by the luminance."""
+    """Replace every channel by the luminance."""
     return images.copy_(luminance(images))
 
 
 def adjust_hue_(images: Tensor, shifts: Tensor) -> Tensor:
-    """Turns the hue of each image by its share of a full turn, (B,) in [-0.5, 0.5].
+    """Rotate the hue of each image by its fraction of a full turn, (B,) in [-0.5, 0.5].
 
-    Value and chroma stay. The hue is that of the HSV model; the way back to colours uses one clipped triangle
+    Value and chroma stay. The hue is that of the HSV model; the conversion back to colours uses one clipped triangle
     wave per channel, which equals the usual table of six sectors.
     """
     if images.shape[1] == 1:
@@ -66,10 +66,9 @@ def adjust_hue_(images: Tensor, shifts: Tensor) -> Tensor:
 
 
 def _lacking(turns: Tensor) -> Tensor:
-    """Share of the chroma that each channel lacks, (B, 1, H, W) turns in (-1, 2) -> (B, 3, H, W).
+    """Return the fraction of the chroma that each channel lacks, (B, 1, H, W) turns in (-1, 2) -> (B, 3, H, W).
 
-    A channel lacks nothing in the third of the circle around its own hue and everything in the third
-    opposite.
+    A channel lacks nothing in the third of the circle around its own hue and everything in the third opposite.
     """
     # Each channel's opposite hue moves to 1/3; the whole turn on top keeps fractions positive.
     offsets = turns.new_tensor([5 / 6, 3 / 6, 1 / 6]).view(3, 1, 1) + 1
@@ -77,17 +76,17 @@ def _lacking(turns: Tensor) -> Tensor:
 
 
 def solarize_(images: Tensor) -> Tensor:
-    """Inverts every value of at least 0.5: takes the smaller of a value and its inverse."""
+    """Invert every value of at least 0.5: take the smaller of a value and its inverse."""
     return torch.minimum(images, 1 - images, out=images)
 
 
 def gaussian_blur(images: Tensor, sigmas: Tensor) -> Tensor:
-    """Blurs rows, then columns, reflecting at the edges.
+    """Apply a Gaussian blur to rows, then columns, reflecting at the edges.
 
-    Each direction is one matrix product per image. That is more arithmetic than a convolution with a group
-    per image and channel, yet several times faster for small images, as such convolutions reuse too little.
-    The kernel ends where the weight falls below 1e-6 of the centre's, after some five standard deviations, or
-    where reflection ends, one pixel short of the side's length.
+    Each direction is one matrix product per image. That is more arithmetic than a convolution with a group per image
+    and channel, yet several times faster for small images, as such convolutions reuse too little. The kernel ends where
+    the weight falls below 1e-6 of the centre's, after some five standard deviations, or where reflection ends, one
+    pixel short of the side's length.
 
     Args:
         images: (B, C, H, W).
@@ -104,10 +103,10 @@ def gaussian_blur(images: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def blur_matrices(sigmas: Tensor, size: int) -> Tensor:
-    """Weights (B, size, size) of a line's input pixels (last) in each of its output pixels; rows sum to 1.
+    """Return weights (B, size, size) of a line's input pixels (last) in each of its output pixels; rows sum to 1.
 
-    Reflection does not repeat the edge pixel, so an input pixel counts at its own place and at its mirror
-    image beyond either end; the two end pixels have no image beyond their own end.
+    Reflection does not repeat the edge pixel, so an input pixel counts at its own place and at its mirror image beyond
+    either end; the two end pixels have no image beyond their own end.
     """
     steps = torch.arange(size, device=sigmas.device)
     weights = torch.exp(-0.5 * (steps / sigmas[:, None]) ** 2)

@@ -1,4 +1,4 @@
-"""The random numbers behind one view: a fixed set per image, whatever is switched on."""
+"""Random numbers behind one view: a fixed set per image, independent of the augmentations in use."""
 
 import math
 from collections.abc import Callable
@@ -34,7 +34,7 @@ class UnitDraws(NamedTuple):
 
 
 def draw_units(count: int, generator: torch.Generator) -> UnitDraws:
-    """Draws all decisions for `count` images in one call, on the generator's device.
+    """Draw all decisions for ``count`` images in one call, on the generator's device.
 
     The set is always complete, so switching one augmentation off leaves the others' numbers as they were.
     """
@@ -43,12 +43,12 @@ def draw_units(count: int, generator: torch.Generator) -> UnitDraws:
 
 
 def between(unit: Tensor, low: float, high: float) -> Tensor:
-    """Maps uniform numbers in [0, 1) to uniform numbers in [low, high)."""
+    """Map uniform numbers in [0, 1) to uniform numbers in [low, high)."""
     return low + (high - low) * unit
 
 
 def apply_where_(mask: Tensor, operation: Callable[..., Tensor], images: Tensor, *parameters: Tensor) -> Tensor:
-    """Runs an operation on the masked images only.
+    """Apply an operation to the masked images only.
 
     Args:
         mask: bool (B,). On the CPU the choice needs no synchronisation with an accelerator.
@@ -71,10 +71,10 @@ def apply_where_(mask: Tensor, operation: Callable[..., Tensor], images: Tensor,
 
 
 def bounded(name: str, value: float, high: float = math.inf) -> float:
-    """A finite number in [0, high].
+    """Return the value if it is a finite number in [0, high].
 
     Raises:
-        ValueError: if it is outside, infinite or not a number.
+        ValueError: The value is outside, infinite or not a number.
     """
     if not (math.isfinite(value) and 0 <= value <= high):
         allowed = "a finite number of at least 0" if math.isinf(high) else f"between 0 and {high:g}"
@@ -83,19 +83,19 @@ def bounded(name: str, value: float, high: float = math.inf) -> float:
 
 
 def probability(name: str, value: float) -> float:
-    """A number in [0, 1], else `ValueError`."""
+    """Return the value if it is in [0, 1]; raise ``ValueError`` otherwise."""
     return bounded(name, value, 1.0)
 
 
 def probability_per_view(name: str, values: tuple[float, float]) -> tuple[float, float]:
-    """One probability for the first view and one for the second, else `ValueError`."""
+    """Return one probability for the first view and one for the second; raise ``ValueError`` for other values."""
     if len(values) != 2:
         raise ValueError(f"{name} must have one probability for each of the two views, got {values}")
     return probability(name, values[0]), probability(name, values[1])
 
 
 def positive_range(name: str, values: tuple[float, float], high: float = math.inf) -> tuple[float, float]:
-    """A pair with 0 < low <= high bound, both finite, else `ValueError`."""
+    """Return a pair with 0 < low <= high bound, both finite; raise ``ValueError`` for other values."""
     limit = "finite" if math.isinf(high) else f"<= {high:g}"
     if len(values) != 2 or not (math.isfinite(values[1]) and 0 < values[0] <= values[1] <= high):
         raise ValueError(f"{name} must be (low, high) with 0 < low <= high, high {limit}, got {values}")
@@ -103,7 +103,7 @@ def positive_range(name: str, values: tuple[float, float], high: float = math.in
 
 
 def channel_values(name: str, values: tuple[float, ...], positive: bool = False) -> tuple[float, ...]:
-    """One finite number for all channels or three, optionally all above 0, else `ValueError`."""
+    """Return one finite number for all channels, or three, optionally all above 0; raise ``ValueError`` otherwise."""
     if len(values) not in (1, 3):
         raise ValueError(f"{name} must have 1 or 3 values, got {len(values)}: {values}")
     if not all(math.isfinite(value) and (value > 0 or not positive) for value in values):

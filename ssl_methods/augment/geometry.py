@@ -1,7 +1,7 @@
 """Crop, flip and affine motion as one matrix per image and one bilinear resampling.
 
-All matrices map output coordinates to input coordinates in the normalised frame of
-`torch.nn.functional.grid_sample` without aligned corners: x and y run from -1 to 1 between the outer edges.
+All matrices map output coordinates to input coordinates in the normalised frame of ``torch.nn.functional.grid_sample``
+without aligned corners: x and y run from -1 to 1 between the outer edges.
 """
 
 import math
@@ -23,24 +23,24 @@ def crop_boxes(
     scale: tuple[float, float],
     ratio_range: tuple[float, float],
 ) -> Tensor:
-    """Boxes of random resized crops (Szegedy et al., "Going deeper with convolutions", 2015, section 6).
+    """Draw boxes of random resized crops (Szegedy et al., "Going deeper with convolutions", 2015, section 6).
 
-    The share of the image's area is uniform in `scale`, the aspect ratio (width over height, in pixels)
-    log-uniform in `ratio_range`, and the place uniform. Deviations from torchvision: a ratio whose box would
-    not fit is clamped to the nearest one that does, instead of drawn again up to ten times, so that the area
-    is exactly uniform and the number of draws fixed; and boxes have fractional pixels.
+    The share of the image's area is uniform in ``scale``, the aspect ratio (width over height, in pixels) log-uniform
+    in ``ratio_range``, and the place uniform. Deviations from torchvision: a ratio whose box would not fit is clamped
+    to the nearest one that does, instead of drawn again up to ten times, so that the area is exactly uniform and the
+    number of draws fixed; and boxes have fractional pixels.
 
     Args:
         area: uniform draws in [0, 1) for the area, (B,).
-        ratio: the same for the aspect ratio.
-        top: the same for the vertical place.
-        left: the same for the horizontal place.
+        ratio: uniform draws for the aspect ratio, (B,).
+        top: uniform draws for the vertical place, (B,).
+        left: uniform draws for the horizontal place, (B,).
         image_size: height and width in pixels.
         scale: smallest and largest share of the area.
         ratio_range: smallest and largest aspect ratio.
 
     Returns:
-        (B, 4): top, left, height, width in pixels.
+        Boxes (B, 4): top, left, height, width in pixels.
     """
     image_height, image_width = image_size
     pixels = between(area, *scale) * image_height * image_width
@@ -52,7 +52,7 @@ def crop_boxes(
 
 
 def crop_matrices(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """Matrices (B, 3, 3) that stretch each box, (B, 4) as from `crop_boxes`, over the whole output."""
+    """Return matrices (B, 3, 3) that stretch each box, (B, 4) as from ``crop_boxes``, over the whole output."""
     image_height, image_width = image_size
     top, left, height, width = boxes.unbind(1)
     matrices = torch.eye(3, device=boxes.device).repeat(len(boxes), 1, 1)
@@ -64,7 +64,7 @@ def crop_matrices(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 
 def flip_matrices(horizontal: Tensor, vertical: Tensor) -> Tensor:
-    """Matrices (B, 3, 3) that mirror left-right and top-bottom where the masks (B,) say so."""
+    """Return matrices (B, 3, 3) that mirror left-right and top-bottom where the masks (B,) are set."""
     signs = [
         1.0 - 2.0 * horizontal.float(),
         1.0 - 2.0 * vertical.float(),
@@ -76,9 +76,9 @@ def flip_matrices(horizontal: Tensor, vertical: Tensor) -> Tensor:
 def affine_matrices(
     angle: Tensor, shear: Tensor, zoom: Tensor, shift_x: Tensor, shift_y: Tensor, image_size: tuple[int, int]
 ) -> Tensor:
-    """Matrices that shear along x, enlarge and rotate about the centre, then shift.
+    """Return matrices that shear along x, enlarge and rotate about the centre, then shift.
 
-    Signs and order are those of `torchvision.transforms.functional.affine`, with fractional shifts.
+    Signs and order are those of ``torchvision.transforms.functional.affine``, with fractional shifts.
 
     Args:
         angle: degrees, positive is clockwise, (B,).
@@ -86,10 +86,10 @@ def affine_matrices(
         zoom: factor; above 1 the content grows, (B,).
         shift_x: share of the width, positive is right, (B,).
         shift_y: share of the height, positive is down, (B,).
-        image_size: height and width in pixels; rotation keeps angles right on images that are not square.
+        image_size: height and width in pixels; rotation preserves angles on images that are not square.
 
     Returns:
-        (B, 3, 3).
+        Matrices (B, 3, 3).
     """
     image_height, image_width = image_size
     cos, sin, slope = angle.deg2rad().cos(), angle.deg2rad().sin(), shear.deg2rad().tan()
@@ -104,15 +104,15 @@ def affine_matrices(
 
 
 def resample(images: Tensor, matrices: Tensor, padding: str) -> Tensor:
-    """Samples each image once, bilinearly, at the places its matrix names.
+    """Resample each image once, bilinearly, at the places of its matrix.
 
-    No low-pass filter precedes the sampling, so a view that shrinks its content aliases slightly. A crop
-    blends with the true neighbours of its box at its edge, where torchvision repeats the box's edge.
+    No low-pass filter precedes the sampling, so a view that shrinks its content aliases slightly. A crop blends with
+    the true neighbours of its box at its edge, where torchvision repeats the box's edge.
 
     Args:
-        images: (B, C, H, W).
-        matrices: (B, 3, 3).
-        padding: what lies outside of the image, "zeros" (black) or "border" (the nearest edge pixel).
+        images: float images (B, C, H, W).
+        matrices: maps from output to input coordinates, (B, 3, 3).
+        padding: content outside of the image, "zeros" (black) or "border" (the nearest edge pixel).
 
     Returns:
         (B, C, H, W).

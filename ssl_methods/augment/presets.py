@@ -1,4 +1,4 @@
-"""Settings of `TwoViews` for kinds of images; presets differ in nothing but their defaults."""
+"""Presets of ``TwoViews`` for kinds of images; they differ only in their defaults."""
 
 from typing import Any, Literal
 
@@ -6,13 +6,12 @@ from ssl_methods.augment.views import TwoViews
 
 
 class NaturalViews(TwoViews):
-    """Small colour photographs, in the manner of BYOL and MoCo v3.
+    """Views of small colour photographs, in the manner of BYOL and MoCo v3.
 
-    Crop, flip, jitter, grayscale and the asymmetric blur and solarisation are those of BYOL (Grill et al.,
-    2020, appendix B) with a lower bound of 0.2 on the crop's area, as in MoCo v2.
-    Deviations: blur of 0.1 to 1.0 pixels instead of 0.1 to 2.0, because these images are some 32 pixels wide
-    and not 224; and values are normalised to [-1, 1] with 0.5, which suits any channel count, instead of with
-    the mean and deviation of a data set.
+    Crop, flip, jitter, grayscale and the asymmetric blur and solarisation are those of BYOL (Grill et al., 2020,
+    appendix B) with a lower bound of 0.2 on the crop's area, as in MoCo v2. Deviations: blur of 0.1 to 1.0 pixels
+    instead of 0.1 to 2.0, because these images are some 32 pixels wide and not 224; and values are normalised to [-1,
+    1] with 0.5, which suits any channel count, instead of with the mean and deviation of a data set.
     """
 
     def __init__(
@@ -48,10 +47,10 @@ class NaturalViews(TwoViews):
 
 
 class DigitsViews(TwoViews):
-    """Written digits and similar grey drawings on black: small affine motions, brightness and noise.
+    """Views of written digits and similar grey drawings on black: small affine motions, brightness and noise.
 
-    No flips and no crops, as they change what a digit means. Black surrounds the image. Values are normalised
-    to [-1, 1].
+    Flips and crops are left out, because they change the meaning of a digit. Black surrounds the image. Values are
+    normalised to [-1, 1].
     """
 
     def __init__(
@@ -79,10 +78,10 @@ class DigitsViews(TwoViews):
 
 
 class MedicalViews(TwoViews):
-    """Medical images, grey or colour: mild crops, both flips and light jitter.
+    """Views of medical images, grey or colour: mild crops, both flips and light jitter.
 
-    Colour and intensity carry meaning here, so there is no grayscale, solarisation or blur, and the
-    crop keeps at least half of the area. Values are normalised to [-1, 1].
+    Colour and intensity carry meaning here, so grayscale, solarisation and blur are off, and the crop keeps at least
+    half of the area. Values are normalised to [-1, 1].
     """
 
     def __init__(

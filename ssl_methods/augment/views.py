@@ -16,18 +16,18 @@ PADDINGS = ("zeros", "border")
 
 
 class TwoViews:
-    """Draws two random views of every image in a batch, each image with its own parameters.
+    """Two random views of every image in a batch, each image with its own parameters.
 
-    The order is crop, flip, affine motion (one bilinear resampling for the three), brightness, contrast,
-    saturation, hue, grayscale, blur, solarisation, noise, normalisation. By default everything is off: a
-    probability or amount of 0, or None, switches an augmentation off.
+    The order is crop, flip, affine motion (one bilinear resampling for the three), brightness, contrast, saturation,
+    hue, grayscale, blur, solarisation, noise, normalisation. By default everything is off: a probability or amount of
+    0, or None, switches an augmentation off.
 
-    Deviations from torchvision: jitter has this fixed order, where torchvision draws one per image; for crops
-    see `crop_boxes`. Values stay float from the resampling on, without rounding to 8 bits.
+    Deviations from torchvision: jitter has this fixed order, where torchvision draws one per image; for crops see
+    ``crop_boxes``. Values stay float from the resampling on, without rounding to 8 bits.
 
     Args:
-        mean: what normalisation subtracts, on the scale 0..1; one value for all channels or one each.
-        std: what normalisation divides by; one value for all channels or one each.
+        mean: mean that normalisation subtracts, on the scale 0..1; one value for all channels or one each.
+        std: deviation that normalisation divides by; one value for all channels or one each.
         crop_scale: smallest and largest share of the area in a random resized crop, or None for no crop.
         crop_ratio: smallest and largest aspect ratio (width over height) of the crop.
         flip: probability of a left-right flip.
@@ -36,12 +36,12 @@ class TwoViews:
         shear: largest angle of the shear along x in degrees, uniform in both directions.
         zoom: smallest and largest factor of size, uniform, or None for no change.
         shift: largest shift as a share of each side, uniform in both directions.
-        padding: what lies outside of the image: "border" repeats the edge pixels, "zeros" is black.
+        padding: content outside of the image: "border" repeats the edge pixels, "zeros" is black.
         brightness: factor uniform in [max(0, 1 - brightness), 1 + brightness].
         contrast: factor uniform in [max(0, 1 - contrast), 1 + contrast].
         saturation: factor uniform in [max(0, 1 - saturation), 1 + saturation]; colour images only.
         hue: shift uniform in [-hue, hue], in turns of the colour circle, at most 0.5; colour images only.
-        jitter_probability: probability that an image gets the four changes above at all.
+        jitter_probability: probability that an image gets the four changes above.
         grayscale: probability that colour is removed; colour images only.
         blur: probability of Gaussian blur in the first and in the second view.
         blur_sigma: smallest and largest standard deviation of the blur in pixels, uniform.
@@ -49,7 +49,7 @@ class TwoViews:
         noise: standard deviation of Gaussian pixel noise on the scale 0..1, to which the result is clamped.
 
     Raises:
-        ValueError: if a setting is outside of its range.
+        ValueError: A setting is outside of its range.
     """
 
     def __init__(
@@ -102,29 +102,29 @@ class TwoViews:
         self.noise = checks.bounded("noise", noise)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draws the two views.
+        """Draw the two views.
 
         Args:
             images: uint8 (B, C, H, W) with C 1 or 3.
-            generator: the only source of randomness, on any device; it advances by an amount that depends
-                on B (and with noise on the images' shape), never on outcomes.
+            generator: only source of randomness, on any device; it advances by an amount that depends on B (and with
+                noise on the images' shape), never on outcomes.
 
         Returns:
             Two normalised float32 tensors (B, C, H, W) on the images' device.
 
         Raises:
-            ValueError: if the images are empty or of another type or shape, or do not fit `mean` and `std`.
+            ValueError: The images are empty or of another type or shape, or do not fit ``mean`` and ``std``.
         """
         first, second = self._views(images, (0, 1), generator)
         return first, second
 
     def first(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws the first view only, for methods that compare no views; arguments and errors as for both."""
+        """Draw the first view only, for methods that compare no views; arguments and errors as for both."""
         (view,) = self._views(images, (0,), generator)
         return view
 
     def plain(self, images: Tensor) -> Tensor:
-        """Normalises without augmentation, for evaluation.
+        """Normalise without augmentation, for evaluation.
 
         Args:
             images: uint8 (B, C, H, W) with C 1 or 3.
@@ -133,12 +133,12 @@ class TwoViews:
             float32 (B, C, H, W).
 
         Raises:
-            ValueError: as for two views.
+            ValueError: The images are empty or of another type or shape, or do not fit ``mean`` and ``std``.
         """
         return self._normalize(self._to_unit_scale(images))
 
     def _views(self, images: Tensor, views: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:
-        """All views of the batch as one batch, which takes half as many operations as one view after the other."""
+        """Draw all views as one batch, which takes half as many operations as one view after the other."""
         pixels = self._to_unit_scale(images)
         draws = [self._draw(images.shape, generator) for _ in views]
         units = UnitDraws(*(torch.cat(unit) for unit in zip(*(units for units, _ in draws), strict=True)))
@@ -155,7 +155,7 @@ class TwoViews:
             return [self._normalize(view) for view in pixels.chunk(len(views))]
 
     def _draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[UnitDraws, Tensor]:
-        """All that is random in one view: its decisions, and its noise if there is any."""
+        """Draw the random numbers of one view: its decisions, and its noise (empty without noise)."""
         units = draw_units(shape[0], generator)
         return units, torch.randn(shape if self.noise > 0 else 0, generator=generator, device=generator.device)
 
