@@ -1,1 +1,1 @@
-"""Helpers that know nothing of federations: seeds, units, files, checks, clocks."""
+"""Utilities that are independent of federations: seeds, units, files, checks, clocks."""

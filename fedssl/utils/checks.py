@@ -1,4 +1,4 @@
-"""Settings of a federated run that are out of range, or do not go together."""
+"""Checks of settings that need or exclude each other."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from ssl_methods import Method, SSLMethod
 
 
 def check_together(deadline: Any, devices: Any, memory_budget: Any, micro_batch: Any, bank: Any) -> None:
-    """Settings that need or exclude each other.
+    """Check settings that need or exclude each other.
 
     Raises:
-        ValueError: They do.
+        ValueError: A setting lacks one that it needs, or meets one that it excludes.
     """
     if deadline and not devices:
         raise ValueError("a deadline needs devices, whose speed says who is late: set model.devices")
@@ -22,10 +22,10 @@ def check_together(deadline: Any, devices: Any, memory_budget: Any, micro_batch:
 
 
 def check_method(method: Method, alignment: Any, bank: Any) -> None:
-    """Settings that need views of images.
+    """Check settings that need views of images.
 
     Raises:
-        ValueError: The objective has none.
+        ValueError: The method has no views of images.
     """
     if alignment and not isinstance(method, SSLMethod):
         raise ValueError(f"alignment compares views: {type(method).__name__} has none, leave it out")

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent."""
+"""Atomic writing: files are either whole or absent."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file under a temporary name in the same folder and renames it.
+    """Write a file under a temporary name in the same folder and rename it.
 
     Args:
-        path: The file; its folder is created.
-        write: Writes the temporary file it is given.
+        path: Path of the file; its folder is created.
+        write: Function that writes the temporary file at the given path.
 
     Raises:
-        OSError: The disk refused, and the message names the file; one that was there before is untouched and nothing
-            is left behind.
+        OSError: The disk refused, and the message names the file; an earlier file is untouched, and no temporary file
+            remains.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -35,7 +35,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """While entered, a disk that refuses is told with the file, which the message of a full one lacks.
+    """Add the file's name to errors of the disk, because that of a full disk lacks it.
 
     Raises:
         OSError: The disk refused.
@@ -49,7 +49,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def replace_folder(fresh: Path, target: Path) -> None:
-    """Moves the folder ``fresh`` to ``target`` on the same file system; an older one is removed."""
+    """Move the folder ``fresh`` to ``target`` on the same file system; an older one is removed."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

@@ -1,4 +1,4 @@
-"""Where the time of a run goes."""
+"""Wall-clock time and peak memory of a run."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 
 
 class Stopwatch:
-    """Adds up wall-clock seconds by phase.
+    """Stopwatch that adds up wall-clock seconds by phase.
 
     On a GPU work is queued, so phases there are timed by CUDA events, which cost no synchronisation until the seconds
     are read.
 
     Attributes:
-        device: Where the work runs.
+        device: Device on which the work runs.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Times what runs inside as a part of ``phase``."""
+        """Time the enclosed work as a part of ``phase``."""
         if self.device.type == "cuda":
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
@@ -41,7 +41,7 @@ class Stopwatch:
             self._add(phase, time.perf_counter() - began)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds of every phase so far, in the order in which the phases first came."""
+        """Return the seconds of every phase so far, in the order in which the phases first came."""
         if self._events:
             torch.cuda.synchronize(self.device)
         for phase, start, end in self._events:
@@ -50,7 +50,7 @@ class Stopwatch:
         return dict(self._seconds)
 
     def restore(self, seconds: dict[str, float]) -> None:
-        """Continues from seconds that an interrupted run had counted."""
+        """Continue from the seconds that an interrupted run had counted."""
         self._seconds = dict(seconds)
 
     def _add(self, phase: str, seconds: float) -> None:
@@ -58,19 +58,19 @@ class Stopwatch:
 
 
 def peak_process_bytes() -> int:
-    """Most resident memory that the process has had since it started, in bytes."""
+    """Return the peak resident memory of the process since it started, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def start_device_peak(device: torch.device) -> None:
-    """Forgets the peak that :func:`memory_metrics` reports."""
+    """Reset the peak that ``memory_metrics`` reports."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory_metrics(device: torch.device) -> dict[str, float]:
-    """Peak of this process and, on a GPU, of what PyTorch had allocated there since :func:`start_device_peak`."""
+    """Return the peak of this process and, on a GPU, of PyTorch's allocations since ``start_device_peak``."""
     metrics: dict[str, float] = {"cost/process_peak_bytes": peak_process_bytes()}
     if device.type == "cuda":
         metrics["cost/device_peak_bytes"] = torch.cuda.max_memory_allocated(device)

@@ -1,4 +1,4 @@
-"""States on disk: tensors and plain values only, refused when a bit of the file has changed."""
+"""Saved states: files of tensors and plain values only, refused when a bit of them has changed."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ TABLES = (dict, OrderedDict)
 
 
 class UnusableStateError(ValueError):
-    """A saved state that cannot be used; the message goes on where a sentence has named the file."""
+    """Saved state that cannot be used; the message continues a sentence that has named the file."""
 
 
 def write_state(state: Any, path: Path, private: bool = False) -> None:
-    """Writes a state, all or nothing.
+    """Write a state, all or nothing.
 
     Args:
-        state: Tensors and plain values.
-        path: The file.
-        private: Only its owner may read the file.
+        state: State of tensors and plain values.
+        path: Path of the file.
+        private: Let only the owner read the file.
 
     Raises:
-        ValueError: Something in it could be written but not be read again.
+        ValueError: The state holds something that could be written but not read again.
         OSError: The disk refused.
     """
     check_plain(state)
@@ -49,10 +49,10 @@ def write_state(state: Any, path: Path, private: bool = False) -> None:
 
 
 def check_plain(state: Any, where: str = "state") -> None:
-    """Refuses what :func:`read_state` would refuse; a NumPy number is enough, though it looks like a plain one.
+    """Refuse states that ``read_state`` would refuse, such as NumPy numbers, which look like plain ones.
 
     Raises:
-        ValueError: The message has the keys that lead to it.
+        ValueError: The state holds another type; the message has the keys that lead to it.
     """
     kind = type(state)
     if kind in TABLES:
@@ -70,7 +70,7 @@ def check_plain(state: Any, where: str = "state") -> None:
 
 
 def describe(state: Any, known: hashlib.blake2b) -> None:
-    """Adds keys, lengths and types of a state to a hash; values do not matter."""
+    """Add keys, lengths and types of a state to a hash, without its values."""
     known.update(f"{type(state).__name__} ".encode())
     if isinstance(state, TABLES):
         for key, value in state.items():
@@ -83,13 +83,13 @@ def describe(state: Any, known: hashlib.blake2b) -> None:
 
 
 def read_state(path: Path) -> Any:
-    """Reads a state onto the CPU, after its checksums; runs no code from the file.
+    """Read a state onto the CPU after checking its checksums; no code from the file runs.
 
-    ``torch.load`` does not look at the checksums of the archive, and loads changed bits as other weights.
+    ``torch.load`` ignores the archive's checksums and would load changed bits as other weights.
 
     Raises:
         OSError: The file cannot be opened.
-        UnusableStateError: It is damaged, or holds more than tensors and plain values.
+        UnusableStateError: The file is damaged, or holds more than tensors and plain values.
     """
     with path.open("rb") as file:
         try:
@@ -112,7 +112,7 @@ def read_state(path: Path) -> Any:
 
 @contextmanager
 def restoring() -> Iterator[None]:
-    """While entered, a state of another form is refused in a sentence.
+    """Turn errors from a state of another form into one sentence.
 
     Raises:
         ValueError: A key is missing or unknown, or has another type than expected.
@@ -128,10 +128,10 @@ def restoring() -> Iterator[None]:
 
 
 def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Compares the settings a state was saved with to those of the run that loads it.
+    """Compare the settings that a state was saved with to those of the run that loads it.
 
     Raises:
-        ValueError: One differs, or was not saved.
+        ValueError: A setting differs, or was not saved.
     """
     for key, value in now.items():
         if key not in then:
@@ -147,17 +147,17 @@ def check_same(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def describe_optimizer(optimizer: Optimizer) -> str:
-    """Class and settings of an optimizer whose state is saved: they are restored with it, so they cannot change."""
+    """Return class and settings of an optimizer; they are restored with its state, so they cannot change."""
     given = {name: value for name, value in optimizer.defaults.items() if value is not None and value is not False}
     settings = ", ".join(f"{name} {value}" for name, value in sorted(given.items()))
     return f"{type(optimizer).__name__}({settings})"
 
 
 def check_network(then: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> None:
-    """Compares names and shapes of saved weights with those of the network that takes them.
+    """Compare names and shapes of saved weights with those of the network that takes them.
 
     Raises:
-        ValueError: They differ.
+        ValueError: Names or shapes differ.
     """
     advice = "use the configuration of the run folder"
     for key in [*then, *now]:

@@ -1,7 +1,7 @@
-"""Every random choice has its own generator, derived from (run seed, purpose, round, client, ...).
+"""Random generators, one for each purpose, derived from (run seed, purpose, round, client, ...).
 
-Hence results do not depend on the order of execution, the engine or the number of workers, and a resumed run
-draws what the uninterrupted run would have drawn.
+Hence results do not depend on the order of execution, the engine or the number of workers, and a resumed run draws what
+the uninterrupted run would have drawn.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import torch
 
 
 def derive_seed(seed: int, purpose: str, *ids: int) -> int:
-    """A 63-bit seed for one purpose, the same on every machine and Python version."""
+    """Derive a 63-bit seed for one purpose, the same on every machine and Python version."""
     text = ":".join([str(seed), purpose, *map(str, ids)])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def torch_generator(seed: int, purpose: str, *ids: int) -> torch.Generator:
-    """A CPU generator for one purpose."""
+    """Return a CPU generator for one purpose."""
     return torch.Generator().manual_seed(derive_seed(seed, purpose, *ids))
 
 
 def numpy_generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:
-    """A NumPy generator for one purpose."""
+    """Return a NumPy generator for one purpose."""
     return np.random.default_rng(derive_seed(seed, purpose, *ids))
 
 
 def run_seed(seed: int | None) -> int:
-    """The given seed, or else the one that Lightning's ``seed_everything`` set for this process.
+    """Return the given seed, or else the one that Lightning's ``seed_everything`` set for this process.
 
     Raises:
-        ValueError: There is neither.
+        ValueError: No seed is given, and none was set.
     """
     if seed is not None:
         return seed

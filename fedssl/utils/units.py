@@ -1,4 +1,4 @@
-"""Sizes and rates with units, for people."""
+"""Sizes and rates with units: parsing and formatting."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ RATE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([KkMGT]i?)?(B|bit)/s\s*")
 
 
 def parse_bytes(text: str) -> int:
-    """Bytes of a size such as ``512MiB``, ``1.5 GB`` or ``4096 B``.
+    """Parse a size such as ``512MiB``, ``1.5 GB`` or ``4096 B`` to bytes.
 
     KB, MB, GB and TB are powers of 1000, KiB, MiB, GiB and TiB powers of 1024. Upper and lower case are the same.
 
     Raises:
-        ValueError: It has no unit, is not above zero, or is no size at all.
+        ValueError: The text has no unit, is not above zero, or is no size at all.
     """
     match = SIZE.fullmatch(str(text))
     size = int(Decimal(match[1]) * FACTORS[(match[2] or "").lower()]) if match else 0
@@ -31,10 +31,10 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(size: float) -> str:
-    """A size with three or four digits and a binary unit, such as ``512 MiB``; ``no limit`` if infinite.
+    """Format a size with three or four digits and a binary unit, such as ``512 MiB``; ``no limit`` if infinite.
 
     Raises:
-        ValueError: It is negative or not a number.
+        ValueError: The size is negative or not a number.
     """
     if not size >= 0:
         raise ValueError(f"a size must be at least 0 bytes, got {size}")
@@ -50,12 +50,13 @@ def format_bytes(size: float) -> str:
 
 
 def parse_rate(value: float | str) -> float:
-    """Bytes a second of a bandwidth: a number, or a text such as ``20 Mbit/s`` or ``2.5MB/s``.
+    """Parse a bandwidth to bytes a second: a number, or a text such as ``20 Mbit/s`` or ``2.5MB/s``.
 
-    Prefixes are read as by :func:`parse_bytes`; only ``B`` (bytes) and ``bit`` are told apart, ``Mb/s`` is refused.
+    Prefixes are read as by ``parse_bytes``. Only ``B`` (bytes) and ``bit`` are units; the ambiguous ``Mb/s`` is
+    refused.
 
     Raises:
-        ValueError: It is not above zero, or no bandwidth at all. ``inf`` is one that takes no time.
+        ValueError: The value is not above zero, or no bandwidth at all. ``inf`` is allowed and takes no time.
     """
     match = RATE.fullmatch(value) if isinstance(value, str) else None
     if match:
