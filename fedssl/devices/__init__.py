@@ -1,4 +1,4 @@
-"""Which devices the clients have, what fits them, and a virtual clock."""
+"""Devices of the clients, their limits, and a virtual clock."""
 
 from fedssl.devices.deadline import Deadline
 from fedssl.devices.depth import choose_variant, device_extents, fleet_stages

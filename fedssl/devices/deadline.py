@@ -1,4 +1,4 @@
-"""What happens to clients that are not done when the server stops waiting."""
+"""Deadline of a round, and the treatment of clients that miss it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Literal, get_args
 from fedssl.protocol.messages import Failure, Result
 
 ROUNDING = 1e-9
-"""What a product of a share and a number may be too small by."""
+"""Tolerance for a product of a fraction and a number that is rounded too low."""
 
 Late = Literal["drop", "send_finished_layers"]
 
 
 @dataclass(frozen=True)
 class Deadline:
-    """Ends every round after a fixed time of the virtual clock.
+    """Deadline that ends every round after a fixed time of the virtual clock.
 
     Args:
-        seconds: From the begin of the download to the end of the upload.
-        late: What a late client does: ``drop`` gives nothing; ``send_finished_layers`` sends the last layers, which
-            backpropagation finishes first (SALF, arXiv 2403.18375). Of L trained layers it has finished the last
-            ``floor(L x)``, where x is the share of its local training that fits before the deadline with time left to
-            send everything. The paper has one local step a round; the share of several steps is our reading.
+        seconds: Seconds from the start of the download to the end of the upload.
+        late: Treatment of late clients: ``drop`` discards their work; ``send_finished_layers`` takes the last layers,
+            which backpropagation finishes first (SALF, arXiv 2403.18375). Of L trained layers a client has finished the
+            last ``floor(L x)``, where x is the fraction of its local training that fits before the deadline with time
+            left to send everything. The paper has one local step a round; the fraction of several steps is our reading.
     """
 
     seconds: float
@@ -36,12 +36,12 @@ class Deadline:
             raise ValueError(f"deadline.late must be one of {', '.join(get_args(Late))}, got {self.late!r}")
 
     def cut(self, result: Result, transfer_seconds: float, training_seconds: float) -> Result | Failure:
-        """What has arrived of a result at the deadline.
+        """Return the part of a result that has arrived at the deadline.
 
         Args:
-            result: With its parts in the order of the forward pass.
-            transfer_seconds: Download and upload.
-            training_seconds: Local training.
+            result: Result with its parts in the order of the forward pass.
+            transfer_seconds: Seconds of download and upload.
+            training_seconds: Seconds of local training.
         """
         if transfer_seconds + training_seconds <= self.seconds:
             return result

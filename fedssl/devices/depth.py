@@ -1,4 +1,6 @@
-"""One network for the whole fleet: the one of which devices train the most layers (CAFF, arXiv 2411.07826)."""
+"""Choice of one network for the whole fleet: the one of which devices train the most layers (CAFF, arXiv
+2411.07826).
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,16 @@ Variants = list[list[Stage]]
 
 
 def choose_variant(extents: Sequence[Sequence[int]]) -> int:
-    """Index of the variant, such as a depth l, with the largest average extent: of trained layers t_c(l).
+    """Return the index of the variant, such as a depth l, with the largest average number of trained layers t_c(l).
 
-    Devices that fit no variant are left aside. A variant in which another device cannot take part is discarded. Of
-    equal averages the later variant, which is the larger, wins (our reading; the paper does not say).
+    Devices that fit no variant are ignored. A variant that excludes any other device is discarded. Of equal averages
+    the later variant, which is the larger, wins (our reading; the paper does not say).
 
     Args:
-        extents: For every variant the t_c of all devices, in the same order; 0 where nothing fits.
+        extents: Trained layers t_c of all devices for every variant, in the same order; 0 where nothing fits.
 
     Raises:
-        ValueError: No device fits any variant, or every variant leaves out some device that fits another.
+        ValueError: No device fits any variant, or every variant excludes some device that fits another.
     """
     able = [any(counts) for counts in zip(*extents, strict=True)]
     if not any(able):
@@ -33,7 +35,7 @@ def choose_variant(extents: Sequence[Sequence[int]]) -> int:
 
 
 def device_extents(scheme: Scheme, variants: Variants, fleet: Fleet) -> list[list[int]]:
-    """For every variant how much each device trains of its last stage; 0 where nothing fits."""
+    """Return for every variant how much each device trains of its last stage; 0 where nothing fits."""
     found = []
     for stages in variants:
         choices = scheme.choices(stages[-1])
@@ -43,17 +45,17 @@ def device_extents(scheme: Scheme, variants: Variants, fleet: Fleet) -> list[lis
 
 
 def fleet_stages(scheme: Scheme, num_blocks: int, rounds: int, fleet: Fleet | None) -> list[Stage]:
-    """The stages of a run in the variant that suits the fleet best, of those that the scheme offers.
+    """Return a run's stages in the variant that suits the fleet best, of those that the scheme offers.
 
     Args:
-        scheme: Offers variants and cuts the run into stages.
-        num_blocks: Blocks of the full encoder.
+        scheme: Scheme that offers variants and cuts the run into stages.
+        num_blocks: Number of blocks of the full encoder.
         rounds: Communication rounds of the run.
-        fleet: The clients' devices; without them the largest variant is taken.
+        fleet: Devices of the clients; ``None`` takes the largest variant.
 
     Raises:
-        ValueError: The scheme does not fit the encoder or the rounds, or nothing fits any device; the message has what
-            is missing.
+        ValueError: The scheme does not fit the encoder or the rounds, or nothing fits any device; the message names the
+            shortage.
     """
     variants = scheme.variants(num_blocks, rounds)
     if not fleet or len(variants) == 1:

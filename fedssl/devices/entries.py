@@ -1,4 +1,4 @@
-"""Classes of devices as people write them, and how many clients have one of each."""
+"""Device classes as users write them, and the number of clients of each."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from fedssl.devices.profile import DeviceProfile
 from fedssl.utils.units import parse_bytes, parse_rate
 
 SHARE_TOLERANCE = 1e-6
-"""How far shares may add up from 1, as thirds do that are written out."""
+"""Tolerance of the sum of shares around 1, for fractions such as thirds that are written out."""
 
 
 @dataclass(frozen=True)
 class DeviceEntry:
-    """One class of devices.
+    """Device class with its number of clients.
 
     Args:
-        profile: What each of them can do.
-        count: How many clients have one; ``None`` if a share is given.
-        share: Fraction of the clients that have one.
+        profile: Abilities of each device of the class.
+        count: Number of clients with such a device; ``None`` if a share is given.
+        share: Fraction of the clients with such a device.
     """
 
     profile: DeviceProfile
@@ -34,12 +34,12 @@ class DeviceEntry:
 
 
 def parse_entries(entries: Sequence[Mapping[str, Any]]) -> list[DeviceEntry]:
-    """Reads classes of devices.
+    """Parse device classes.
 
     Args:
-        entries: Each with any of the keys ``name``, ``memory``, ``macs_per_second``, ``download``, ``upload``,
-            ``upload_limit``, ``macs_limit``, ``availability``, and ``count`` or ``share``; an empty value is a missing
-            one. What is missing has no limit, takes no time, is always available and occurs once.
+        entries: Device classes, each with any of the keys ``name``, ``memory``, ``macs_per_second``, ``download``,
+            ``upload``, ``upload_limit``, ``macs_limit``, ``availability``, and ``count`` or ``share``; an empty value
+            is a missing one. Missing values mean no limit, no time, always available and one client.
 
     Raises:
         ValueError: A key is unknown or a value impossible; some entries have a share and some do not; or shares do not
@@ -57,12 +57,12 @@ def parse_entries(entries: Sequence[Mapping[str, Any]]) -> list[DeviceEntry]:
 
 
 def assign(entries: Sequence[DeviceEntry], num_clients: int) -> list[DeviceProfile]:
-    """The device of each client: in order of the entries, the first clients have the first class.
+    """Return the device of each client: in order of the entries, the first clients have the first class.
 
     Shares become counts by largest remainder.
 
     Raises:
-        ValueError: Counts do not add up to the number of clients.
+        ValueError: The counts do not add up to the number of clients.
     """
     if entries[0].share is not None:
         shares = np.array([entry.share for entry in entries], dtype=float)
@@ -78,7 +78,7 @@ def assign(entries: Sequence[DeviceEntry], num_clients: int) -> list[DeviceProfi
 
 
 def parse_availability(value: Any) -> float | tuple[float, ...]:
-    """One probability, or several as a list or separated by spaces."""
+    """Parse one probability, or several as a list or separated by spaces."""
     parts = value.split() if isinstance(value, str) else value
     if isinstance(parts, list | tuple):
         numbers = tuple(parse_number(part) for part in parts)
@@ -87,10 +87,10 @@ def parse_availability(value: Any) -> float | tuple[float, ...]:
 
 
 def parse_number(value: Any) -> float:
-    """A number, also as a text.
+    """Parse a number, also from text.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The value is no number.
     """
     try:
         number = math.nan if isinstance(value, bool) else float(value)

@@ -1,4 +1,4 @@
-"""The clients' devices and a virtual clock: what a run would take on them."""
+"""Fleet: the clients' devices and a virtual clock, for the time that a run would take on them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from fedssl.utils.units import format_bytes
 from layerwise import Stage
 
 EMPTY_ROUND_SECONDS = 60.0
-"""How long the server waits when nobody can be reached, if no deadline is set."""
+"""Seconds that the server waits when nobody can be reached, if no deadline is set."""
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """What arrived of a client's work, and after how many seconds of the round."""
+    """Outcome of a client's work, and the second of the round at which it arrives."""
 
     result: Result | Failure
     seconds: float
@@ -29,14 +29,14 @@ class Delivery:
 
 @dataclass(frozen=True)
 class Eligibility:
-    """Who can train a stage.
+    """Number of clients that can train a stage.
 
     Args:
-        stage: Its index.
-        need_bytes: Peak memory of a local step, of the client with the largest batches.
-        eligible: Clients whose device has the memory that their own batches need, and meets its other limits.
-        clients: All clients.
-        images: Share of all images that the eligible clients hold.
+        stage: Index of the stage.
+        need_bytes: Peak memory of a local step on the client with the largest batches, in bytes.
+        eligible: Number of clients whose device has the memory for its own batches and meets the other limits.
+        clients: Number of all clients.
+        images: Fraction of all images that the eligible clients hold.
     """
 
     stage: int
@@ -55,13 +55,13 @@ class Eligibility:
 
 
 class Fleet:
-    """Who can take part, and when they are done.
+    """Devices of all clients on a virtual clock: eligibility, availability and duration of rounds.
 
     Args:
-        profiles: The device of every client.
-        images: The number of images of every client.
-        forecast: What a stage asks of a client.
-        deadline: Ends a round early; ``None`` waits for everybody.
+        profiles: Device of every client.
+        images: Number of images of every client.
+        forecast: Function that predicts the needs of a stage on a client.
+        deadline: Deadline that ends a round early; ``None`` waits for everybody.
 
     Attributes:
         now: Seconds on the virtual clock since the run began.
@@ -77,7 +77,7 @@ class Fleet:
         self._forecast = forecast
 
     def eligibility(self, stages: list[Stage]) -> list[Eligibility]:
-        """How many devices hold each stage, and why the others do not."""
+        """Return the number of devices that can train each stage, and the memory that it needs."""
         found = []
         for stage in stages:
             holding = [client for client in range(len(self.profiles)) if self.holds(client, stage)]
@@ -87,10 +87,10 @@ class Fleet:
         return found
 
     def check(self, stages: list[Stage]) -> None:
-        """Makes sure that every stage fits on some device.
+        """Check that every stage fits on some device.
 
         Raises:
-            ValueError: One fits nowhere; the message has what is missing.
+            ValueError: A stage fits on no device; the message names the shortage.
         """
         for stage in stages:
             least = min(self.shortage(client, stage) for client in range(len(self.profiles)))
@@ -101,29 +101,29 @@ class Fleet:
                 )
 
     def holds(self, client: int, stage: Stage) -> bool:
-        """Whether a client's memory suffices for a stage, and its limits of upload and operations do."""
+        """Return True if a client's memory suffices for a stage, and its limits of upload and operations do."""
         return not self.profiles[client].limited or not self.shortage(client, stage)
 
     def shortage(self, client: int, stage: Stage) -> Shortage:
-        """What a client's device lacks for a round of a stage."""
+        """Return the shortage of a client's device for a round of a stage."""
         return shortage(self._forecast(stage, self._images[client]), self.profiles[client])
 
     def largest(self, client: int, choices: Sequence[Stage]) -> Stage | None:
-        """The first of the choices that a client's device can train; ``None`` if it can train none."""
+        """Return the first of the choices that a client's device can train; ``None`` if it can train none."""
         return next((stage for stage in choices if self.holds(client, stage)), None)
 
     def reachable(self, rng: np.random.Generator) -> list[bool]:
-        """Which devices can be reached now."""
+        """Draw the devices that can be reached now."""
         draws = rng.random(len(self.profiles))
         return [u < profile.available(self.now) for u, profile in zip(draws.tolist(), self.profiles, strict=True)]
 
     def expected_seconds(self, client: int, stage: Stage) -> float:
-        """Predicted duration of a round on a device that holds the frozen layers already."""
+        """Predict the duration of a round on a device that already holds the frozen layers, in seconds."""
         need = self._forecast(stage, self._images[client])
         return self.profiles[client].seconds(need.active_bytes, need.macs, need.active_bytes)
 
     def deliver(self, result: Result, down_bytes: int) -> Delivery:
-        """What arrives of a result, given what its client had to receive first."""
+        """Return the part of a result that arrives, given the bytes that its client received first."""
         profile, up_bytes = self.profiles[result.client_id], num_bytes(result.parts)
         whole = profile.seconds(down_bytes, result.macs, up_bytes)
         if not self.deadline:
@@ -133,18 +133,18 @@ class Fleet:
         return Delivery(arrived, min(whole, self.deadline.seconds))
 
     def advance(self, seconds: list[float]) -> float:
-        """Moves the clock to the end of a round, whose last client was done; returns the round's duration."""
+        """Advance the clock to the end of a round, when its last client is done; return the round's duration."""
         waiting = self.deadline.seconds if self.deadline else EMPTY_ROUND_SECONDS
         duration = max(seconds) if seconds else waiting
         self.now += duration
         return duration
 
     def state_dict(self) -> dict[str, Any]:
-        """The clock."""
+        """Return the clock."""
         return {"now": self.now}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restore the state of ``state_dict``."""
         self.now = state["now"]
 
     def _need(self, client: int, stage: Stage) -> int:
@@ -157,12 +157,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, order=True)
 class Shortage:
-    """By how much a round exceeds the limits of a device; 0 where it does not.
+    """Excess of a round over the limits of a device; 0 where it stays within them.
 
     Args:
-        memory_bytes: Of the peak of a local step.
-        upload_bytes: Of what it sends in a round.
-        macs: Multiply-accumulates of local training in a round.
+        memory_bytes: Missing memory at the peak of a local step, in bytes.
+        upload_bytes: Excess upload of a round, in bytes.
+        macs: Excess multiply-accumulates of a round's local training.
     """
 
     memory_bytes: float
@@ -180,7 +180,7 @@ class Shortage:
 
 
 def shortage(need: Need, profile: DeviceProfile) -> Shortage:
-    """What a device lacks for what a round needs."""
+    """Return the shortage of a device for the needs of a round."""
     return Shortage(
         max(0, need.peak_memory_bytes - profile.memory_bytes),
         max(0, need.active_bytes - profile.upload_limit_bytes),

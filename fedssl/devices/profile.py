@@ -1,4 +1,4 @@
-"""What a client's device can do."""
+"""Profile of a client's device."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ POSITIVE = (
     "upload_limit_bytes",
     "macs_limit",
 )
-"""What must be above zero."""
+"""Fields that must be above zero."""
 
 
 @dataclass(frozen=True)
 class DeviceProfile:
-    """Memory, speed, bandwidth, limits and availability of one device; two devices of a class are equal.
+    """Device profile with memory, speed, bandwidth, limits and availability; all devices of a class are equal.
 
     Args:
-        name: Of its class, for people.
-        memory_bytes: What training may use; infinite: no limit.
-        macs_per_second: Multiply-accumulates it does in a second; infinite: they take no time.
-        down_bytes_per_second: From the server; infinite: takes no time.
-        up_bytes_per_second: To the server; infinite: takes no time.
-        availability: Probability that it can be reached, or one for each of equal parts of the day, from midnight.
-        upload_limit_bytes: Most that it sends in a round; infinite: no limit.
-        macs_limit: Most multiply-accumulates that it spends in a round; infinite: no limit.
+        name: Name of the device's class, for people.
+        memory_bytes: Memory that training may use, in bytes; infinite means no limit.
+        macs_per_second: Multiply-accumulates in a second; infinite means that they take no time.
+        down_bytes_per_second: Bandwidth from the server; infinite means that the download takes no time.
+        up_bytes_per_second: Bandwidth to the server; infinite means that the upload takes no time.
+        availability: Probability that the device can be reached, or one for each of equal parts of the day, from
+            midnight.
+        upload_limit_bytes: Most bytes that the device sends in a round; infinite means no limit.
+        macs_limit: Most multiply-accumulates that the device spends in a round; infinite means no limit.
 
     Raises:
         ValueError: A number is not above zero, or the availability is no probability, or zero all day.
@@ -56,16 +57,16 @@ class DeviceProfile:
 
     @property
     def limited(self) -> bool:
-        """Whether it has any limit, of memory or a round."""
+        """True if the device has any limit, of memory, upload or operations."""
         return min(self.memory_bytes, self.upload_limit_bytes, self.macs_limit) < math.inf
 
     def seconds(self, down_bytes: float, macs: float, up_bytes: float) -> float:
-        """How long a round takes: the download, then local training, then the upload."""
+        """Return the duration of a round in seconds: the download, then local training, then the upload."""
         down, up = down_bytes / self.down_bytes_per_second, up_bytes / self.up_bytes_per_second
         return down + macs / self.macs_per_second + up
 
     def available(self, at_seconds: float) -> float:
-        """Probability that it can be reached ``at_seconds`` after the midnight on which the run began."""
+        """Return the probability of reaching the device ``at_seconds`` after the midnight on which the run began."""
         part = int(at_seconds % SECONDS_A_DAY * len(self._parts) / SECONDS_A_DAY)
         return self._parts[min(part, len(self._parts) - 1)]
 

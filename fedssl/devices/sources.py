@@ -1,4 +1,4 @@
-"""Which device each client has: from a file, from classes, or drawn at random."""
+"""Sources of the clients' devices: a file, written classes, or random draws."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ Range = tuple[float, float]
 
 
 class DeviceSource(ABC):
-    """Gives every client a device."""
+    """Source of the clients' devices."""
 
     @abstractmethod
     def profiles(self, num_clients: int, seed: int) -> list[DeviceProfile]:
-        """The devices, in order of client ids.
+        """Return the devices, in order of client ids.
 
         Args:
-            num_clients: Clients of the federation.
-            seed: Of the run; the same seed gives the same devices.
+            num_clients: Number of clients of the federation.
+            seed: Seed of the run; the same seed gives the same devices.
 
         Raises:
             ValueError: The source has devices for another number of clients.
@@ -37,11 +37,11 @@ class DeviceSource(ABC):
 
 
 class DeviceClasses(DeviceSource):
-    """Classes of devices, written out.
+    """Device classes, written out in the configuration.
 
     Args:
-        classes: Each with any of ``name``, ``memory`` ("512MiB"), ``macs_per_second``, ``download`` and ``upload``
-            (bytes a second, or "20 Mbit/s"), ``upload_limit`` ("5MiB" a round), ``macs_limit`` (a round),
+        classes: Device classes, each with any of ``name``, ``memory`` ("512MiB"), ``macs_per_second``, ``download`` and
+            ``upload`` (bytes a second, or "20 Mbit/s"), ``upload_limit`` ("5MiB" a round), ``macs_limit`` (a round),
             ``availability`` (a probability, or a list that splits the day into equal parts), and ``count`` (clients) or
             ``share`` (fraction of the clients). The first clients have the first class.
 
@@ -53,19 +53,20 @@ class DeviceClasses(DeviceSource):
         self._entries = parse_entries(classes)
 
     def profiles(self, num_clients: int, seed: int) -> list[DeviceProfile]:
-        """The clients' devices; nothing is drawn."""
+        """Return the clients' devices; nothing is drawn."""
         return assign(self._entries, num_clients)
 
 
 class DeviceFile(DeviceSource):
-    """Classes of devices from a file.
+    """Device classes from a file.
 
     Args:
-        path: YAML with a list under ``devices``, or CSV with a heading; keys and columns are those of
-            :class:`DeviceClasses`. In CSV the parts of the day are separated by spaces and empty cells are missing.
+        path: File of the device classes: YAML with a list under ``devices``, or CSV with a heading. Keys and columns
+            are those of ``DeviceClasses``. In CSV, spaces separate the parts of the day, and empty cells count as
+            missing.
 
     Raises:
-        ValueError: There is no such file, it is neither YAML nor CSV, or a class is impossible.
+        ValueError: The file does not exist, it is neither YAML nor CSV, or a class is impossible.
     """
 
     def __init__(self, path: str) -> None:
@@ -75,20 +76,21 @@ class DeviceFile(DeviceSource):
             raise ValueError(f"{path}: {error}") from error
 
     def profiles(self, num_clients: int, seed: int) -> list[DeviceProfile]:
-        """The clients' devices; nothing is drawn."""
+        """Return the clients' devices; nothing is drawn."""
         return assign(self._entries, num_clients)
 
 
 class RandomDevices(DeviceSource):
-    """Every client's device is drawn on its own; what is left out has no limit, or takes no time.
+    """Random devices, drawn for each client on its own; a range left out means no limit, or no time.
 
     Args:
-        memory: Lowest and highest, such as ["256MiB", "2GiB"].
-        macs_per_second: Lowest and highest.
-        download: Lowest and highest, in bytes a second or such as "20 Mbit/s".
-        upload: The same.
-        availability: Lowest and highest probability; always uniform.
-        distribution: ``uniform``, or ``log-uniform``: every power of ten is as likely.
+        memory: Lowest and highest memory, such as ["256MiB", "2GiB"].
+        macs_per_second: Lowest and highest multiply-accumulates in a second.
+        download: Lowest and highest bandwidth from the server, in bytes a second or such as "20 Mbit/s".
+        upload: Lowest and highest bandwidth to the server, likewise.
+        availability: Lowest and highest probability that a device can be reached; always uniform.
+        distribution: Distribution within the ranges: ``uniform``, or ``log-uniform``, where every power of ten is
+            equally likely.
 
     Raises:
         ValueError: A range is not two numbers above zero in ascending order.
@@ -117,7 +119,7 @@ class RandomDevices(DeviceSource):
             raise ValueError(f"availability must be a probability of at most 1, got {availability}")
 
     def profiles(self, num_clients: int, seed: int) -> list[DeviceProfile]:
-        """The clients' devices; a client's does not depend on how many others there are."""
+        """Draw the clients' devices; each is independent of the number of clients."""
         return [
             self._draw(f"device {client}", numpy_generator(seed, "device", client)) for client in range(num_clients)
         ]
@@ -134,7 +136,7 @@ class RandomDevices(DeviceSource):
 
 
 def _between(limits: Range, position: float, log: bool) -> float:
-    """The value at a position in [0, 1) of the range."""
+    """Return the value at a position in [0, 1) of the range."""
     low, high = limits
     return float(low * (high / low) ** position if log else low + (high - low) * position)
 
