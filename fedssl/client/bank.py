@@ -1,4 +1,4 @@
-"""What a bank of activations holds, and when it is filled."""
+"""Activation banks: settings, size limits and storage of the frozen prefix's outputs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class ActivationBank:
-    """Clients run the frozen prefix once, and train the active part from its stored outputs.
+    """Bank of stored activations: clients run the frozen prefix once and train the active part on its outputs.
 
-    Of every image ``pairs`` views of either kind are drawn, passed through the prefix and stored in few bits. A local
-    step takes one stored view of either kind of each image at random, so that ``pairs`` squared pairs can come.
-    Augmentation is thereby limited to the stored views, and their activations are rounded: this is an approximation.
-    Where nothing is frozen, there is no bank, and steps are as usual.
+    For every image, ``pairs`` first and ``pairs`` second views are drawn, passed through the prefix and stored in few
+    bits. A local step draws one stored first and one stored second view of each image, out of ``pairs`` squared
+    combinations. This is an approximation: augmentation is limited to the stored views, and their activations are
+    rounded. Stages without frozen parts use no bank.
 
-    A bank is filled when a stage begins, when a frozen part changed (by calibration, or as depth dropout draws others),
-    and every ``refresh`` rounds.
+    A bank is filled when a stage begins, when a frozen part changes (by calibration, or by another draw of depth
+    dropout), and every ``refresh`` rounds.
 
     Args:
-        pairs: Views of either kind stored of an image.
-        refresh: Rounds after which new views are drawn; ``None``: none but at the stages' beginnings.
-        bits: Of a stored value, 16 or 8.
-        budget: Most bytes of one client's bank, such as "256MiB".
-        folder: Where banks are mapped to files; ``None``: they are held in memory.
+        pairs: Number of stored first views, and of second views, of each image.
+        refresh: Rounds after which new views are drawn; ``None`` draws them only when a stage begins.
+        bits: Bits of a stored value, 16 or 8.
+        budget: Largest size of one client's bank, such as "256MiB".
+        folder: Folder in which banks are mapped to files; ``None`` holds them in memory.
     """
 
     pairs: int = 4
@@ -56,39 +56,39 @@ class ActivationBank:
         parse_bytes(self.budget)
 
     def settings(self) -> str:
-        """What decides the content, for people."""
+        """Describe the settings that decide the content, for people."""
         return f"{self.pairs} pairs of {self.bits} bits, refresh {self.refresh}"
 
     @property
     def path(self) -> Path | None:
-        """The folder of the files."""
+        """Folder of the files."""
         return None if self.folder is None else Path(self.folder)
 
     def period(self, round_: int) -> int:
-        """Rounds of one period have the same stored views."""
+        """Return the index of a round's period; rounds of one period have the same stored views."""
         return round_ // self.refresh if self.refresh else 0
 
     def content(self, task: Task) -> str:
-        """What the bank for a task is made from, besides the client's images and the seed; empty if there is none."""
+        """Describe the sources of a task's bank besides the images and the seed; empty without frozen parts."""
         if not task.frozen_ids:
             return ""
         frozen = ", ".join(f"{name} {content}" for name, content in task.frozen_ids.items())
         return f"stage {task.stage.index}, period {self.period(task.round)}: {frozen}"
 
     def size(self, num_images: int, shapes: Iterable[Shape]) -> int:
-        """Bytes of the bank of a client.
+        """Return the bytes of a client's bank.
 
         Args:
-            num_images: That it holds.
-            shapes: Of the prefix's outputs for one image, one for each view.
+            num_images: Number of the client's images.
+            shapes: Shapes of the prefix's outputs for one image, one for each view.
         """
         return sum(bytes_of_rows(self.pairs * num_images, shape, self.bits) for shape in shapes)
 
     def check(self, stage: Stage, num_images: int, shapes: Sequence[Shape]) -> None:
-        """Whether the bank of a client is within the budget.
+        """Refuse a client's bank that exceeds the budget.
 
         Raises:
-            InfeasibleBudgetError: It is not; the message has the bytes that it needs.
+            InfeasibleBudgetError: The bank exceeds the budget; the message has the bytes that it needs.
         """
         needed = self.size(num_images, shapes)
         if needed > parse_bytes(self.budget):
@@ -101,23 +101,24 @@ class ActivationBank:
 
 
 LEVELS = 255
-"""Steps between the smallest and the largest of 8-bit values that share a scale."""
+"""Quantisation steps between the smallest and the largest of 8-bit values that share a scale."""
 
 
 class Rows:
-    """A table with one activation a row.
+    """Table with one activation a row, in 16 or 8 bits.
 
     With 16 bits rows are half-precision floats. With 8 bits they are codes: the values of a row with the same first
     index (those of a token, or of a channel) share a smallest value and a step, and are rounded to the nearest.
 
     Args:
-        count: Rows.
-        shape: Of one activation.
-        bits: 16 or 8.
-        folder: Where the values are mapped to a file, which disappears with the table; ``None``: in memory.
+        count: Number of rows.
+        shape: Shape of one activation.
+        bits: Bits of a value, 16 or 8.
+        folder: Folder in which the values are mapped to a file that disappears with the table; ``None`` holds them in
+            memory.
 
     Raises:
-        OSError: The folder has no space for them.
+        OSError: The folder has too little space.
     """
 
     def __init__(self, count: int, shape: tuple[int, ...], bits: int, folder: Path | None) -> None:
@@ -125,7 +126,7 @@ class Rows:
         self._scales = None if bits == 16 else _table((2, count, shape[0]), torch.float32, folder)
 
     def write(self, start: int, activations: Tensor) -> None:
-        """Fills the rows from ``start`` on with activations (B, ...)."""
+        """Write activations (B, ...) to the rows from ``start`` on."""
         rows = slice(start, start + len(activations))
         values = activations.detach().float().cpu()
         if self._scales is not None:
@@ -138,7 +139,7 @@ class Rows:
         self._values[rows] = values.to(self._values.dtype)
 
     def read(self, rows: Tensor) -> Tensor:
-        """The activations in these rows (B,), float32 (B, ...)."""
+        """Return the activations in these rows (B,), float32 (B, ...)."""
         values = self._values[rows].float()
         if self._scales is not None:
             least, step = self._scales[:, rows, :, None]
@@ -147,7 +148,7 @@ class Rows:
 
 
 def bytes_of_rows(count: int, shape: tuple[int, ...], bits: int) -> int:
-    """Bytes that a table takes."""
+    """Return the bytes of a table."""
     return count * (prod(shape) * bits // 8 + (0 if bits == 16 else 2 * 4 * shape[0]))
 
 

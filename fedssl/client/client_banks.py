@@ -1,4 +1,4 @@
-"""The banks of the clients that train in one resident model."""
+"""Activation banks of the clients that train in one resident model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from ssl_methods import Inputs, Method
 
 
 class NumberedImages(ImageSet):
-    """A client's images without their pixels: each is its number.
+    """Images represented by their numbers, for clients that train from a bank and need no pixels.
 
     Args:
-        images: The client's images.
+        images: Images of the client.
     """
 
     in_memory = True
@@ -35,14 +35,14 @@ class NumberedImages(ImageSet):
 
 @dataclass
 class Bank:
-    """One client's stored views; takes the place of a method's augmentation.
+    """Stored views of one client; replaces the method's augmentation.
 
     Args:
-        content: What it was made from.
-        macs: Multiply-accumulates of filling it.
-        views: The table of each view; image i has the rows i, i + images, i + 2 images, ...
-        images: Images of the client.
-        pairs: Rows of an image.
+        content: Description of the sources that the bank was made from.
+        macs: Multiply-accumulates of filling the bank.
+        views: Tables of the first and second views; image i has the rows i, i + images, i + 2 images, ...
+        images: Number of the client's images.
+        pairs: Number of rows of an image.
     """
 
     content: str
@@ -52,12 +52,12 @@ class Bank:
     pairs: int
 
     def __call__(self, numbers: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A stored view of either kind of the images with these numbers (B,)."""
+        """Draw a stored first and a stored second view of the images with these numbers (B,)."""
         first, second = (self._draw(rows, numbers, generator) for rows in self.views)
         return first, second
 
     def first(self, numbers: Tensor, generator: torch.Generator) -> Tensor:
-        """A stored view of the first kind."""
+        """Draw a stored first view."""
         return self._draw(self.views[0], numbers, generator)
 
     def _draw(self, rows: Rows, numbers: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,12 +67,12 @@ class Bank:
 
 @dataclass(frozen=True)
 class Source:
-    """What a client trains on.
+    """Training data of a client.
 
     Args:
-        images: Its images, or their numbers in its bank.
-        macs: Multiply-accumulates of filling the bank, in this round or before.
-        kind: Tells steps from a bank from others, in the book of costs.
+        images: Images of the client, or their numbers in its bank.
+        macs: Multiply-accumulates of filling the bank, in this round or an earlier one.
+        kind: Suffix in the book of costs that distinguishes steps from a bank.
     """
 
     images: SampleSet
@@ -81,14 +81,14 @@ class Source:
 
 
 class ClientBanks:
-    """Fills the clients' banks and gives local training their content.
+    """Banks of all clients: fills them and gives their content to local training.
 
-    A bank follows from the frozen parts, the client's images and the seed alone, so that one that a process lost, or
-    that another process had, is filled again with the same.
+    A bank follows from the frozen parts, the client's images and the seed alone. So a process that resumes, or takes
+    over a client, fills it again with the same content.
 
     Args:
-        rule: What banks hold and when they are filled.
-        seed: Of the run.
+        rule: Settings of the banks.
+        seed: Seed of the run.
     """
 
     def __init__(self, rule: ActivationBank, seed: int) -> None:
@@ -101,18 +101,18 @@ class ClientBanks:
     def __call__(
         self, task: Task, method: Method, images: SampleSet, batch_size: int, book: CostBook, kind: str
     ) -> Iterator[Source]:
-        """While entered, the method's views come from the client's bank, and it runs no prefix.
+        """Provide the client's bank: while entered, the method draws its views from it and runs no prefix.
 
         Args:
-            task: What the client does.
-            method: Attached to the task's stage.
-            images: The client's images.
-            batch_size: Images that pass the prefix at a time.
-            book: Where costs are looked up and noted.
-            kind: Prefixes of one kind cost the same.
+            task: Task of the client.
+            method: Method, attached to the task's stage.
+            images: Images of the client.
+            batch_size: Number of images that pass the prefix at a time.
+            book: Book in which costs are looked up and noted.
+            kind: Kind of the prefix, of which all cost the same.
 
         Raises:
-            InfeasibleBudgetError: The bank is larger than its budget.
+            InfeasibleBudgetError: The bank exceeds its budget.
         """
         if not task.frozen_ids or len(images) < 2:
             yield Source(images)
@@ -127,7 +127,7 @@ class ClientBanks:
             method.prefix, method.augment = prefix, augment
 
     def _bank(self, task: Task, method: Method, images: ImageSet, batch_size: int, book: CostBook, kind: str) -> Bank:
-        """The client's bank, filled anew if it is not what it has to be."""
+        """Return the client's bank, filled anew if its content is out of date."""
         if task.stage.index != self._stage:
             self._banks, self._stage = {}, task.stage.index
         bank = self._banks.pop(task.client_id, None)
@@ -160,7 +160,7 @@ class ClientBanks:
 
 
 def _hidden(method: Method, images: ImageSet, chunk: Tensor, book: CostBook, kind: str) -> tuple[Inputs, int]:
-    """The prefix's outputs for newly drawn views of some images, and the multiply-accumulates they cost."""
+    """Return the prefix's outputs for newly drawn views of some images, and their multiply-accumulates."""
     device = next(method.backbone.parameters()).device
     inputs = method.inputs(images.gather(chunk).to(device), images.labels[chunk].to(device))
     hidden: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What a client starts a round from, if not simply from the global weights."""
+"""Start rules: the weights from which a client begins a round, if not simply the global ones."""
 
 from __future__ import annotations
 
@@ -13,41 +13,42 @@ PREDICTOR = "head.predictor/"
 
 
 class StartRule(ABC):
-    """Mixes the received trained layers with those that the client had after its last round.
+    """Start rule that mixes the received trained layers with those that the client had after its last round.
 
-    It is asked only where the client has trained these very layers before; otherwise it starts from what it received.
+    It applies only where the client has trained these very layers before; otherwise the client starts from the received
+    weights.
     """
 
     @abstractmethod
     def start(self, received: Tensors, own: Tensors, notes: dict[str, float]) -> Tensors:
-        """The weights to start from.
+        """Return the weights to start from.
 
         Args:
             received: Global tensors of the trained layers and heads, by ``part/name``.
-            own: The client's after its last round, with the same names.
+            own: Client's tensors after its last round, with the same names.
             notes: Numbers that the rule keeps for this client from round to round; it may change them.
         """
 
     def check(self, heads: list[str]) -> None:
-        """Whether the rule suits the method with these heads; by default any.
+        """Refuse a method whose heads do not suit the rule; by default none.
 
         Raises:
-            ValueError: It does not.
+            ValueError: The rule does not suit the method.
         """
 
 
 def needs_predictor(rule: StartRule, heads: list[str]) -> None:
-    """Refuses methods without a predictor.
+    """Refuse methods without a predictor.
 
     Raises:
-        ValueError: There is none among the heads.
+        ValueError: The heads include no predictor.
     """
     if PREDICTOR.strip("/") not in heads:
         raise ValueError(f"{type(rule).__name__} needs a method with a predictor, such as BYOL; the heads are {heads}")
 
 
 def encoder_divergence(received: Tensors, own: Tensors) -> float:
-    """Mean over the encoder's and projector's weight matrices and kernels of the L2 distance between both.
+    """Compute the mean L2 distance between the weight matrices and kernels of two encoders with projectors.
 
     Vectors (biases, norms) are left out; the authors' code of FedU and FedEMA takes convolutions only.
     """
@@ -60,22 +61,22 @@ def encoder_divergence(received: Tensors, own: Tensors) -> float:
 
 
 def mix(received: Tensor, own: Tensor, share: float) -> Tensor:
-    """``share`` of the client's tensor and the rest of the global one; integers stay global."""
+    """Interpolate: ``share`` of the client's tensor and the rest of the global one; integers stay global."""
     return torch.lerp(received, own.to(received), share) if received.is_floating_point() else received
 
 
 class FedU(StartRule):
-    """Divergence-aware predictor update (Zhuang et al. 2021, arXiv 2108.06492).
+    """FedU: divergence-aware predictor update (Zhuang et al. 2021, arXiv 2108.06492).
 
-    The encoder always starts from the global one. The predictor does if the received encoder is nearer than
-    ``threshold`` to the one that the client had after its last round; otherwise the client goes on with its own.
+    The encoder always starts from the global one. So does the predictor, if the received encoder is nearer than
+    ``threshold`` to the client's encoder after its last round; otherwise the client keeps its own predictor.
 
     Deviations: the divergence is the mean L2 distance of weight tensors (the paper has the squared norm of the whole;
     the authors' code has such a mean, over convolutions, of how far the last local training went), and the target
-    branch starts anew in every round, as everywhere in this library.
+    branch is reset in every round, as everywhere in this library.
 
     Args:
-        threshold: mu; 0.4 is the code's default.
+        threshold: mu, the largest divergence at which the global predictor is taken; 0.4 is the code's default.
     """
 
     def __init__(self, threshold: float = 0.4) -> None:
@@ -93,17 +94,17 @@ class FedU(StartRule):
 
 
 class FedEMA(StartRule):
-    """Divergence-aware dynamic moving average (Zhuang, Wen, Zhang 2022, arXiv 2204.04385).
+    """FedEMA: divergence-aware dynamic moving average (Zhuang, Wen, Zhang 2022, arXiv 2204.04385).
 
     A client starts from mu own + (1 - mu) global, encoder and predictor alike, with mu = min(1, lambda x divergence).
-    lambda is chosen for each client when the rule is first used on it, so that mu is tau then.
+    lambda is chosen for each client when the rule is first used on it, so that mu equals tau then.
 
     Deviations: the divergence is the mean L2 distance of weight tensors between the received encoder and the client's
-    last one (the authors' code measures how far the last local training went), and the target branch starts anew in
-    every round.
+    last one (the authors' code measures how far the last local training went), and the target branch is reset in every
+    round.
 
     Args:
-        tau: mu at the first use.
+        tau: Value of mu at the first use.
     """
 
     def __init__(self, tau: float = 0.7) -> None:
