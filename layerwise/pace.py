@@ -1,5 +1,4 @@
-"""Freezing rule: a block is trained enough when its weights no longer move in one direction (SmartFreeze, arXiv
-2408.09101).
+"""Freezing rule of SmartFreeze (arXiv 2408.09101): a block is done when its weights no longer move in one direction.
 
 SmartFreeze names the quantity (block perturbation, from effective parameter updates, without client data), but its
 formulas could not be read. The perturbation and its constants are those of the same authors' code for ProFL (arXiv
@@ -172,11 +171,11 @@ def block_perturbation(vectors: list[Tensor]) -> float:
 
 
 def relative_slope(values: list[float]) -> float:
-    """Return the slope of the least-squares line through equally spaced values, times their number, over the last
-    value.
+    """Return the slope of the least-squares line through equally spaced values, relative to the last value.
 
-    The normalisation is our reading: a slope per round of a quantity from 0 to 1 would always be far below the 0.2 that
-    the authors' settings give as threshold.
+    The slope over the whole line counts: that of one step times the number of values. The normalisation is our reading:
+    a slope per round of a quantity from 0 to 1 would always be far below the 0.2 that the authors' settings give as
+    threshold.
     """
     middle, mean = (len(values) - 1) / 2, math.fsum(values) / len(values)
     above = math.fsum((place - middle) * (value - mean) for place, value in enumerate(values))

@@ -62,6 +62,7 @@ def check_rounds(rounds: int) -> None:
 
 
 def _share(num_stages: int, rounds: int, warm_up: int, long_last: bool) -> list[int]:
+    # With a long last stage one share is T / 2S: every stage but the last lasts one, the last S + 1.
     shares = 2 * num_stages if long_last else num_stages
     share, rest = divmod(rounds - warm_up, shares)
     if rest or share < 1:

@@ -181,6 +181,7 @@ class Progressive(Scheme):
     def _warm_up(self, index: int, start: int, end: int) -> list[Stage]:
         if start == 0 or self.warm_up_rounds == 0:
             return []
+        # Older blocks stay frozen, so that the gradients of untrained new blocks do not disturb them.
         return [Stage(index, tuple(range(end)), tuple(range(start, end)), False, self.warm_up_rounds)]
 
     def _durations(self, num_stages: int, rounds: int) -> list[int]:

@@ -53,6 +53,7 @@ def split_vit(model: VisionTransformer) -> tuple[ViTStem, list[nn.Module], ViTTa
     if not len(model.blocks):
         raise ValueError("the encoder has no blocks: depth must be at least 1")
     blocks, tail = list(model.blocks), ViTTail(model)
+    # The stem keeps the timm module: emptied, so that no block or norm is registered, and counted, twice.
     model.blocks = nn.Sequential()
     model.norm, model.fc_norm, model.head = nn.Identity(), nn.Identity(), nn.Identity()
     return ViTStem(model), blocks, tail, [model.embed_dim] * len(blocks)

@@ -51,9 +51,7 @@ class StoredTensor:
                 note(each)
 
     def handle(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Return a function that gives the tensor back in backward; the first call restores the storage, the last frees
-        it.
-        """
+        """Return a function that restores the tensor in backward; the storage is freed after its last use."""
         self._waiting += 1
         return partial(self._view, tensor.shape, tensor.stride(), tensor.storage_offset())
 

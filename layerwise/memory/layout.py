@@ -80,9 +80,7 @@ class Layout:
         return chunks
 
     def chunks(self) -> list[Chunk]:
-        """Cut the block into chunks of about ``CHUNK`` elements; rows that fill no group are a chunk and group of their
-        own.
-        """
+        """Cut the block into chunks of about ``CHUNK`` elements; rows that fill no group form a last chunk."""
         return self._chunks
 
     def group_sizes(self, device: torch.device) -> Tensor:
@@ -91,9 +89,7 @@ class Layout:
         return torch.tensor(sizes, dtype=torch.float32, device=device)
 
     def packed_bytes(self, bits: int) -> int:
-        """Return an upper bound on the compressed bytes: codes, 16-bit minimum and step a group, order of the
-        channels.
-        """
+        """Bound the compressed bytes from above: codes, 16-bit minimum and step a group, order of the channels."""
         codes = sum(3 + -(-c.count * self.channels * self.inner * bits // 8) for c in self.chunks())
         groups = self.chunks()[-1].groups.stop * self.channels
         return codes + 4 * groups + 4 * self.channels
@@ -122,9 +118,7 @@ def layout_of(tensor: Tensor) -> Layout:
 
 
 def _row(tensor: Tensor) -> int:
-    """Return the distance in values between the starts of two dense parts of a tensor; its size where it has no
-    gaps.
-    """
+    """Return the values between the starts of two dense parts of a tensor, or its size where it has no gaps."""
     dense = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride != dense:

@@ -25,7 +25,7 @@ SMALLEST = 4096
 """Smallest tensor in bytes that is worth compressing."""
 
 STATISTIC = 16
-"""Ratio below a segment's input from which a tensor counts as a statistic (of norms, of attention), which is kept."""
+"""Factor by which statistics (of norms, of attention) are smaller than a segment's input; they are kept as they are."""
 
 
 class ChangedInPlaceError(RuntimeError):
@@ -228,9 +228,7 @@ class _Replaying(TorchDispatchMode):
 
 @contextmanager
 def _again(module: nn.Module, kept: list[Any] | None, follow: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
-    """Wrap a segment's recomputation with copied buffers, because batch norms would otherwise count every batch
-    twice.
-    """
+    """Wrap a segment's recomputation with copied buffers, or batch norms would count every batch twice."""
     buffers = [(m, name, buffer) for m in module.modules() for name, buffer in m._buffers.items() if buffer is not None]
     replaying = nullcontext() if kept is None and follow is None else _Replaying(kept, follow)
     try:
@@ -244,8 +242,7 @@ def _again(module: nn.Module, kept: list[Any] | None, follow: Callable[[Tensor],
 
 
 def segments(model: nn.Module, roots: Iterable[nn.Module]) -> list[str]:
-    """Return the names of the modules that plans treat as one: blocks of a ViT, residual blocks of a ResNet, stems,
-    heads.
+    """Return the names of the modules that are segments: blocks of a ViT, residual blocks of a ResNet, stems, heads.
 
     An ``nn.Sequential`` of modules with parts of their own is taken apart; everything else is one segment.
 
