@@ -63,8 +63,9 @@ class EvaluatedModule(LightningModule):
         """Map uint8 images to the encoder's float input."""
 
     def classify(self, images: Tensor) -> Tensor | None:
-        """Return class scores (B, classes) of normalised images from a classifier trained with the encoder, or
-        ``None``.
+        """Return class scores (B, classes) of normalised images from a classifier trained with the encoder.
+
+        ``None`` means that there is no such classifier.
         """
         return None
 
@@ -200,9 +201,7 @@ class EvaluatedModule(LightningModule):
 
 
 class _Collected:
-    """Results gathered batch by batch: features of several encoders over two loaders, predictions, likelihood of
-    text.
-    """
+    """Results gathered batch by batch: features of several encoders over two loaders, predictions, likelihoods."""
 
     def __init__(self, encoders: dict[str, nn.Module]) -> None:
         self.encoders = encoders

@@ -147,4 +147,5 @@ def choose_regularization(
         return candidates[0]
     part, held_out = train.select(fit_rows), train.select(validation_rows)
     right = [int((fit(part, value).predict(held_out.x) == held_out.y).sum()) for value in candidates]
+    # Candidates come strongest first, so the first maximum is the strongest of equally good ones.
     return candidates[right.index(max(right))]
