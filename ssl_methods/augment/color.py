@@ -90,7 +90,7 @@ def gaussian_blur(images: Tensor, sigmas: Tensor) -> Tensor:
 
     Args:
         images: (B, C, H, W).
-        sigmas: standard deviations in pixels, above 0, (B,).
+        sigmas: Standard deviations in pixels, above 0, (B,).
 
     Returns:
         (B, C, H, W), a new tensor.

@@ -52,9 +52,9 @@ def apply_where_(mask: Tensor, operation: Callable[..., Tensor], images: Tensor,
 
     Args:
         mask: bool (B,). On the CPU the choice needs no synchronisation with an accelerator.
-        operation: called with the chosen images and the chosen rows of each parameter; may overwrite them.
+        operation: Called with the chosen images and the chosen rows of each parameter; may overwrite them.
         images: (B, C, H, W), overwritten.
-        parameters: tensors with B rows, on the mask's device.
+        parameters: Tensors with B rows, on the mask's device.
 
     Returns:
         (B, C, H, W); images outside the mask keep their exact values.

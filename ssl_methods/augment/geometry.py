@@ -23,7 +23,7 @@ def crop_boxes(
     scale: tuple[float, float],
     ratio_range: tuple[float, float],
 ) -> Tensor:
-    """Draw boxes of random resized crops (Szegedy et al., "Going deeper with convolutions", 2015, section 6).
+    """Compute boxes of random resized crops (Szegedy et al., "Going deeper with convolutions", 2015, section 6).
 
     The share of the image's area is uniform in ``scale``, the aspect ratio (width over height, in pixels) log-uniform
     in ``ratio_range``, and the place uniform. Deviations from torchvision: a ratio whose box would not fit is clamped
@@ -31,13 +31,13 @@ def crop_boxes(
     number of draws fixed; and boxes have fractional pixels.
 
     Args:
-        area: uniform draws in [0, 1) for the area, (B,).
-        ratio: uniform draws for the aspect ratio, (B,).
-        top: uniform draws for the vertical place, (B,).
-        left: uniform draws for the horizontal place, (B,).
-        image_size: height and width in pixels.
-        scale: smallest and largest share of the area.
-        ratio_range: smallest and largest aspect ratio.
+        area: Uniform draws in [0, 1) for the area, (B,).
+        ratio: Uniform draws for the aspect ratio, (B,).
+        top: Uniform draws for the vertical place, (B,).
+        left: Uniform draws for the horizontal place, (B,).
+        image_size: Height and width in pixels.
+        scale: Smallest and largest share of the area.
+        ratio_range: Smallest and largest aspect ratio.
 
     Returns:
         Boxes (B, 4): top, left, height, width in pixels.
@@ -81,12 +81,12 @@ def affine_matrices(
     Signs and order are those of ``torchvision.transforms.functional.affine``, with fractional shifts.
 
     Args:
-        angle: degrees, positive is clockwise, (B,).
-        shear: degrees, (B,).
-        zoom: factor; above 1 the content grows, (B,).
-        shift_x: share of the width, positive is right, (B,).
-        shift_y: share of the height, positive is down, (B,).
-        image_size: height and width in pixels; rotation preserves angles on images that are not square.
+        angle: Degrees, positive is clockwise, (B,).
+        shear: Degrees, (B,).
+        zoom: Factor; above 1 the content grows, (B,).
+        shift_x: Share of the width, positive is right, (B,).
+        shift_y: Share of the height, positive is down, (B,).
+        image_size: Height and width in pixels; rotation preserves angles on images that are not square.
 
     Returns:
         Matrices (B, 3, 3).
@@ -111,8 +111,8 @@ def resample(images: Tensor, matrices: Tensor, padding: str) -> Tensor:
 
     Args:
         images: float images (B, C, H, W).
-        matrices: maps from output to input coordinates, (B, 3, 3).
-        padding: content outside of the image, "zeros" (black) or "border" (the nearest edge pixel).
+        matrices: Maps from output to input coordinates, (B, 3, 3).
+        padding: Content outside of the image, "zeros" (black) or "border" (the nearest edge pixel).
 
     Returns:
         (B, C, H, W).

@@ -26,27 +26,27 @@ class TwoViews:
     ``crop_boxes``. Values stay float from the resampling on, without rounding to 8 bits.
 
     Args:
-        mean: mean that normalisation subtracts, on the scale 0..1; one value for all channels or one each.
-        std: deviation that normalisation divides by; one value for all channels or one each.
-        crop_scale: smallest and largest share of the area in a random resized crop, or None for no crop.
-        crop_ratio: smallest and largest aspect ratio (width over height) of the crop.
-        flip: probability of a left-right flip.
-        vertical_flip: probability of a top-bottom flip.
-        rotation: largest angle in degrees, uniform in both directions.
-        shear: largest angle of the shear along x in degrees, uniform in both directions.
-        zoom: smallest and largest factor of size, uniform, or None for no change.
-        shift: largest shift as a share of each side, uniform in both directions.
-        padding: content outside of the image: "border" repeats the edge pixels, "zeros" is black.
-        brightness: factor uniform in [max(0, 1 - brightness), 1 + brightness].
-        contrast: factor uniform in [max(0, 1 - contrast), 1 + contrast].
-        saturation: factor uniform in [max(0, 1 - saturation), 1 + saturation]; colour images only.
-        hue: shift uniform in [-hue, hue], in turns of the colour circle, at most 0.5; colour images only.
-        jitter_probability: probability that an image gets the four changes above.
-        grayscale: probability that colour is removed; colour images only.
-        blur: probability of Gaussian blur in the first and in the second view.
-        blur_sigma: smallest and largest standard deviation of the blur in pixels, uniform.
-        solarize: probability of inverting values of at least 0.5, in the first and in the second view.
-        noise: standard deviation of Gaussian pixel noise on the scale 0..1, to which the result is clamped.
+        mean: Mean that normalisation subtracts, on the scale 0..1; one value for all channels or one each.
+        std: Deviation that normalisation divides by; one value for all channels or one each.
+        crop_scale: Smallest and largest share of the area in a random resized crop, or None for no crop.
+        crop_ratio: Smallest and largest aspect ratio (width over height) of the crop.
+        flip: Probability of a left-right flip.
+        vertical_flip: Probability of a top-bottom flip.
+        rotation: Largest angle in degrees, uniform in both directions.
+        shear: Largest angle of the shear along x in degrees, uniform in both directions.
+        zoom: Smallest and largest factor of size, uniform, or None for no change.
+        shift: Largest shift as a share of each side, uniform in both directions.
+        padding: Content outside of the image: "border" repeats the edge pixels, "zeros" is black.
+        brightness: Factor uniform in [max(0, 1 - brightness), 1 + brightness].
+        contrast: Factor uniform in [max(0, 1 - contrast), 1 + contrast].
+        saturation: Factor uniform in [max(0, 1 - saturation), 1 + saturation]; colour images only.
+        hue: Shift uniform in [-hue, hue], in turns of the colour circle, at most 0.5; colour images only.
+        jitter_probability: Probability that an image gets the four changes above.
+        grayscale: Probability that colour is removed; colour images only.
+        blur: Probability of Gaussian blur in the first and in the second view.
+        blur_sigma: Smallest and largest standard deviation of the blur in pixels, uniform.
+        solarize: Probability of inverting values of at least 0.5, in the first and in the second view.
+        noise: Standard deviation of Gaussian pixel noise on the scale 0..1, to which the result is clamped.
 
     Raises:
         ValueError: A setting is outside of its range.
@@ -106,7 +106,7 @@ class TwoViews:
 
         Args:
             images: uint8 (B, C, H, W) with C 1 or 3.
-            generator: only source of randomness, on any device; it advances by an amount that depends on B (and with
+            generator: Only source of randomness, on any device; it advances by an amount that depends on B (and with
                 noise on the images' shape), never on outcomes.
 
         Returns:
