@@ -1,6 +1,4 @@
-"""Choice of one network for the whole fleet: the one of which devices train the most layers (CAFF, arXiv
-2411.07826).
-"""
+"""Choice of one network for the fleet: the one of which devices train the most layers (CAFF, arXiv 2411.07826)."""
 
 from __future__ import annotations
 
