@@ -40,7 +40,7 @@ class LabelledImages(Protocol):
 class Evaluated:
     """Encoder with its features and its evaluation report.
 
-    Attributes:
+    Args:
         encoder: Maps normalised images to features (B, D).
         layers: Modules of the encoder whose outputs are compared, by name; may be empty.
         train: Features of the training images, in their order.

@@ -14,7 +14,7 @@ Arrays = dict[str, np.ndarray]
 class EncoderDetails:
     """Details of one encoder on the test images.
 
-    Attributes:
+    Args:
         confusion: Confusion matrix of the linear probe, (classes, classes); row = target, column = predicted.
         map: Coordinates of the images of the map on the first two principal components of all test features, (P, 2).
         map_shares: Share of the variance along each of the two, (2,).
@@ -36,7 +36,7 @@ class EncoderDetails:
 class EvaluationDetails:
     """Details of several encoders on the same test images; classes are indices into ``classes``.
 
-    Attributes:
+    Args:
         classes: Names of the classes, (C,).
         map_labels: Classes of the images of the map, (P,).
         query_images: Test images whose neighbours are shown, uint8 (Q, C, H, W); none where images must not be shown.

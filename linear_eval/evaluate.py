@@ -24,7 +24,7 @@ LARGEST_TEMPERATURE = 1e3
 class EvaluationSettings:
     """Settings of the frozen evaluation.
 
-    Attributes:
+    Args:
         knn_k: Number of neighbours that vote.
         knn_temperature: Temperature of the votes: the lower, the more the nearest neighbours count.
         probe: "logistic", "sgd", or "auto": logistic up to ``LOGISTIC_MAX_IMAGES`` training images, SGD above.
@@ -54,7 +54,7 @@ class EvaluationSettings:
 class EvaluationReport:
     """Results of the frozen evaluation. Accuracies, precision, recall and F1 are in percent.
 
-    Attributes:
+    Args:
         knn: Metrics of the kNN classifier on the test images.
         linear: Metrics of the linear probe on the test images.
         feature_std: Spread of the test features; 1 is isotropic, 0 collapsed.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Features:
     """Features of N images with their class labels.
 
-    Attributes:
+    Args:
         x: Features, float32, (N, D).
         y: Class labels, int64, (N,), each 0 or above, on the same device as ``x``.
 

@@ -23,7 +23,7 @@ LabelledImages: TypeAlias = Dataset[tuple[Tensor, int]]
 class FinetuneSettings:
     """Settings of fine-tuning; the defaults are the paper's (Tun et al., arXiv 2401.11647v4, experimental settings).
 
-    Attributes:
+    Args:
         epochs: Passes over the training images.
         warmup_epochs: Epochs of linear warm-up, part of ``epochs``.
         base_lr: AdamW's peak learning rate at batch 256; the rate used is base_lr * batch_size / 256.

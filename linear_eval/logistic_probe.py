@@ -22,7 +22,7 @@ class LogisticProbe:
     appendix A.3. Deviations: a coarser grid, and Newton's method instead of L-BFGS, which stops early on features of
     low effective rank and then understates them.
 
-    Attributes:
+    Args:
         candidates: Candidate values of C.
         validation_fraction: Share of the training features used to choose C.
         seed: Seed of the validation part.

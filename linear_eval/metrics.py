@@ -17,7 +17,7 @@ class ClassificationMetrics:
     Means over classes ("macro") run over the classes that occur in the targets: a class without test images has no
     recall, so it is left out. A prediction of such a class still counts as a mistake for the image's class.
 
-    Attributes:
+    Args:
         accuracy: Share of images classified correctly.
         mean_per_class_accuracy: Mean over classes of the share of that class's images classified correctly.
         precision: Macro precision; a class that is never predicted has precision 0.
@@ -80,7 +80,7 @@ def _check(name: str, classes: Tensor, num_classes: int) -> None:
 class Perplexity:
     """Negative log-likelihood of a text, summed over its characters.
 
-    Attributes:
+    Args:
         nats: Negative log-likelihood of all predictions, in nats.
         characters: Number of predictions.
     """

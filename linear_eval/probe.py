@@ -15,7 +15,7 @@ from linear_eval.features import Features
 class Standardizer:
     """Shift and scale that give each feature dimension mean 0 and deviation 1 on the training features.
 
-    Attributes:
+    Args:
         mean: (D,), float32.
         scale: (D,), float32; 1 where a dimension is constant up to rounding, so that noise is not amplified.
     """
@@ -39,7 +39,7 @@ class Standardizer:
 class FittedProbe:
     """Fitted linear classifier on standardised features. It predicts only classes it has seen.
 
-    Attributes:
+    Args:
         name: Name of the probe, "logistic" or "sgd".
         regularization: Chosen strength: C of a logistic probe (larger is weaker), weight decay of an SGD probe.
         classes: Classes of the training set in rising order, int64 (K,).

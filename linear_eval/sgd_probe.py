@@ -27,7 +27,7 @@ class SGDProbe:
     Deviations: whitening, cosine instead of steps, features computed once without augmentation, and a weight decay
     chosen rather than 0.
 
-    Attributes:
+    Args:
         epochs: Passes over the features.
         lr: Peak learning rate.
         batch_size: Features a step.
