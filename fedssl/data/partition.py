@@ -237,7 +237,7 @@ def partition_table(parts: Sequence[np.ndarray], labels: np.ndarray, classes: Se
     """Format a partition as plain text: one row a client with its images and the number of each class.
 
     Clients beyond the first 20 are summed in one row; with more than 20 classes only the number of different classes is
-    shown, and no class columns for unlabelled images.
+    shown. Unlabelled images have no class columns.
 
     Args:
         parts: Indices of each client's images.

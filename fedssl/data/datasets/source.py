@@ -36,7 +36,7 @@ class Files:
 class Loader:
     """Reader of one data set.
 
-    Attributes:
+    Args:
         read: Function of (root, split, download allowed) that returns the images or raises FileNotFoundError.
         splits: Names of the allowed splits.
     """
