@@ -16,11 +16,11 @@ COMPARE = "compare"
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
-    """Completes bare configuration names and flags, and refuses a configuration before the sub-command.
+    """Complete bare configuration names and flags, and refuse a configuration before the sub-command.
 
     Raises:
-        SystemExit: A configuration stands before the sub-command, where LightningCLI would ignore it, or a
-            file does not exist.
+        SystemExit: A configuration precedes the sub-command, where LightningCLI would ignore it, or a file does not
+            exist.
     """
     prepared: list[str] = []
     after_flag = False
@@ -39,10 +39,10 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
 
 
 def _complete_flags(arguments: list[str]) -> list[str]:
-    """Writes flags as the parser wants them.
+    """Rewrite flags into the form that the parser accepts.
 
-    A bare ``--json`` is ``--json=true``, ``--device-profile`` may have its hyphen, and a value that begins with a minus
-    is joined to its flag, so that it is refused for what it says.
+    A bare ``--json`` becomes ``--json=true``, and ``--device-profile`` gets its underscore. A value that begins with a
+    minus is joined to its flag: argparse may take it for a flag of its own, and the error would miss the point.
     """
     completed: list[str] = []
     for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
@@ -59,10 +59,10 @@ def _complete_flags(arguments: list[str]) -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """A configuration file, as given or in ``configs/``.
+    """Find a configuration file, as given or in ``configs/``.
 
     Raises:
-        SystemExit: There is none of that name.
+        SystemExit: No file has this name.
     """
     for folder in CONFIG_FOLDERS:
         if (folder / name).is_file():
@@ -72,6 +72,6 @@ def find_config(name: str) -> Path:
 
 
 def run_name(arguments: list[str]) -> str:
-    """Name of the configuration: the stem of the last file given, or ``run``."""
+    """Name of the configuration: the stem of the last YAML file among the arguments, or ``run``."""
     files = [argument for argument in arguments if argument.endswith((".yaml", ".yml"))]
     return Path(files[-1].partition("=")[2] or files[-1]).stem if files else "run"

@@ -1,9 +1,9 @@
-"""Which code a configuration can name: a stranger's configuration must not reach more than the classes meant for it.
+"""Import policy of configurations: a stranger's file must reach no code but the classes meant for it.
 
-Two rules, both kept before anything is called. A module is imported only if it is this project's, one of its
-dependencies' or lies in the user's own folder; jsonargparse asks its import policy for every path in a value. And what
-``class_path`` names is a class, of which jsonargparse has then checked that it is below the type of the setting: where
-a setting takes a callable, it would call any function with the arguments of the file.
+Two rules hold before anything is called. First, modules are imported only from this project, its dependencies and the
+user's own folders; jsonargparse consults its import policy for every path in a value. Second, ``class_path`` must name
+a class. jsonargparse checks that the class is a subclass of the setting's type, but where a setting takes a callable,
+it would call any function with the arguments of the file.
 """
 
 from __future__ import annotations
@@ -22,35 +22,35 @@ DEPENDENCIES = (
     "jinja2", "lightly", "lightning_fabric", "matplotlib", "networkx", "numpy", "pytorch_lightning", "rich",
     "safetensors", "sklearn", "timm", "torch", "torchvision", "wandb",
 )  # fmt: skip
-"""Packages of the dependencies in pyproject.toml; jsonargparse never lets a value name itself."""
+"""Import names of the dependencies in pyproject.toml. jsonargparse is absent: it never lets a value name itself."""
 
 INSTALLED = ("site-packages", "dist-packages")
 
 
 class ForbiddenClassError(ValueError):
-    """A configuration names what it may not."""
+    """A configuration names code that it may not reach."""
 
 
 def restrict_class_paths() -> None:
-    """Lets values name this project, its dependencies and the modules of the user's own folders, and nothing else."""
+    """Restrict imports to this project, its dependencies and the modules of the user's own folders."""
     set_parsing_settings(
         import_path_denylist=["*"],
         import_path_allowlist=[*OWN, *DEPENDENCIES, *own_modules()],
-        # Where anything is accepted, such as an encoder's options, a class path is text.
+        # Settings of type Any, such as an encoder's options, would otherwise build every class that they mention.
         instantiate_subclass_spec_in_any=False,
     )
 
 
 def own_modules() -> list[str]:
-    """Modules whose file lies directly in an own folder, unless the name leads somewhere else, as ``os`` does."""
+    """Top-level modules of the user's own folders, without names that Python resolves elsewhere, such as ``os``."""
     folders = own_folders()
     found = {module.name for module in iter_modules(map(str, folders))}
-    found |= {path.parent.name for folder in folders for path in folder.glob("*/*.py")}  # without an __init__.py
+    found |= {path.parent.name for folder in folders for path in folder.glob("*/*.py")}  # namespace packages
     return sorted(name for name in found if name.isidentifier() and _lies_in(name, folders))
 
 
 def own_folders() -> list[Path]:
-    """Where Python looks for the user's own modules: beside the program, here, and where ``PYTHONPATH`` says."""
+    """Folders of the user's own modules: beside the program, the working folder and those on ``PYTHONPATH``."""
     named = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     searched = {Path(entry).resolve() for entry in sys.path}
     program = Path(sys.argv[0] or ".").absolute().parent
@@ -59,10 +59,10 @@ def own_folders() -> list[Path]:
 
 
 def check_class_paths(config: Any) -> None:
-    """Looks through a parsed configuration, in which every path was imported already.
+    """Check every ``class_path`` of a parsed configuration, whose modules the parser has already imported.
 
     Raises:
-        ForbiddenClassError: A ``class_path`` is no class but a function, which would be called with ``init_args``.
+        ForbiddenClassError: A ``class_path`` names a function, which would be called with ``init_args``.
     """
     values = vars(config) if isinstance(config, Namespace) else config
     if isinstance(values, dict):
@@ -84,7 +84,7 @@ def _check_class(path: str) -> None:
 
 
 def _lies_in(name: str, folders: list[Path]) -> bool:
-    """Whether the top-level module of this name that Python would import lies there; asks without importing it."""
+    """Tell if the top-level module of this name lies in the folders; finds it without importing it."""
     spec = None if name in sys.stdlib_module_names else PathFinder.find_spec(name)
     if spec is None:
         return False

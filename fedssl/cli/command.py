@@ -1,4 +1,4 @@
-"""Run the command line: one line for each mistake of a user, one status for each end."""
+"""Run the command line: one line for each user error, one exit status for each kind of end."""
 
 from __future__ import annotations
 
@@ -34,16 +34,17 @@ def main(
     cli: Callable[..., FedSSLCLI] = FedSSLCLI,
     further: Mapping[str, Command] = MappingProxyType({}),
 ) -> None:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
-        arguments: Instead of the program's own.
-        cli: Runs what was asked for.
-        further: Sub-commands that are not Lightning's, by name; each returns its exit status.
+        arguments: Arguments without the program's name; ``None`` takes those of this process.
+        cli: Builds and runs Lightning's sub-commands.
+        further: Sub-commands that bypass Lightning, by name; each returns its exit status.
     """
     arguments = prepare_arguments(sys.argv[1:] if arguments is None else arguments)
     sys.argv[1:] = arguments
-    # Clients' last batches differ in size, and oneDNN prepares every convolution anew that its cache has forgotten.
+    # Clients' last batches differ in size. oneDNN compiles a convolution for each shape, and its default cache of 1024
+    # entries would evict them before the next round needs them.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     _quieten()
     restrict_class_paths()
@@ -77,7 +78,7 @@ def _run(arguments: list[str], cli: Callable[..., FedSSLCLI], further: Mapping[s
 
 
 def _quieten() -> None:
-    """Silences what is of no use to a user of this command line."""
+    """Silence messages that do not concern a user of this command line."""
     os.environ.setdefault("WANDB_SILENT", "true")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Turns the command line's long error reports into the one line a user needs."""
+"""Error messages: the parser's long reports, reduced to the one line that a user needs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ NOISE = re.compile(
     r"|Expected a path but|Problem with given class_path|^Parser key|does not correspond to a subclass of"
 )
 MISFIT = (AttributeError, LookupError, TypeError)
-"""What settings of another kind than a class expects raise in it."""
+"""Errors that a class raises when a setting has a type that it does not expect."""
 
 KEY = re.compile(r'Parser key "([\w.]+)"')
 FORBIDDEN = re.compile(r"Importing '(\S+)' is not allowed")
@@ -67,22 +67,22 @@ PLAIN |= {"dict": "a mapping", "NoneType": "null"}
 
 
 class BriefParser(LightningArgumentParser):
-    """Prints what was wrong instead of the whole usage."""
+    """Parser that prints the error instead of the whole usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Ends the program with a short message."""
+        """End the program with a short message."""
         sys.exit(f"error: {one_line(brief(message))}\n(train.py fit --help and --print_config show all settings)")
 
 
 def brief(message: str) -> str:
-    """What is wrong, and what is allowed, of a parser's report."""
+    """Reduce a parser's report to the setting, the error and the allowed values."""
     keys = KEY.findall(message)
     where = f"{'.'.join(keys)}: " if keys else ""
     return where + (_known(message, keys[-1].rpartition(".")[2] if keys else "") or _telling_lines(message))
 
 
 def _known(message: str, key: str) -> str:
-    """A report of a kind that is known; empty for others."""
+    """Message for a report of a known kind; empty for others."""
     if found := FORBIDDEN.search(message):
         return (
             f"{found[1]} is not allowed: a configuration can name classes of {', '.join(OWN)}, of their dependencies, "
@@ -97,7 +97,8 @@ def _known(message: str, key: str) -> str:
     if NO_MAPPING.search(message):
         return "expected a mapping of settings"
     given = GIVEN.search(message)
-    # Of the classes that a setting may have, one is named and says itself what is wrong with its own settings.
+    # The parser tries each allowed class and reports all failures. If the named class has rejected its own settings,
+    # its message tells more than the type mismatch of the others.
     if (found := OTHER_CLASS.search(message)) and not _telling(message):
         allowed = allowed_classes(key)
         return f"{given[1] if given else 'this'} is no {found[1]}" + (
@@ -114,12 +115,12 @@ def _known(message: str, key: str) -> str:
 
 
 def shorten(text: str, length: int = 60) -> str:
-    """Leaves out the end of what is too long for a message."""
+    """Cut a text that is too long for a message."""
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def one_line(text: str) -> str:
-    """A message without line ends and without words that nobody would read to their end."""
+    """Join the lines of a message and shorten its overlong words."""
     return " ".join(shorten(word) if len(word) > LONG else word for word in text.split())
 
 
@@ -136,15 +137,16 @@ def _lines(message: str) -> list[str]:
 
 
 def allowed_classes(key: str) -> list[str]:
-    """Names of the classes that a setting accepts."""
+    """Names of the classes that a setting accepts, sorted."""
     base = CLASSES.get(key)
     return sorted(_leaves(base)) if base else []
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error behind the parser's wrapping of it.
+    """Unwrap an error that the parser has wrapped.
 
-    Of several classes that a setting may have, the parser's cause is what the first one says, though another was meant.
+    If a setting accepts several classes, the parser gives the error of the first class as the cause, though the user
+    may have meant another one. The full message is then reduced instead.
     """
     while error.__cause__ is not None and NOISE.search(str(error)):
         cause = error.__cause__
@@ -154,13 +156,13 @@ def root_cause(error: BaseException) -> BaseException:
 
 @contextmanager
 def blame_settings(config: Any = None) -> Iterator[None]:
-    """Turns what only settings of another kind raise, while they are parsed or classes made, into an error in one line.
+    """Convert errors that a setting of the wrong type causes, in the parser or a constructor, to a ``ValueError``.
 
     Args:
-        config: The configuration that classes are made from, for the key of the class at fault.
+        config: Configuration that the classes are built from; gives the key of the class at fault.
 
     Raises:
-        ValueError: For such an error.
+        ValueError: A setting has the wrong type.
     """
     try:
         yield
@@ -169,7 +171,7 @@ def blame_settings(config: Any = None) -> Iterator[None]:
 
 
 def misfit(error: BaseException, config: Any) -> ValueError:
-    """Says which class could not be made, the innermost of those that the traceback goes through, and why."""
+    """Name the class whose constructor failed, the innermost on the traceback, and the reason."""
     keys = {path.rpartition(".")[2]: key for key, path in _class_paths(config)}
     where, step = "", error.__traceback__
     while step:
@@ -182,13 +184,13 @@ def misfit(error: BaseException, config: Any) -> ValueError:
 
 
 def check_nulls(config: Any) -> None:
-    """Looks for null where it means nothing, which the parser lets through.
+    """Refuse null for settings that have no meaning for it; the parser accepts null everywhere.
 
     Args:
-        config: Of a sub-command, in which every class was imported already.
+        config: Configuration of a sub-command, whose classes the parser has already imported.
 
     Raises:
-        ValueError: A setting is null whose default and type are not.
+        ValueError: A setting is null, but neither its default nor its type allows that.
     """
     classes = {key: _imported(path) for key, path in _class_paths(config)} | {"trainer": Trainer}
     for place, made in classes.items():
@@ -213,7 +215,7 @@ def _imported(path: str) -> type | None:
 
 
 def _class_paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Where classes stand in a configuration: keys that lead there, and the class."""
+    """Dotted key and path of every class in a configuration."""
     for key, value in vars(config).items() if isinstance(config, Namespace) else ():
         if key == "class_path" and isinstance(value, str):
             yield prefix, value

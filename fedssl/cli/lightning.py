@@ -1,4 +1,4 @@
-"""The command line, on top of Lightning's."""
+"""Command line of a run: Lightning's, with a run folder, exact resume and results."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 
-# jsonargparse hands null on as the text "None" where a class is set within a class.
+# jsonargparse passes null as the text "None" to a class within a class.
 _load_yaml = get_loader("yaml")
 
 set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), exceptions=(yaml.YAMLError,))
@@ -72,8 +72,8 @@ class FedSSLCLI(LightningCLI):
     """LightningCLI with one folder a run, exact resume and results at the end.
 
     Args:
-        *args: Those of ``LightningCLI``, which does everything when it is made.
-        **kwargs: Those of ``LightningCLI``.
+        *args: Arguments of ``LightningCLI``, whose constructor runs the whole command.
+        **kwargs: Keyword arguments of ``LightningCLI``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -88,11 +88,11 @@ class FedSSLCLI(LightningCLI):
         return {name: every[name] for name in SUBCOMMANDS}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The seed is always a number: a run that nobody can repeat is no use."""
+        """Require a number as the seed: nobody could repeat a run without one."""
         parser.add_argument("--seed_everything", type=int, default=42, help="Seed of every random choice.")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Where the run writes, and how much it says."""
+        """Add the settings of the run folder and of the output."""
         parser.add_argument(
             "--run_dir",
             type=str | None,
@@ -115,7 +115,7 @@ class FedSSLCLI(LightningCLI):
         parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """As in Lightning; what a configuration of another shape does to the parser is no traceback."""
+        """Parse as Lightning does, and report a misshapen configuration in one line instead of a traceback."""
         with blame_settings():
             super().parse_arguments(parser, args)
         trainer = self.config[self.config.subcommand].trainer
@@ -123,14 +123,14 @@ class FedSSLCLI(LightningCLI):
             raise ValueError(f"trainer: expected a mapping of settings, got {trainer}")
 
     def instantiate_classes(self) -> None:
-        """As in Lightning, from class paths that were checked."""
+        """Check class paths and nulls, then build the classes as Lightning does."""
         check_class_paths(self.config)
         check_nulls(self._config)
         with blame_settings(self._config):
             super().instantiate_classes()
 
     def before_instantiate_classes(self) -> None:
-        """Finds folder and checkpoint, and sets what follows from the model."""
+        """Find run folder and checkpoint, and derive ``max_epochs`` from the model's rounds."""
         config = self._config
         ckpt_path = config.get("ckpt_path")
         self.folder = self._open_run_folder(config.run_dir, ckpt_path)
@@ -146,7 +146,8 @@ class FedSSLCLI(LightningCLI):
             self._compare_settings(made)
 
     def _compare_settings(self, made: dict[str, Any] | None) -> None:
-        """Refuses settings other than those of the checkpoint, unless the change is accepted, which counts once."""
+        """Refuse settings that differ from the checkpoint's, unless the user accepts the change."""
+        # Reset before the configuration is written: a later resume must ask again.
         accept, self._config.changed_settings = self._config.changed_settings == "accept", "refuse"
         self._dump_config()
         self._notes = notes_of_run(self.config_dump, made)
@@ -156,7 +157,7 @@ class FedSSLCLI(LightningCLI):
             print(f"resumed with another {name}: {then} before, {now} now", file=sys.stderr)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds run folder, loggers, checkpoints and progress display to the configured trainer."""
+        """Add run folder, loggers, checkpoints and progress display to the configured trainer."""
         configured = self._get(self.config_init, "trainer")
         if configured["default_root_dir"] is not None:
             raise ValueError("trainer.default_root_dir has no effect, everything is in the run folder: set --run_dir")
@@ -168,11 +169,12 @@ class FedSSLCLI(LightningCLI):
         if shown and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(RoundProgress(self._config.more))
         if self._writes:
-            # Opened when nothing can be refused any more; a run whose rounds are all done has no start of training.
+            # The files are opened once nothing can be refused any more. ``on_fit_end`` is for a resumed run whose
+            # rounds are all done: Lightning never calls ``on_train_start`` for it.
             begin = dict.fromkeys(("on_train_start", "on_fit_end"), self._begin)
             callbacks.append(LambdaCallback(**begin, on_validation_epoch_end=_log_round))
         if configured["max_time"] and not any(isinstance(callback, Timer) for callback in callbacks):
-            # Lightning's own ends an epoch in the middle, and takes it for a whole one when the run is resumed.
+            # Lightning's own timer stops within an epoch, and a resumed run would take that epoch for a whole one.
             callbacks.append(Timer(configured["max_time"], interval="epoch"))
         return super().instantiate_trainer(
             max_time=None,
@@ -185,7 +187,7 @@ class FedSSLCLI(LightningCLI):
         )
 
     def before_fit(self) -> None:
-        """Loads the data, checks that everything fits, and shows who holds what."""
+        """Load the data, check that model and data fit, and print the division of the data."""
         self._started = time.perf_counter()
         if isinstance(self.model, FederatedSSL):
             check_trainer(self.trainer, self.model.rounds)
@@ -196,7 +198,7 @@ class FedSSLCLI(LightningCLI):
         self._describe()
 
     def after_fit(self) -> None:
-        """Evaluates, exports the encoder and prints the results."""
+        """Evaluate, export the encoder and print the results."""
         if self._config.trainer.fast_dev_run:
             return
         if isinstance(self.model, Pretraining) and not self.trainer.global_step:
@@ -208,15 +210,15 @@ class FedSSLCLI(LightningCLI):
             sys.exit(self._say_out_of_time())
 
     def before_test(self) -> None:
-        """Starts the clock."""
+        """Start the clock."""
         self._started = time.perf_counter()
 
     def after_test(self) -> None:
-        """Prints and keeps what the evaluation found."""
+        """Print and store the results of the evaluation."""
         self._finish("test.json", time.perf_counter() - self._started)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Lightning's own table of the test metrics is left out: ours follows."""
+        """Suppress Lightning's table of test metrics: ours follows."""
         quiet = {"verbose": False} if subcommand == "test" else {}
         return super()._prepare_subcommand_kwargs(subcommand) | quiet
 
@@ -246,7 +248,7 @@ class FedSSLCLI(LightningCLI):
         print_shortfall(results)
 
     def _export(self, module: Pretraining) -> None:
-        """Writes the encoder; one of a run that ended early may be too shallow for timm, which costs no results."""
+        """Write the encoder; one that is too shallow for timm, after an early end, must not cost the results."""
         try:
             module.export(self.folder / "encoder")
         except ValueError as error:
@@ -255,7 +257,7 @@ class FedSSLCLI(LightningCLI):
             print(f"no encoder: {error}", file=sys.stderr)
 
     def _report(self, module: Pretraining) -> None:
-        """Draws the report; the results are safe, so whatever goes wrong here does not end the run with an error."""
+        """Draw the report; the results are already on disk, so a failure here is printed and the run succeeds."""
         from fedssl.runs.report.deliver import deliver_report  # its drawing libraries take a while to load
 
         try:
@@ -270,7 +272,7 @@ class FedSSLCLI(LightningCLI):
             print(f"no report: {error} (FEDSSL_DEBUG=1 shows where)", file=sys.stderr)
 
     def _open_run_folder(self, run_dir: str | None, ckpt_path: str | None) -> Path:
-        """The run's folder; if the run writes there it belongs to this process from now on."""
+        """Run folder; a run that writes locks it until this process ends."""
         parent = Path("runs") / run_name(sys.argv[1:])
         if ckpt_path == AUTO and self.subcommand != "fit":
             raise ValueError(f"--ckpt_path auto begins or resumes a fit: {self.subcommand} needs last or a file")
@@ -292,7 +294,10 @@ class FedSSLCLI(LightningCLI):
 
     @rank_zero_only
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Everything was checked: writes the configuration, which makes the folder a run, and starts W&B."""
+        """Write the configuration and start W&B, once every check has passed.
+
+        ``config.yaml`` is what makes the folder a run: a refused run leaves none.
+        """
         if self._begun:
             return
         self._begun = True
@@ -311,7 +316,7 @@ class FedSSLCLI(LightningCLI):
             write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(str(wandb_loggers[0].version)))
 
     def _loggers(self, configured: Any) -> list[Logger]:
-        """A CSV file always; W&B, unless other loggers are configured or ``logger`` is false, when the run begins."""
+        """CSV logger and the configured ones; ``_begin`` adds W&B later unless ``trainer.logger`` says otherwise."""
         if not self._writes:
             return []
         self._csv = MetricsCSV(self.folder / METRICS)
@@ -320,7 +325,7 @@ class FedSSLCLI(LightningCLI):
 
     @property
     def _writes(self) -> bool:
-        """Whether this trains and leaves a run folder."""
+        """Tell if this sub-command trains and leaves a run folder."""
         return self.subcommand == "fit" and not self._config.trainer.fast_dev_run
 
     @property
@@ -328,7 +333,7 @@ class FedSSLCLI(LightningCLI):
         return self.config[self.subcommand]
 
     def _set_rounds(self) -> None:
-        """A federated round is an epoch, so the number of epochs follows from the rounds."""
+        """Set the number of epochs to the number of rounds: a federated round is an epoch."""
         rounds = self._config.model.get("init_args", {}).get("rounds")
         if rounds is None:
             return
@@ -338,11 +343,11 @@ class FedSSLCLI(LightningCLI):
         self._config.trainer.max_epochs = rounds
 
     def _parse_ckpt_path(self) -> None:
-        """Lightning looks for hyper-parameters in the checkpoint here; ours has none."""
+        """Do nothing: Lightning reads hyper-parameters from the checkpoint here, and ours has none."""
 
 
 def _log_round(trainer: Trainer, module: LightningModule) -> None:
-    """The row of an online evaluation names its round: W&B would fill it in too, but not in time for every row."""
+    """Log the round beside an online evaluation; W&B would fill it in too, but too late for some rows."""
     if isinstance(module, FederatedSSL):
         module.log("round", float(trainer.current_epoch))
 

@@ -1,4 +1,4 @@
-"""Full names of all settings, for those who know the last word only."""
+"""Full names of all settings, to suggest one to a user who typed the last word only."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ PLACES: dict[str, tuple[type, ...]] = {
     "data": (LightningDataModule,),
     "data.partition": (Partitioner,),
 }
-"""Which classes a configuration can have where; those below them too."""
+"""Base classes that a configuration accepts at each place; their subclasses are accepted too."""
 
 OTHER_WORDS = {"learning_rate": "lr", "epochs": "local_epochs"}
 FIRST = 3
 
 
 def similar_settings(name: str) -> list[str]:
-    """Full names of the settings whose last word is the name, or nearly so, the model's and the shortest first.
+    """Full names of settings whose last word equals or resembles the name, the model's first, then the shortest.
 
-    Where only some of the classes that can stand there have it, these are named.
+    If only some of the classes allowed at a place have the setting, the suggestion names them.
     """
     names = _names()
     word = OTHER_WORDS.get(name, name)
@@ -73,7 +73,7 @@ def _whose(path: str, owners: set[str]) -> str:
 
 @cache
 def _names() -> dict[str, dict[str, set[str]]]:
-    """For every last word the full names, and for these the classes that have the setting."""
+    """Full names by last word, each with the classes that have the setting."""
     names: dict[str, dict[str, set[str]]] = {}
     for place, bases in PLACES.items():
         for each in {each for base in bases for each in _below(base) if not inspect.isabstract(each)}:
