@@ -1,4 +1,4 @@
-"""What a client keeps on its disk between rounds: frozen parts by content, and what its alignment remembers."""
+"""Client cache on disk: frozen parts by content id, and the alignment's state after each of the latest rounds."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ RUN = re.compile(r"[0-9a-f]{32}")
 
 
 class ClientCache:
-    """One client's files of one run.
+    """Files of one client in one run.
 
-    A frozen part is stored once, under its content id; a newer content of the same part replaces it. Memories are kept
-    for several rounds, because a server that was killed repeats the rounds after its last checkpoint.
+    A frozen part is stored once, under its content id; newer content of the same part replaces it. States (memories) of
+    several rounds are kept, because a server that was killed repeats the rounds after its last checkpoint.
 
     Args:
-        folder: The client's cache folder; older runs in it than the newest few are removed.
-        run_id: The run.
-        client_id: The client; several of them may share a folder.
+        folder: Cache folder of the client; all but the newest few runs in it are removed.
+        run_id: Id of the run.
+        client_id: Id of the client; several clients may share a folder.
 
     Raises:
-        ValueError: The run id is not one of :func:`fedssl.flower.settings.run_id`.
+        ValueError: The run id does not come from ``fedssl.flower.settings.run_id``.
     """
 
     def __init__(self, folder: Path, run_id: str, client_id: int) -> None:
@@ -52,7 +52,7 @@ class ClientCache:
         return {name: content for name, content in stems if NAME.fullmatch(name) and CONTENT.fullmatch(content)}
 
     def get(self, name: str, content: str) -> Tensors | None:
-        """A part, or ``None`` if it is absent or damaged."""
+        """Read a part; ``None`` if it is absent or damaged."""
         path = self._path(name, content)
         if not path.exists():
             return None
@@ -66,10 +66,10 @@ class ClientCache:
         return None
 
     def put(self, name: str, content: str, tensors: Tensors) -> None:
-        """Stores a part and removes its older contents.
+        """Store a part and remove its older contents.
 
         Raises:
-            ValueError: The tensors are not those of the content id, or the names are no names.
+            ValueError: The tensors do not match the content id, or a name is malformed.
         """
         path = self._path(name, content)
         if content_id(tensors) != content:
@@ -80,7 +80,7 @@ class ClientCache:
                 other.unlink(missing_ok=True)
 
     def memory(self, round_: int) -> dict[str, Any] | None:
-        """What was last remembered before a round; a damaged memory counts as if it had never been written."""
+        """Latest state from before a round; a damaged file counts as never written."""
         for path in reversed(self._memories()):
             if _round_of(path) < round_:
                 try:
@@ -91,7 +91,7 @@ class ClientCache:
         return None
 
     def remember(self, round_: int, state: dict[str, Any]) -> None:
-        """Stores what is to be remembered after a round."""
+        """Store the client's state after a round."""
         write_state(state, self.folder / f"{round_:06d}.memory")
         for path in self._memories()[:-MEMORIES_KEPT]:
             path.unlink(missing_ok=True)
@@ -100,6 +100,7 @@ class ClientCache:
         return sorted(self.folder.glob("*.memory"), key=_round_of)
 
     def _path(self, name: str, content: str) -> Path:
+        # Both come over the network: a name with a slash would lead out of the cache folder.
         if not NAME.fullmatch(name) or not CONTENT.fullmatch(content):
             raise ValueError(f"{name!r} with content {content!r} is no part")
         return self.folder / f"{name}@{content}.safetensors"

@@ -1,4 +1,4 @@
-"""Flower's ClientApp: records in, the core's local update, records out."""
+"""ClientApp for Flower: decodes records, runs the local update and encodes its answer."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ app = ClientApp()
 
 @app.query()
 def hello(message: Message, context: Context) -> Message:
-    """Says which client this node is, and which frozen layers it holds."""
+    """Answer which client this node is and which frozen layers it holds."""
     node = read_node(context.node_config)
     return Message(encode_hello(introduce(node, *decode_question(message.content))), reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """One round; whatever goes wrong here is told to the server, which goes on without this client."""
+    """Train for one round; report any failure to the server, which continues without this client."""
     node = read_node(context.node_config)
     try:
         answer = work(node, decode_order(message.content))

@@ -1,4 +1,4 @@
-"""Drives the federation's server over Flower: one message to each client of a round, and its answer."""
+"""Engine over Flower: one message to each client of a round, and its answer."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 ROOM_BYTES = 2**20
 IMAGES_OF_MEDIAN = 4
-"""Times the clients' median number of images, above which no claim counts unless a setting says otherwise."""
+"""Cap on a client's claimed number of images, as a multiple of the median claim, unless a setting overrides it."""
 GRACE_SECONDS = 30.0
-"""A message outlives its round by this, so that who is late is late, and no error of Flower's."""
+"""Extra time-to-live, so that a late reply is reported as late and not as an expired message."""
 
 
 class FlowerEngine(Engine):
-    """Clients of a round are on Flower's nodes.
+    """Engine whose clients run on Flower's nodes.
 
     Args:
-        grid: The nodes.
-        settings: When a round begins and ends.
-        recipe: Model and data of the run, for the clients.
-        folder: The run's folder.
-        needed_bytes: Predicted memory of a client with some images at a stage.
+        grid: Connection to the nodes.
+        settings: Conditions under which a round begins and ends.
+        recipe: Model and data of the run as text, for the clients.
+        folder: Run folder.
+        needed_bytes: Predicts a client's memory in bytes from a stage and a number of images.
     """
 
     def __init__(
@@ -70,10 +70,10 @@ class FlowerEngine(Engine):
         self._most_bytes: dict[int, int] = {}
 
     def gather(self, server: Server) -> None:
-        """Waits until enough clients are connected, and tells the server which.
+        """Wait until enough clients are connected, and tell the server which ones are.
 
         Raises:
-            TimeoutError: Too few came.
+            TimeoutError: Too few clients connected in time.
         """
         everyone, first = server.participation.num_clients, self._roster is None
         self._check(server)
@@ -81,6 +81,8 @@ class FlowerEngine(Engine):
         server.quorum = self._settings.min_replies
         roster.ask_again()
         roster.refresh()
+        # Nodes start one after another. The first round waits for all of them, so that a run does not begin with the
+        # few that happened to be early; later rounds must not wait again for a client that has left.
         wanted = everyone if first else self._settings.min_clients
         self._wait(lambda: len(roster.connected()) >= wanted)
         present = roster.connected()
@@ -95,7 +97,7 @@ class FlowerEngine(Engine):
         self._limit_images(server.participation.images)
 
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
-        """One message to every participant; the round ends with their answers, or when its time is over."""
+        """Send one message to every participant; collect answers until all are in or the round's time is over."""
         self._wire, self._again = {"down": 0, "up": 0}, set()
         arrived: dict[int, Result | Failure] = {}
         waiting: dict[str, int] = {}
@@ -109,11 +111,12 @@ class FlowerEngine(Engine):
             seconds = time.monotonic() - started
             arrived[client] = Failure(client, f"no answer after {seconds:.1f} s", late=True)
             logger.warning("round %d ends without client %d: no answer after %.1f s", server.round, client, seconds)
+        # The order of arrival would change floating-point sums; ascending ids give the result of one process.
         for client in sorted(arrived):
             yield arrived.pop(client)
 
     def metrics(self, report: RoundReport) -> dict[str, float]:
-        """Bytes of the messages with their framing, who was missing, and who had lost its frozen layers."""
+        """Message bytes with framing, and counts of missing clients and of clients that had lost frozen layers."""
         return {
             "cost/wire_down_bytes": self._wire["down"],
             "cost/wire_up_bytes": self._wire["up"],
@@ -130,18 +133,22 @@ class FlowerEngine(Engine):
         needed = self._needed_bytes(task.stage, server.participation.images[client]) if limited else 0
         content = encode_order(Order(task, run_id(self._folder), self._recipe, needed))
         self._wire["down"] += wire_bytes(content)
-        # What is trained comes back as it went, in the same framing; the rest is room for headers.
+        # A reply holds the trained tensors in the framing in which they were sent. Twice their size plus room for
+        # headers bounds what a client can make the server decode.
         self._most_bytes[client] = 2 * num_bytes(task.active) + ROOM_BYTES
         node = self._roster.connected()[client]
+        # Flower answers an expired message with an error, which would count as a failure of the client. So a message
+        # outlives its round. Without a limit, Flower's own time-to-live of twelve hours holds.
         ttl = self._settings.round_timeout + GRACE_SECONDS if self._settings.round_timeout else None
         message = Message(content, node, MessageType.TRAIN, ttl=ttl, group_id=str(server.round))
+        # Flower returns no list entry, or ``None`` as the id, for a message that it could not send.
         message_ids = [each for each in self._grid.push_messages([message]) if each]
         waiting.update(dict.fromkeys(message_ids, client))
         if not message_ids:
             arrived[client] = Failure(client, "its task could not be sent")
 
     def _collect(self, server: Server, waiting: dict[str, int], arrived: dict[int, Result | Failure]) -> bool:
-        """Takes what has come in; whether there was anything."""
+        """Take in the replies that have arrived; return ``True`` if there were any."""
         before = len(waiting)
         for message_id, client in list(waiting.items()):
             reply = pull(self._grid, message_id)
@@ -151,6 +158,8 @@ class FlowerEngine(Engine):
             answer = self._read(reply, client)
             if not isinstance(answer, Lacking):
                 arrived[client] = answer
+            # A client that lacks frozen layers, such as one with a cleared cache, is resent its task with them, once:
+            # one whose disk keeps nothing would ask for ever.
             elif client not in self._again:
                 self._again.add(client)
                 server.set_holdings(client, answer.held)
@@ -190,7 +199,7 @@ class FlowerEngine(Engine):
         return Roster(self._grid, clients, question, welcome)
 
     def _limit_images(self, images: list[int]) -> None:
-        """Client by client what it said first, which is its weight in the mean; none more than is allowed."""
+        """Set each client's number of images, its weight in the mean, to its first claim, capped at the limit."""
         limit = self._settings.max_client_images or IMAGES_OF_MEDIAN * median(self._announced.values() or [0])
         for client, announced in self._announced.items():
             images[client] = max(1, min(announced, int(limit)))

@@ -1,4 +1,4 @@
-"""What the owner of a node configures: ``flower-supernode --node-config 'client-id=3 memory="512MiB"'``."""
+"""Node configuration, set by the node's owner: ``flower-supernode --node-config 'client-id=3 memory="512MiB"'``."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ KEYS = ("client-id", "data-root", "images", "cache-dir", "memory", "device")
 
 @dataclass(frozen=True)
 class Node:
-    """One node.
+    """Settings of one node.
 
     Args:
-        client_id: Number of its client, from 0; nodes come and go, the client stays the same.
-        data_root: Folder of all data sets here; ``None`` takes the run's.
+        client_id: Number of the node's client, from 0. Node ids change with every connection, client ids do not.
+        data_root: Folder of all data sets on this machine; ``None`` takes the run's.
         images: Folder of this node's own images; ``None`` if the run's data set is divided among the clients.
-        cache: Where it keeps frozen layers between rounds.
-        memory_bytes: Memory that training may use; 0 if there is no limit.
-        device: Trains on it.
+        cache: Folder for frozen layers between rounds.
+        memory_bytes: Memory that training may use, in bytes; 0 for no limit.
+        device: Device to train on.
     """
 
     client_id: int
@@ -37,10 +37,10 @@ class Node:
 
 
 def read_node(config: Mapping[str, Any]) -> Node:
-    """Reads a node's configuration; in a simulation Flower's number of the virtual node is the client's.
+    """Read a node's configuration; in a simulation, Flower's ``partition-id`` is the client id.
 
     Raises:
-        ValueError: Something is missing, unknown or impossible.
+        ValueError: A setting is missing, unknown or out of range.
     """
     unknown = set(config) - {*KEYS, "partition-id", "num-partitions"}
     if unknown:
@@ -59,5 +59,5 @@ def read_node(config: Mapping[str, Any]) -> Node:
 
 
 def default_cache() -> Path:
-    """``~/.cache/fedssl``, or below ``XDG_CACHE_HOME``."""
+    """Default cache folder: ``fedssl`` below ``XDG_CACHE_HOME``, or ``~/.cache/fedssl``."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedssl"

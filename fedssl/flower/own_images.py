@@ -1,4 +1,4 @@
-"""Clients whose images never leave them: each node names a folder, the server sees none of it."""
+"""Clients whose images never leave them: each node names its own folder, which the server cannot read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fedssl.training.federated import FederatedSSL
 
 
 class OwnImages(FederatedData):
-    """The server holds the images of the evaluation, and auxiliary ones if it calibrates; nodes hold their own.
+    """Training images on the nodes themselves; the server holds those of evaluation and calibration only.
 
     A node's folder is the ``images`` of its ``--node-config``, laid out like the data set ``folder``. Only Flower's
     clients have images of their own: ``train.py fit`` refuses this class.
@@ -23,9 +23,9 @@ class OwnImages(FederatedData):
     Args:
         dataset: Labelled data set to evaluate on.
         clients: Number of clients.
-        images_per_client: Images that a client is taken to have until it has said how many.
-        auxiliary_dataset: Images of the server's calibration.
-        **kwargs: Those of :class:`fedssl.data.images.ImageData`.
+        images_per_client: Assumed number of images of a client until it reports its own.
+        auxiliary_dataset: Data set that the server calibrates on.
+        **kwargs: Keyword arguments of ``fedssl.data.images.ImageData``.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class OwnImages(FederatedData):
         self.images_per_client = images_per_client
 
     def train_dataloader(self) -> DataLoader:
-        """One item an epoch.
+        """Loader of one item an epoch.
 
         Raises:
-            ValueError: The clients would be in this process.
+            ValueError: The clients would train in this process, which has no images of theirs.
         """
         module = self.trainer.lightning_module if self.trainer else None
         if not isinstance(module, FederatedSSL) or module.engine is None:
@@ -53,17 +53,17 @@ class OwnImages(FederatedData):
         return super().train_dataloader()
 
     def table(self) -> str:
-        """What is known of the division."""
+        """Number of clients: the server knows no more of the division."""
         return f"{self.num_clients} clients hold images of their own"
 
     def class_counts(self) -> np.ndarray:
-        """Only the nodes know."""
+        """Empty counts (clients, 0): only the nodes know their classes."""
         return np.zeros((self.num_clients, 0), dtype=int)
 
     def _load_pool(self) -> ImageSet:
         return self._load(self.eval_dataset, self.eval_splits[0])
 
     def _divide(self, pool: ImageSet) -> Federation:
-        """Stand-ins of the assumed length, which nobody trains on."""
+        """Create placeholders of the assumed length, the clients' provisional weight; nobody trains on them."""
         stand_in = pool.subset(torch.zeros(self.images_per_client, dtype=torch.int64))
         return Federation([stand_in] * self.num_clients, self._auxiliary(pool.subset(torch.arange(0))))

@@ -1,4 +1,4 @@
-"""Model and data of a run as text: the server sends it, so that clients build exactly what the server has."""
+"""Recipe of a run: model and data as text, from which clients build exactly what the server has."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from linear_eval import EvaluatedModule
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a recipe makes.
+    """Model and data that a recipe describes.
 
     Args:
-        module: Has the settings of local training.
-        data: Not loaded yet.
-        mixed_precision: Whether clients compute in bfloat16 where that is safe.
+        module: Model with the settings of local training.
+        data: Data module, not loaded yet.
+        mixed_precision: Use bfloat16 where that is safe.
     """
 
     module: FederatedSSL
@@ -32,20 +32,21 @@ class Recipe:
     mixed_precision: bool
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The context that local training runs in."""
+        """Precision context of local training."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.mixed_precision)
 
 
 def write_recipe(config: dict[str, Any]) -> str:
-    """The recipe of a parsed configuration: its seed filled in, without the aggregation, which may keep secrets.
+    """Write the recipe of a parsed configuration, with its seed filled in.
 
-    Files of pretrained weights are left out too: they lie with the server, which sends every layer that a client needs.
+    The aggregation is left out, because its settings may be secret. So are files of pretrained weights: only the server
+    has them, and it sends every layer that a client needs.
 
     Args:
-        config: Of the command line, all defaults included.
+        config: Configuration of the command line, all defaults included.
 
     Raises:
-        ValueError: It is no federated run.
+        ValueError: The configuration is not that of a federated run.
     """
     recipe = {key: copy.deepcopy(config[key]) for key in ("model", "data")}
     for key, name in (("model", "FederatedSSL"), ("data", "FederatedData or FederatedText")):
@@ -59,10 +60,10 @@ def write_recipe(config: dict[str, Any]) -> str:
 
 
 def read_recipe(text: str, data_root: str | None = None) -> Recipe:
-    """Builds model and data module.
+    """Build model and data module from a recipe.
 
     Args:
-        text: From :func:`write_recipe`. Its classes are imported and called, so it must come from a trusted server.
+        text: Recipe from ``write_recipe``. Its classes are imported and called, so the server must be trusted.
         data_root: Folder of all data sets on this machine; ``None`` takes the recipe's.
     """
     restrict_class_paths()

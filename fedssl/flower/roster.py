@@ -1,4 +1,4 @@
-"""Which client sits on which node, and which of them are connected."""
+"""Roster: the node of each client, and the clients that are connected."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 class Roster:
-    """Asks every node that appears who it is; node ids change, client ids are configured.
+    """Map from clients to nodes, learnt by querying every node that appears.
+
+    Flower gives a node a new id with every connection; client ids are configured and stay the same.
 
     Args:
-        grid: The nodes.
-        num_clients: Clients of the run have the numbers below it.
-        question: What nodes are asked.
-        welcome: Is told of every client that answers.
+        grid: Connection to the nodes.
+        num_clients: Number of clients; valid client ids lie below it.
+        question: Content of the query to each node.
+        welcome: Called with the answer of every client.
     """
 
     def __init__(self, grid: Grid, num_clients: int, question: RecordDict, welcome: Callable[[Hello], None]) -> None:
@@ -36,8 +38,12 @@ class Roster:
         self._online: set[int] = set()
 
     def refresh(self) -> None:
-        """Looks who is connected, asks newcomers and takes in what they answered."""
+        """Poll connected nodes, query new ones and register their replies.
+
+        Never waits: an unanswered query stays in ``_asked`` until a later call finds its reply.
+        """
         self._online = set(self._grid.get_node_ids())
+        # Nodes that gave an unusable answer count as known: they would otherwise be queried again at every poll.
         known = {*self._nodes.values(), *self._asked.values(), *self._strangers}
         for node in sorted(self._online - known):
             message = Message(self._question, node, MessageType.QUERY)
@@ -50,7 +56,7 @@ class Roster:
                 self._take(node, answer)
 
     def ask_again(self) -> None:
-        """Nodes that gave no usable answer are asked once more at the next look."""
+        """Query nodes without a usable answer again at the next ``refresh``; an owner may have mended the mistake."""
         self._strangers.clear()
 
     def connected(self) -> dict[int, int]:
@@ -58,7 +64,7 @@ class Roster:
         return {client: node for client, node in sorted(self._nodes.items()) if node in self._online}
 
     def hello(self, client_id: int) -> Hello:
-        """What a client said of itself."""
+        """Latest self-description of a client."""
         return self._hellos[client_id]
 
     def _take(self, node: int, answer: Message | Exception) -> None:
@@ -83,6 +89,7 @@ class Roster:
             raise ValueError(malformed(0, error).reason) from error
         if hello.client_id >= self._num_clients:
             raise ValueError(f"client-id {hello.client_id}: the run has clients 0 to {self._num_clients - 1}")
+        # A client may return on a new node once its old one has gone, but two connected nodes cannot share an id.
         if self._nodes.get(hello.client_id) in self._online:
             raise ValueError(f"client-id {hello.client_id} is taken by node {self._nodes[hello.client_id]}")
         return hello

@@ -1,4 +1,4 @@
-"""Flower's ServerApp: the command line's run, whose clients are Flower's nodes."""
+"""ServerApp for Flower: the run of the command line, with Flower's nodes as clients."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ app = ServerApp()
 
 
 class FlowerCLI(FedSSLCLI):
-    """The same configuration, run folder, checkpoints and results; only the clients are elsewhere.
+    """Command line with the same configuration, run folder, checkpoints and results, and clients on Flower's nodes.
 
     Args:
-        grid: The nodes.
-        rounds: When a round begins and ends.
+        grid: Connection to the nodes.
+        rounds: Conditions under which a round begins and ends.
     """
 
     def __init__(self, *args: Any, grid: Grid, rounds: RoundSettings, **kwargs: Any) -> None:
@@ -32,10 +32,10 @@ class FlowerCLI(FedSSLCLI):
         super().__init__(*args, **kwargs)
 
     def before_fit(self) -> None:
-        """Gives the module its clients.
+        """Give the module an engine over Flower.
 
         Raises:
-            ValueError: The configuration is not that of a federation in one process.
+            ValueError: The model is no federation, plans memory, or runs in several processes.
         """
         if not isinstance(self.model, FederatedSSL):
             raise ValueError(f"Flower runs federations: model must be FederatedSSL, got {type(self.model).__name__}")
@@ -57,10 +57,10 @@ class FlowerCLI(FedSSLCLI):
 
 @app.main()
 def run(grid: Grid, context: Context) -> None:
-    """Trains, evaluates and exports, as ``train.py fit`` does.
+    """Train, evaluate and export, as ``train.py fit`` does.
 
     Raises:
-        RuntimeError: The run ended with an error; the message says which.
+        RuntimeError: The run ended with an error, which the message names.
     """
     rounds = round_settings(context.run_config)
     try:

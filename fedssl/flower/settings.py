@@ -1,4 +1,4 @@
-"""What ``flwr run --run-config`` sets."""
+"""Settings of ``flwr run --run-config``."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from fedssl.utils.files import write_atomically
 
 @dataclass(frozen=True)
 class RoundSettings:
-    """When a round begins and ends.
+    """Conditions under which a round begins and ends.
 
     Args:
-        min_clients: A round begins when at least this many clients are connected; the first one waits for all clients
-            of the configuration as long as ``join_timeout`` allows.
-        join_timeout: Seconds to wait for them.
-        round_timeout: Seconds after which a round ends without those who have not answered; 0: no limit, and one silent
-            device holds it for as long as Flower keeps a message, twelve hours.
-        enough_replies: A round ends as soon as this many clients have answered; 0: when all have.
-        min_replies: A round with fewer usable answers ends the run; it can be resumed.
-        max_client_images: Most images of its own that a client may claim, which are its weight in the mean; 0: four
-            times the median of what all clients said.
+        min_clients: Connected clients that a round needs to begin. The first round waits for all clients of the
+            configuration, as long as ``join_timeout`` allows.
+        join_timeout: Seconds to wait for clients to connect.
+        round_timeout: Seconds after which a round ends without the clients that have not answered. 0 sets no limit: one
+            silent device can then hold the round for as long as Flower keeps a message, twelve hours.
+        enough_replies: Answers after which a round ends at once; 0 waits for all.
+        min_replies: Usable answers that a round needs. With fewer, the run ends; it can be resumed.
+        max_client_images: Limit on the number of images that a client may claim, which is its weight in the mean. 0
+            takes four times the median claim.
 
     Raises:
         ValueError: A number is out of its range.
@@ -54,7 +54,7 @@ class RoundSettings:
 
 
 def round_settings(config: Mapping[str, Any]) -> RoundSettings:
-    """Reads a run configuration."""
+    """Read the round settings of a run configuration."""
     return RoundSettings(
         int(config["min-clients"]),
         float(config["join-timeout"]),
@@ -66,7 +66,7 @@ def round_settings(config: Mapping[str, Any]) -> RoundSettings:
 
 
 def command_line(config: Mapping[str, Any]) -> list[str]:
-    """The arguments that ``train.py`` would get for the same run."""
+    """Arguments that ``train.py`` would get for the same run."""
     arguments = ["fit", "-c", str(config["config"]), *shlex.split(str(config["arguments"]))]
     arguments += [f"--run_dir={config['run-dir']}"] if config["run-dir"] else []
     return arguments + ([f"--ckpt_path={config['resume']}"] if config["resume"] else [])
@@ -76,7 +76,7 @@ RUN_ID = "run_id"
 
 
 def run_id(folder: Path) -> str:
-    """The id in the run's folder, drawn when it is first asked for."""
+    """Id of the run, drawn once and kept in its folder, so that clients find their caches again after a resume."""
     path = folder / RUN_ID
     if not path.exists():
         write_atomically(path, lambda temporary: temporary.write_text(uuid.uuid4().hex))
@@ -84,7 +84,7 @@ def run_id(folder: Path) -> str:
 
 
 def pull(grid: Grid, message_id: str) -> Message | Exception | None:
-    """The reply to a message; ``None`` if there is none yet, an exception if it is there and cannot be read.
+    """Fetch the reply to a message: ``None`` before it arrives, an exception in its place if it cannot be read.
 
     Raises:
         httpx.HTTPError: The SuperLink cannot be reached.
@@ -93,6 +93,6 @@ def pull(grid: Grid, message_id: str) -> Message | Exception | None:
         replies = list(grid.pull_messages([message_id]))
     except httpx.HTTPError:
         raise
-    except Exception as error:
+    except Exception as error:  # Flower decodes within pull_messages: one client's bytes must not end the run
         return error
     return replies[0] if replies else None
