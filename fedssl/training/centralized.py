@@ -1,4 +1,4 @@
-"""The same objective without a federation: plain Lightning training on the pooled images."""
+"""Centralised training: the same objective without a federation, on the pooled images."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fedssl.utils.seeding import derive_seed, torch_generator
 
 
 class CentralizedSSL(Pretraining):
-    """Trains the whole encoder on all images in one place; the yardstick of the federated schemes.
+    """Training of the whole encoder on all images in one place; the yardstick of the federated schemes.
 
     Args:
-        *args: Those of :class:`fedssl.training.pretraining.Pretraining`.
-        **kwargs: Likewise.
+        *args: Arguments of ``fedssl.training.pretraining.Pretraining``.
+        **kwargs: Keyword arguments of ``fedssl.training.pretraining.Pretraining``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -30,10 +30,10 @@ class CentralizedSSL(Pretraining):
         self.method.start()
 
     def setup(self, stage: str) -> None:
-        """Checks that images and encoder fit.
+        """Check that images and encoder fit.
 
         Raises:
-            ValueError: They do not, the data are divided among clients, or there are several processes.
+            ValueError: They do not fit, the data are divided among clients, or the run has several processes.
         """
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         if self.trainer.world_size > 1:
@@ -52,15 +52,15 @@ class CentralizedSSL(Pretraining):
         self.prepare(data)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the settings that a resumed run must share."""
+        """Add the settings that a resumed run must share."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["run"] = self._settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compares them.
+        """Compare the settings of the checkpoint with those of this run.
 
         Raises:
-            ValueError: The checkpoint is of another run.
+            ValueError: The checkpoint belongs to another run.
         """
         super().on_load_checkpoint(checkpoint)
         if self.trainer.state.fn == TrainerFn.FITTING:
@@ -72,12 +72,12 @@ class CentralizedSSL(Pretraining):
         return {"method": type(self.method).__name__, "optimizer": optimizer, "seed": self.seed}
 
     def on_train_epoch_start(self) -> None:
-        """Every epoch has its own random numbers, so that a resumed run continues as it would have."""
+        """Seed every epoch on its own, so that a resumed run continues as it would have."""
         self.method.generator = torch_generator(self.seed, "centralized augment", self.current_epoch)
         torch.manual_seed(derive_seed(self.seed, "centralized", self.current_epoch))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
-        """The method's loss."""
+        """Compute the method's loss."""
         loss = self.method.training_step(batch, batch_idx)
         if loss is not None:
             self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch[0]))
@@ -86,12 +86,12 @@ class CentralizedSSL(Pretraining):
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The optimizer steps, then momentum targets follow."""
+        """Step the optimizer, then update momentum targets from the new weights."""
         super().optimizer_step(*args, **kwargs)
         self.method.after_step()
 
     def configure_optimizers(self) -> Optimizer:
-        """The method's optimizer."""
+        """Create the method's optimizer."""
         optimizer = self.method.configure_optimizers()
         assert isinstance(optimizer, Optimizer)
         return optimizer

@@ -1,4 +1,4 @@
-"""Writes an encoder to a folder: one of images so that timm loads it."""
+"""Export of encoders to a folder; timm loads those of images."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ from fedssl.utils.files import replace_folder
 from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, timm_arguments, use_small_stem
 
 CLAIMS = ("license", "origin_url", "paper_ids", "paper_name", "notes")
-"""What timm says of its own weights of an architecture, and nobody has said of these."""
+"""Entries of timm's ``pretrained_cfg`` that describe timm's own weights and would be false of ours."""
 
 
 def export_encoder(
     encoder: StagedEncoder, folder: Path, mean: list[float], std: list[float], training: dict[str, Any] | None = None
 ) -> None:
-    """Writes ``config.json`` and ``model.safetensors``, all or nothing.
+    """Write ``config.json`` and ``model.safetensors`` of an image encoder, all or nothing.
 
-    ``timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)`` gives back a model with the same
-    features. A ViT that stopped growing early is written with the depth it reached. Temporary modules are left out,
-    low-rank adapters are merged into the weights that they adapt.
+    ``timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)`` restores a model with the same features. A
+    ViT that stopped growing early is written with the depth it reached. Temporary modules are left out; low-rank
+    adapters are merged into the weights that they adapt.
 
-    An encoder with a small stem is one that timm cannot build: ``config.json`` then has the key ``"stem": "small"``,
-    timm refuses the weights, and :class:`linear_eval.TimmEncoder` loads them.
+    timm cannot build an encoder with a small stem. Its ``config.json`` has the key ``"stem": "small"``, so that timm
+    refuses the weights and ``linear_eval.TimmEncoder`` loads them.
 
     Args:
-        encoder: Its first ``encoder.depth`` blocks are written.
-        folder: Replaced if it exists.
-        mean: Normalisation of the images by channel.
-        std: Normalisation of the images by channel.
-        training: How far training came, noted in ``config.json``.
+        encoder: Encoder whose first ``encoder.depth`` blocks are written.
+        folder: Destination; replaced if it exists.
+        mean: Mean of the image normalisation, one a channel.
+        std: Standard deviation of the image normalisation, one a channel.
+        training: Progress of training, noted in ``config.json``.
 
     Raises:
-        ValueError: A ResNet with fewer than its four stages, which timm cannot build.
+        ValueError: The encoder is a ResNet with fewer than its four stages, which timm cannot build.
     """
     spec = encoder.spec
     assert isinstance(spec, EncoderSpec)
@@ -74,16 +74,16 @@ def export_encoder(
 
 
 def export_text_encoder(encoder: StagedEncoder, folder: Path, training: dict[str, Any] | None = None) -> None:
-    """Writes ``config.json`` and ``model.safetensors``, all or nothing.
+    """Write ``config.json`` and ``model.safetensors`` of a text encoder, all or nothing.
 
-    timm has no such model. :class:`layerwise.CausalTransformerSpec` with these settings and the folder as ``weights``
-    builds the encoder again. ``config.json`` also has the characters, by index from 1 on; 0 is every other one.
+    timm has no such model. ``layerwise.CausalTransformerSpec`` with these settings and the folder as ``weights``
+    rebuilds the encoder. ``config.json`` also lists the characters, by index from 1; 0 stands for every other one.
 
     Args:
-        encoder: Its first ``encoder.depth`` blocks are written, with the final norm; the head is not. Low-rank adapters
-            are merged into the weights that they adapt.
-        folder: Replaced if it exists.
-        training: How far training came, noted in ``config.json``.
+        encoder: Encoder whose first ``encoder.depth`` blocks and final norm are written, without the head. Low-rank
+            adapters are merged into the weights that they adapt.
+        folder: Destination; replaced if it exists.
+        training: Progress of training, noted in ``config.json``.
     """
     spec = encoder.spec
     assert isinstance(spec, CausalTransformerSpec)
@@ -104,7 +104,7 @@ def export_text_encoder(encoder: StagedEncoder, folder: Path, training: dict[str
 
 
 def _seal(folder: Path) -> None:
-    """Notes the weights' SHA-256 in ``config.json``: a ``.safetensors`` file has no checksum of its own."""
+    """Note the weights' SHA-256 in ``config.json``: a ``.safetensors`` file has no checksum of its own."""
     config = json.loads((folder / "config.json").read_text())
     with (folder / "model.safetensors").open("rb") as weights:
         config["sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
@@ -116,7 +116,7 @@ def _training(encoder: StagedEncoder, training: dict[str, Any]) -> dict[str, Any
 
 
 def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:
-    """The weights of the present blocks under timm's own names."""
+    """Weights of the present blocks under timm's own names."""
     is_vit = _is_vit(encoder)
     state = {name.removeprefix("model."): tensor for name, tensor in encoder.stem.state_dict().items()}
     for index in range(encoder.depth):
@@ -126,7 +126,7 @@ def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:
 
 
 def _block_state(encoder: StagedEncoder, index: int) -> dict[str, Tensor]:
-    """The weights of a block, its adapters merged into them."""
+    """Weights of a block, with its adapters merged into them."""
     block: Any = encoder.blocks[index]
     merged = {"attn.qkv.weight": block.attn.qkv.merged().detach()} if encoder.adapters else {}
     return block.state_dict() | merged

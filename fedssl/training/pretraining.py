@@ -1,4 +1,4 @@
-"""What federated and centralised pretraining share: a model, its evaluation, its random twin."""
+"""Base of federated and centralised pretraining: the model, its evaluation and its untrained counterparts."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Pretraining(EvaluatedModule):
     """Base of the modules that the command line trains.
 
     Args:
-        encoder: The encoder to build.
-        method: The objective.
-        augment: Makes two views of a batch of images; its mean and std also normalise images for evaluation. ``None``
-            for text.
-        optimizer: The optimizer of local (or centralised) training.
-        evaluation: Neighbours and probe; a language model has none, its perplexity is evaluated.
-        finetuning: Fine-tunes a copy in the final evaluation; ``None`` does not.
+        encoder: Architecture of the encoder.
+        method: Self-supervised method.
+        augment: Augmentation that makes two views of a batch of images; its mean and std also normalise images for
+            evaluation. ``None`` for text.
+        optimizer: Optimizer of local (or centralised) training.
+        evaluation: Settings of the kNN and linear evaluation. A language model has none: its perplexity is evaluated.
+        finetuning: Settings for fine-tuning a copy in the final evaluation; ``None`` skips it.
         seed: Seed of every random choice; ``None`` takes the run's.
 
     Attributes:
-        progress: How far ``fit`` came; ``None`` before it.
+        progress: Progress of ``fit``; ``None`` before its end.
     """
 
     def __init__(
@@ -59,33 +59,34 @@ class Pretraining(EvaluatedModule):
         self.augment = augment
         self.times = Stopwatch()
         self.progress: RunProgress | None = None
-        # In a tuple, so that it is in no checkpoint; read now, since the file may be gone when training ends.
+        # A tuple hides the network from ``nn.Module``, so that no checkpoint holds it. The weights are read now, since
+        # the file may be gone when training ends.
         self._start = (("start", build_encoder(encoder, derive_seed(seed, "encoder"))),) if encoder.weights else ()
 
     def build(self) -> SplitModel:
-        """A freshly initialised model; equal at every call."""
+        """Build a freshly initialised model; every call gives the same weights."""
         return build_model(*self._recipe)
 
     @property
     def summary(self) -> dict[str, str]:
-        """Scheme and method, for tables and results."""
+        """Names of scheme and method, for tables and results."""
         return {"scheme": "centralized", "method": type(self.model.method).__name__}
 
     def normalize(self, images: Tensor) -> Tensor:
-        """As in training, without augmentation."""
+        """Normalise images as in training, without augmentation."""
         assert self.augment is not None
         return self.augment.plain(images)
 
     def classify(self, images: Tensor) -> Tensor | None:
-        """Class scores of the classifier that was trained with the encoder, if the method has one."""
+        """Class scores of the classifier trained with the encoder; ``None`` for a method without one."""
         return self.model.classify(images)
 
     def nats(self, texts: Tensor) -> Tensor | None:
-        """Of every character that a language model predicts."""
+        """Per-token negative log-likelihood in nats, or ``None`` for image encoders."""
         return self.model.method.nats(self.model.encoder, texts)
 
     def on_fit_end(self) -> None:
-        """Lightning's hook; notes how far training came, while the Trainer still knows."""
+        """Lightning's hook; record the progress of training while the Trainer still knows it."""
         self.progress = self._progress()
 
     def _progress(self) -> RunProgress:
@@ -112,14 +113,14 @@ class Pretraining(EvaluatedModule):
         self.on_validation_end()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook; notes what wrote the checkpoint."""
+        """Lightning's hook; record the origin of the checkpoint."""
         checkpoint[ORIGIN] = origin(training=type(self).__name__)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Lightning's hook; before any weight is overwritten.
+        """Lightning's hook; check the checkpoint before any weight is overwritten.
 
         Raises:
-            ValueError: The checkpoint is not of a run like this one.
+            ValueError: The checkpoint belongs to a different kind of run.
         """
         try:
             check_origin(checkpoint)
@@ -129,9 +130,10 @@ class Pretraining(EvaluatedModule):
         check_network(checkpoint["state_dict"], self.state_dict())
 
     def untrained(self) -> dict[str, nn.Module]:
-        """The encoder at random initialisation, at the depth this one has now; and with the weights that were loaded.
+        """Untrained encoders to compare with: at random initialisation and, for a run that loaded weights, with these.
 
-        The loaded one is whole, since it might have been used as it was.
+        The random one has the depth that the trained one has now. The loaded one keeps its full depth, since it could
+        have been used as it was.
         """
         spec, seed = self._recipe[0], derive_seed(self.seed, "encoder")
         random_init = build_encoder(replace(spec, weights=None), seed)
@@ -139,23 +141,23 @@ class Pretraining(EvaluatedModule):
         return dict(self._start) | {"random_init": random_init}
 
     def layers(self, encoder: nn.Module) -> dict[str, nn.Module]:
-        """The stem and every present block."""
+        """Stem and present blocks of an encoder, by name."""
         assert isinstance(encoder, StagedEncoder)
         blocks = encoder.blocks[: encoder.depth]
         return {"stem": encoder.stem} | {f"block {index + 1}": block for index, block in enumerate(blocks)}
 
     def prepare(self, data: ImageData | ClientData) -> None:
-        """Checks that the data fit the model; called before training starts.
+        """Check that the data fit the model, before training starts.
 
         Raises:
-            ValueError: They do not.
+            ValueError: They do not fit.
         """
         for samples in (data.eval_test, data.pool):
             samples.check_encoder(self.model.encoder.spec)
         self.model.method.check_labels(data.pool.labels)
 
     def export(self, folder: Path) -> None:
-        """Writes the encoder: images for timm, text for :class:`layerwise.CausalTransformerSpec`."""
+        """Write the encoder: one of images for timm, one of text for ``layerwise.CausalTransformerSpec``."""
         encoder = self.model.encoder
         training = self.progress.as_dict() if self.progress else None
         if self.augment:

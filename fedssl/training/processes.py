@@ -1,4 +1,4 @@
-"""Lightning's side of several processes: how they are started and find each other."""
+"""Lightning's side of a run in several processes: how they start, find each other and wait."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from pytorch_lightning.utilities import rank_zero_only
 from fedssl.training.ranks import lost_ranks
 
 PATIENCE = timedelta(days=7)
-"""How long a process waits for another one's client; a process that ends is noticed at once."""
+"""Time-out of collective operations. A slow client is no error, and a process that ends is noticed at once."""
 
 
 class CohortStrategy(DDPStrategy):
-    """Processes that divide cohorts: they are started like those of DDP, but share no gradients and no batches.
+    """Strategy for processes that divide cohorts: started like those of DDP, but without shared gradients or batches.
 
     Args:
-        **kwargs: Those of Lightning's ``DDPStrategy``.
+        **kwargs: Keyword arguments of Lightning's ``DDPStrategy``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{"timeout": PATIENCE} | kwargs)
 
     def configure_ddp(self) -> None:
-        """Nothing: a server's gradients are the same in all processes."""
+        """Do nothing: the server's gradients are already equal in all processes."""
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Every process sees all images: :class:`fedssl.training.ranks.Ranks` divides the clients."""
+        """Sampler settings that show every process all images: ``fedssl.training.ranks.Ranks`` divides the clients."""
         return {"num_replicas": 1, "rank": 0}
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:
-        """Waits for the others.
+        """Wait for the other processes.
 
         Raises:
-            RankLostError: One has ended.
+            RankLostError: Another process has ended.
         """
         with lost_ranks():
             super().barrier(*args, **kwargs)
 
 
 def process_rank() -> int:
-    """Which of the run's processes this is, from 0."""
+    """Rank of this process in the run, from 0."""
     return getattr(rank_zero_only, "rank", 0)
 
 
 def process_settings(strategy: Any, devices: Any) -> dict[str, Any]:
-    """Trainer settings for several processes, if there are to be several.
+    """Trainer settings for several processes; empty for a single one.
 
     Args:
-        strategy: ``trainer.strategy``; where it is ``ddp``, or ``auto`` with several devices, cohorts are divided.
+        strategy: ``trainer.strategy``; ``ddp``, and ``auto`` with several devices, divide cohorts.
         devices: ``trainer.devices``; under ``torchrun`` its number of processes counts instead.
     """
     settings: dict[str, Any] = {}
@@ -81,16 +81,16 @@ UNREAD: dict[str, tuple[tuple[Any, ...], str]] = {
     "min_epochs": ((None, 0), "set --model.rounds"),
     "min_steps": ((None,), "set --model.rounds"),
 }
-"""Trainer flags that no federated run reads: the values that change nothing, and what to do instead."""
+"""Trainer flags that no federated run reads: their harmless values, and the advice for any other value."""
 
 LEAST = {"check_val_every_n_epoch": 1, "log_every_n_steps": 1, "num_sanity_val_steps": -1, "gradient_clip_val": 0}
 
 
 def check_trains(trainer: Any) -> None:
-    """Refuses a Trainer that would end before its first step, and leave an untrained encoder as the result.
+    """Refuse a Trainer that would end before its first step and leave an untrained encoder as the result.
 
     Raises:
-        ValueError: It would.
+        ValueError: ``max_steps`` or ``limit_train_batches`` is 0.
     """
     for name in ("max_steps", "limit_train_batches"):
         if getattr(trainer, name) == 0:
@@ -98,15 +98,15 @@ def check_trains(trainer: Any) -> None:
 
 
 def check_trainer(trainer: Any, rounds: int) -> None:
-    """Compares a Trainer with a federated run.
+    """Check that a Trainer fits a federated run.
 
     Args:
-        trainer: The Trainer.
+        trainer: Lightning's Trainer.
         rounds: Communication rounds of the run.
 
     Raises:
-        ValueError: It has another number of epochs, divides no cohorts among its processes, has an unsupported
-            precision, or a setting that nothing would read.
+        ValueError: The number of epochs differs, the strategy divides no cohorts, the precision is not supported, or
+            nothing would read a setting.
     """
     check_trains(trainer)
     if trainer.max_epochs != rounds and not trainer.fast_dev_run:
@@ -131,7 +131,7 @@ def check_trainer(trainer: Any, rounds: int) -> None:
 
 
 def check_intervals(trainer: Any) -> None:
-    """Looks at what Lightning takes and stumbles over later, in any run.
+    """Refuse intervals that Lightning accepts and then fails on within the run.
 
     Raises:
         ValueError: An interval or a limit is out of its range.
@@ -143,10 +143,10 @@ def check_intervals(trainer: Any) -> None:
 
 
 def check_monitors(trainer: Any) -> None:
-    """Refuses callbacks of a private run that decide by what clients gave exactly: when it ends would tell of it.
+    """Refuse callbacks of a private run that monitor exact client figures: the time of its end would leak them.
 
     Raises:
-        ValueError: There is one.
+        ValueError: A callback monitors such a figure.
     """
     for callback in trainer.callbacks:
         monitor = getattr(callback, "monitor", None) or ""

@@ -1,4 +1,4 @@
-"""Progress of a run: bars in a terminal, a line now and then elsewhere."""
+"""Progress display of a run: bars in a terminal, about twenty lines elsewhere."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from fedssl.training.federated import FederatedSSL
 LINES = 20
 BAR = 16
 SPEED_SECONDS = 3600
-"""The remaining time is estimated from the rounds of the last hour: a round may take minutes."""
+"""Window of the estimate of the remaining time. rich's default of 30 s holds no finished round if one takes minutes."""
 
 
 class RoundProgress(ProgressBar):
-    """Shows rounds (or epochs), stage, client and remaining time, and which other step is at work.
+    """Display of rounds (or epochs), stage, client, remaining time and the current step.
 
-    In a terminal these are two bars; otherwise about twenty lines over the whole run.
+    Two bars in a terminal; otherwise about twenty lines over the whole run.
 
     Args:
-        verbose: Adds a line for every round, and one for every client that gave nothing usable.
+        verbose: Add a line for every round, and one for every client without a usable result.
     """
 
     def __init__(self, verbose: bool = False) -> None:
@@ -57,7 +57,7 @@ class RoundProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts the display."""
+        """Start the display."""
         if not self._enabled:
             return
         federated = isinstance(pl_module, FederatedSSL)
@@ -74,12 +74,12 @@ class RoundProgress(ProgressBar):
             self._progress.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first client of the round is at work."""
+        """Show that the first client of the round trains."""
         self._over = trainer.current_epoch
         self._show_step("clients")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One round or epoch is over."""
+        """Show the end of a round or epoch."""
         done, total = trainer.current_epoch + 1, trainer.max_epochs or 1
         note = self._note(pl_module, trainer)
         self._evaluated = False
@@ -94,32 +94,32 @@ class RoundProgress(ProgressBar):
             self._explain(pl_module.last_report)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The online evaluation runs; alone, or within training."""
+        """Show the online evaluation, alone or within training."""
         if self._progress:
             self._show_step("kNN")
         elif trainer.state.fn == TrainerFn.VALIDATING:
             self._wait("evaluating: kNN")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the display if there was only this to show."""
+        """End the display of an evaluation that runs alone."""
         self._evaluated = True
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._stop()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the display."""
+        """End the display."""
         self._stop()
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The final evaluation runs."""
+        """Show the final evaluation."""
         self._wait("evaluating: kNN and linear probe")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ends the display."""
+        """End the display."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Ends the display and says how to go on."""
+        """End the display and print the command that resumes an interrupted run."""
         self._stop()
         if self._enabled and isinstance(exception, KeyboardInterrupt):
             by, rounds = f" by {exception}" if str(exception) else "", trainer.current_epoch
@@ -128,7 +128,7 @@ class RoundProgress(ProgressBar):
             self._console.print(said, highlight=False, soft_wrap=True)
 
     def _wait(self, what: str) -> None:
-        """A spinner in a terminal, else one line."""
+        """Show a spinner in a terminal, else print one line."""
         if not self._enabled:
             return
         if not self._console.is_terminal:
@@ -142,7 +142,7 @@ class RoundProgress(ProgressBar):
             self._progress = None
 
     def _show_step(self, what: str) -> None:
-        """Something of unknown length is at work: the second bar moves to and fro."""
+        """Show a step of unknown length: the second bar moves to and fro."""
         if self._progress:
             visible = self._progress.tasks[-1].visible
             self._progress.remove_task(self._steps)
@@ -152,6 +152,7 @@ class RoundProgress(ProgressBar):
         if not self._progress:
             return
         position, total = cohort.participants.index(client_id) + 1, len(cohort.participants)
+        # One part in ``total + 1`` is left for aggregation, so that the bar does not stand at the full round.
         self._progress.update(self._rounds, completed=self._over + position / (total + 1))
         if position == total:
             self._show_step(self._after_clients)
@@ -159,7 +160,7 @@ class RoundProgress(ProgressBar):
             self._progress.update(self._steps, completed=position, total=total, note=f"client {client_id}")
 
     def _explain(self, report: RoundReport) -> None:
-        """Why clients gave nothing."""
+        """Print the reason of every client without a usable result."""
         for failure in (*report.failures, *report.late):
             self._console.print(f"  client {failure.client_id}: {failure.reason}", highlight=False)
         for client in report.dropped:
@@ -186,13 +187,13 @@ class RoundProgress(ProgressBar):
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Shows in a terminal that something is at work and for how long; says nothing elsewhere."""
+    """Show in a terminal which step runs and for how long; print nothing elsewhere."""
     with spinner(what, Console(file=sys.stderr)):
         yield
 
 
 def spinner(what: str, console: Console) -> Progress:
-    """The display of :func:`working`, to be started and stopped."""
+    """Create the display of ``working``, for the caller to start and stop."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     display = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
     display.add_task(what, total=None)

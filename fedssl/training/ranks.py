@@ -1,7 +1,8 @@
-"""The clients of this machine's processes: each process (rank) trains its share of a round's cohort.
+"""Engine of this run's own processes: each process (rank) trains its part of a round's cohort.
 
-All ranks have the same server. Every result goes to all of them, one at a time and in ascending order of client id, so
-that each makes of a round what one process would have made of it, bit for bit.
+Every rank holds a replica of the server. Every result goes to all ranks, one at a time and in ascending order of client
+id. Each replica therefore adds the same numbers in the same order as a single process would, and all of them stay equal
+bit for bit. No rank ever asks another one for the server's state.
 """
 
 from __future__ import annotations
@@ -29,18 +30,18 @@ logger = logging.getLogger(__name__)
 
 
 class RankLostError(RuntimeError):
-    """Another process of the run has ended."""
+    """Another process of the run has ended, so that collective operations fail."""
 
 
 class Ranks(Engine):
-    """Clients are trained by the processes of the default process group; by default there is one.
+    """Engine that trains clients in the processes of the default process group; by default there is one.
 
-    What clients remember between rounds goes to all ranks too, so any rank can train any client.
+    The state that clients keep between rounds goes to all ranks too, so any rank can train any client.
 
     Args:
-        local: This rank's resident client.
+        local: Local update of this rank, with its resident model.
         clients: Images of each client.
-        rank: This process, from 0.
+        rank: Rank of this process, from 0.
         world_size: Number of processes.
     """
 
@@ -52,27 +53,31 @@ class Ranks(Engine):
         self._checked = world_size == 1
 
     def gather(self, server: Server) -> None:
-        """Brings all servers to the same state, from which they need no word of each other's.
+        """Synchronise the replicated servers; afterwards they need no communication.
 
         Raises:
-            ValueError: Another configuration, data or code made this rank's server.
+            ValueError: This rank's server differs from the first one's in configuration, data or code.
             RankLostError: Another rank has ended.
         """
         if not self._checked:
-            # A secret of the rule's is drawn anew in every process.
+            # A private rule draws its key from the operating system, another one in each process.
             server.aggregation.load_state_dict(self._broadcast(server.aggregation.state_dict(), 0))
             self._check(server)
             self._checked = True
-        if self._world_size > 1 and server.calibration:  # GPUs do not always calibrate alike, to the last bit
+        # Calibration is the one step that every rank computes instead of receiving. GPU kernels may differ in the last
+        # bit, and the replicas would drift apart; so all continue from the weights of rank 0.
+        if self._world_size > 1 and server.calibration:
             self._broadcast_tensors(_weights(server).values(), 0)
 
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
-        """Trains as many clients at a time as there are ranks, and gives all results to every rank.
+        """Train as many clients at a time as there are ranks, and yield all results on every rank.
 
         Raises:
             RankLostError: Another rank has ended.
         """
         for start in range(0, len(cohort.participants), self._world_size):
+            # Every rank makes the tasks of all ranks: a task updates the server's books on its client's frozen parts
+            # and traffic, and all replicas must keep the same books.
             tasks = [server.make_task(c) for c in cohort.participants[start : start + self._world_size]]
             mine = tasks[self._rank] if self._rank < len(tasks) else None
             own = self._train(mine) if mine else None
@@ -80,7 +85,7 @@ class Ranks(Engine):
                 yield self._share(own, trainer)
 
     def metrics(self, report: RoundReport) -> dict[str, float]:
-        """Nothing that the report does not say."""
+        """No extra metrics."""
         return {}
 
     @property
@@ -88,9 +93,10 @@ class Ranks(Engine):
         return next(self._local.model.method.parameters()).device
 
     def _train(self, task: Task) -> Result | Failure:
-        """One client's work; an error in it is this client's failure, as it is on a network.
+        """Train one client; an error counts as this client's failure, as it would on a network.
 
-        Our own broken invariants, and a GPU that can compute no more, end the run all the same.
+        Broken invariants of our own and a GPU that no longer computes still end the run: every later client would fail
+        in the same way.
         """
         try:
             return self._local(task, self._clients[task.client_id])
@@ -103,7 +109,7 @@ class Ranks(Engine):
             return Failure(task.client_id, f"{type(error).__name__}: {error}")
 
     def _share(self, own: Result | Failure | None, trainer: int) -> Result | Failure:
-        """The result of the rank that trained a client; what the client remembers is kept."""
+        """Broadcast a client's result from the rank that trained it, and keep the client's state here too."""
         if self._world_size == 1:
             assert own is not None
             return own
@@ -126,7 +132,7 @@ class Ranks(Engine):
             )
 
     def _broadcast(self, message: Any, source: int) -> Any:
-        """What ``source`` has; its tensors travel as they are."""
+        """Broadcast a message; its tensors travel as raw bytes instead of being pickled."""
         packed, tensors = pack(message) if self._rank == source else (b"", [])
         header = [packed]
         with lost_ranks():
@@ -137,7 +143,7 @@ class Ranks(Engine):
         return message
 
     def _broadcast_tensors(self, tensors: Iterable[Tensor], source: int) -> None:
-        """Brings their bytes to all ranks in one piece, by way of the device that can communicate."""
+        """Broadcast tensors in place, as one buffer on this rank's device: NCCL sends no tensor of the CPU."""
         known = [tensor for tensor in tensors if tensor.numel()]
         if not known:
             return
@@ -147,11 +153,12 @@ class Ranks(Engine):
         if self._rank == source:
             return
         for tensor, piece in zip(known, whole.split([tensor.nbytes for tensor in known]), strict=True):
+            # The clone is aligned: a view of bytes as a wider type must start at a multiple of its width.
             tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
 
 
 def pack(message: Any) -> tuple[bytes, list[Tensor]]:
-    """An object without its tensors, and the tensors."""
+    """Separate an object from its tensors, which are sent apart."""
     stream, tensors = io.BytesIO(), []
 
     class Pickler(pickle.Pickler):
@@ -166,11 +173,11 @@ def pack(message: Any) -> tuple[bytes, list[Tensor]]:
 
 
 def unpack(packed: bytes, device: torch.device) -> tuple[Any, list[Tensor]]:
-    """The object that :func:`pack` took apart, and its tensors in the same order, still without their values.
+    """Rebuild an object from ``pack`` with empty tensors, and return these in the order of ``pack``.
 
     Args:
-        packed: The object without its tensors, from another process of this run.
-        device: Where the tensors are that were not on the CPU.
+        packed: Object without its tensors, from another process of this run.
+        device: Device for tensors that were not on the CPU.
     """
     tensors: list[Tensor] = []
 
@@ -185,7 +192,7 @@ def unpack(packed: bytes, device: torch.device) -> tuple[Any, list[Tensor]]:
 
 @contextmanager
 def lost_ranks() -> Iterator[None]:
-    """Says what it means that processes cannot talk to each other any more."""
+    """Report a failed collective operation as the loss of another process, which is its cause."""
     try:
         yield
     except RuntimeError as error:
@@ -195,7 +202,7 @@ def lost_ranks() -> Iterator[None]:
 
 
 def _works(device: torch.device) -> bool:
-    """Whether a device computes still: an error of a CUDA kernel, unlike one of memory, is all that it says after."""
+    """Test if a device still computes: unlike lack of memory, an error in a CUDA kernel makes all later calls fail."""
     try:
         torch.zeros(1, device=device).item()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""How far a run came of what it had planned, and what ended it."""
+"""Progress of a run: rounds done and planned, stages left out, and the reason of an early end."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ UNFINISHED = "UNFINISHED"
 
 @dataclass(frozen=True)
 class RunProgress:
-    """How far a run came.
+    """Progress of a run at its end.
 
     Attributes:
-        unit: What it counts: ``rounds`` or ``epochs``.
-        done: How many were trained.
-        planned: How many there would have been at most.
-        finished: Whether training came to its end; a pace controller may end it before ``planned``.
-        stages: Stages of the run; 0 where there are none.
+        unit: Unit of the counts: ``rounds`` or ``epochs``.
+        done: Rounds or epochs that were trained.
+        planned: Largest number of rounds or epochs that could have been trained.
+        finished: Training came to its end; a pace controller may end it before ``planned``.
+        stages: Stages of the run; 0 for training without stages.
         incomplete: Stages, from 1, that were begun and did not end.
         untrained: Stages, from 1, that were never begun.
-        blocks: How many blocks were trained, be it in part, and how many the encoder has; ``None`` without stages.
-        reason: What ended the run early, in words; empty if it is not known, or if the run finished.
+        blocks: Number of blocks trained, at least in part, and of all blocks; ``None`` without stages.
+        reason: Cause of an early end, in words; empty if it is unknown or the run finished.
     """
 
     unit: str
@@ -39,7 +39,7 @@ class RunProgress:
     reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """For ``results.json``: what a finished run did, or what an unfinished one lacks."""
+        """Entries of ``results.json``; only an unfinished run lists what it lacks."""
         found: dict[str, Any] = {"finished": self.finished, f"{self.unit}_done": self.done}
         found[f"{self.unit}_planned"] = self.planned
         if self.finished:
@@ -52,10 +52,10 @@ class RunProgress:
 
 
 def shortfall(results: dict[str, Any]) -> str:
-    """What an unfinished run lacks, in a sentence without its full stop; empty for a finished one.
+    """Describe what an unfinished run lacks, as a sentence without its full stop; empty for a finished one.
 
     Args:
-        results: ``results.json``; those of older versions do not say and count as finished.
+        results: Content of ``results.json``; without the key ``finished``, as in older versions, it counts as finished.
     """
     if results.get("finished", True):
         return ""
@@ -72,25 +72,25 @@ def shortfall(results: dict[str, Any]) -> str:
 
 
 def numbered(word: str, numbers: Sequence[int]) -> str:
-    """One number, or the first and the last of several that follow each other: "stages 3 to 6"."""
+    """Text for one number, or for the first and last of consecutive ones: "stages 3 to 6"."""
     return f"{word} {numbers[0]}" if len(numbers) == 1 else f"{word}s {numbers[0]} to {numbers[-1]}"
 
 
 def batches_left_out(trainer: Trainer) -> bool:
-    """Whether ``limit_train_batches`` cuts every epoch short."""
+    """Tell if ``limit_train_batches`` cuts every epoch short."""
     loader = trainer.train_dataloader
     return loader is not None and trainer.num_training_batches < len(loader)
 
 
 def whole_epochs(trainer: Trainer) -> int:
-    """Epochs that are over; Lightning also counts the one in which it stopped."""
+    """Number of complete epochs; Lightning also counts the one in which it stopped."""
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     cut = batches.processed < trainer.num_training_batches
     return max(0, trainer.current_epoch - cut)
 
 
 def reason_of_end(trainer: Trainer) -> str:
-    """What made a Trainer stop before its last epoch, as far as it tells; empty if it does not."""
+    """Reason why a Trainer stopped before its last epoch; empty if the Trainer does not tell."""
     if trainer.max_steps >= 0 and trainer.global_step >= trainer.max_steps:
         return f"trainer.max_steps {trainer.max_steps} was reached"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""How a run is ended from outside: by signals, by the end of its parent, by the end of its time."""
+"""Ends of a run from outside: by a signal, by the end of its parent process, by the end of its time."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ OUT_OF_TIME = 124
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asked the program to end; whatever ends on Ctrl-C ends on this as well.
+    """End of the program by a signal; a ``KeyboardInterrupt``, so that code that handles Ctrl-C handles it as well.
 
     Args:
-        number: Of the signal.
+        number: Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -33,9 +33,10 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Within the block SIGTERM, SIGHUP and SIGUSR1 end the program as Ctrl-C does: with status 128 + their number.
+    """Make SIGTERM, SIGHUP and SIGUSR1 end the block as Ctrl-C does, with status 128 + the signal's number.
 
-    A signal that somebody has chosen to ignore or to handle stays with them (``nohup``, Flower's processes).
+    Batch systems send these signals before they kill a job; a Python process would die of them without a word. A signal
+    that somebody else ignores or handles is left to them (``nohup``, Flower's processes).
     """
     before = {number: signal.getsignal(number) for number in _ours()}
     free = [number for number, handler in before.items() if handler == signal.SIG_DFL]
@@ -43,11 +44,12 @@ def ended_by_signals() -> Iterator[None]:
         for number in free:
             signal.signal(number, _end)
         yield
-    except KeyboardInterrupt as interrupt:  # not within a Trainer, where the display has said more
+    except KeyboardInterrupt as interrupt:  # outside a Trainer; within one, the progress display has said more
         print(" by ".join(["stopped", *filter(None, [str(interrupt)])]), file=sys.stderr)
         sys.exit(status_of(interrupt))
     except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own exit, always with status 1
+        # Lightning catches the interrupt and exits with status 1, which a shell would take for an error of the run.
+        if isinstance(stop.__context__, KeyboardInterrupt):
             sys.exit(status_of(stop.__context__))
         raise
     finally:
@@ -56,18 +58,19 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def status_of(interrupt: KeyboardInterrupt) -> int:
-    """The exit status that tells a shell which signal it was."""
+    """Exit status by which a shell recognises the signal."""
     return 128 + (interrupt.number if isinstance(interrupt, Ended) else signal.SIGINT)
 
 
 class HearSignals(Callback):
-    """Takes SIGTERM back from Lightning, which would end the run after its round, with status 0 and without a word.
+    """Callback that takes SIGTERM back from Lightning.
 
-    Its handler also talks to the other processes of a run in the middle of whatever they are talking about.
+    Lightning's handler would end the run after its round, with status 0 and without a message. In a run of several
+    processes it would also start a collective operation in the middle of another one.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Lightning's hook; remembers who heard the signal before Lightning did."""
+        """Lightning's hook; remember the handler, which Lightning replaces between here and the start of training."""
         self._handler = signal.getsignal(signal.SIGTERM)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -83,7 +86,8 @@ class HearSignals(Callback):
 def end_with_parent() -> None:
     """End this process by SIGTERM when the writing end of its standard input closes, as it does when its parent dies.
 
-    The operating system closes it however the parent ends, SIGKILL included.
+    The operating system closes the pipe however the parent ends, SIGKILL included. No handler of the parent's could do
+    the same.
     """
 
     def wait() -> None:
@@ -95,7 +99,7 @@ def end_with_parent() -> None:
 
 
 def out_of_time(trainer: Trainer) -> bool:
-    """Whether ``trainer.max_time`` ended training before its last round or epoch."""
+    """Tell if ``trainer.max_time`` ended training before its last round or epoch."""
     timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
     left = [timer.time_remaining() for timer in timers]
     over = any(seconds is not None and seconds <= 0 for seconds in left)
@@ -103,12 +107,15 @@ def out_of_time(trainer: Trainer) -> bool:
 
 
 def _ours() -> list[signal.Signals]:
-    """None outside the main thread, where signals cannot be handled; SIGUSR1 is Lightning's own on Slurm."""
+    """Signals to handle: none outside the main thread, where Python forbids it, and no SIGUSR1 on Slurm.
+
+    There Lightning uses SIGUSR1 to requeue the job.
+    """
     if threading.current_thread() is not threading.main_thread():
         return []
     return [signal.SIGTERM, signal.SIGHUP, *([] if SLURMEnvironment.detect() else [signal.SIGUSR1])]
 
 
 def _end(number: int, frame: FrameType | None) -> Any:
-    signal.signal(number, signal.SIG_DFL)  # the second one ends the process at once
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once, should clean-up hang
     raise Ended(number)

@@ -1,4 +1,4 @@
-"""Where metrics go: a CSV file always, Weights & Biases beside it."""
+"""Metric loggers: a CSV file always, Weights & Biases beside it."""
 
 from __future__ import annotations
 
@@ -22,19 +22,20 @@ from fedssl.utils.files import naming, write_atomically
 PROJECT = "fedssl"
 WANDB_ID = "wandb_id"
 METRIC_GROUPS = ("client", "server", "cost", "eval", "test", "time", "pace", "train")
+"""Prefixes of metric names; they tell who measured."""
+
 GLOBAL_STEP = "trainer/global_step"
-"""Under this key Lightning logs its step."""
-"""What the names of metrics begin with: who measured."""
+"""Key under which Lightning logs its step."""
 
 
 class MetricsCSV(Logger):
-    """``metrics.csv``: one row a step, one column a metric.
+    """Logger of ``metrics.csv``: one row a step, one column a metric.
 
-    A resumed run keeps the rows before its first new step and replaces the later ones. Lightning's own CSV
-    logger deletes the file instead. What a power failure left of a line is left out, and said.
+    A resumed run keeps the rows before its first new step and replaces the later ones. Lightning's own CSV logger
+    deletes the file instead. A line that a power failure tore is left out, with a message.
 
     Args:
-        path: The file.
+        path: File to write.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,21 +49,21 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning's name of the logger."""
+        """Name of the logger, for Lightning."""
         return "csv"
 
     @property
     def version(self) -> str:
-        """Unused; the run folder is the version."""
+        """Empty: the run folder is the version."""
         return ""
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run folder has ``config.yaml``."""
+        """Do nothing: the run folder has ``config.yaml``."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Adds metrics to the row of a step."""
+        """Add metrics to the row of a step."""
         step = 0 if step is None else step
         if self._rows is None:
             self.resume(step)
@@ -71,10 +72,10 @@ class MetricsCSV(Logger):
         self._changed.add(step)
 
     def resume(self, step: int) -> list[dict[str, Any]]:
-        """Cut the file back to what was logged before a step; says on stderr what is missing of that.
+        """Cut the rows back to those before a step; print to stderr if some of these are missing.
 
         Args:
-            step: The first one that this process logs.
+            step: First step that this process logs.
 
         Returns:
             The rows that stay, in order.
@@ -92,7 +93,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Brings the file up to date; only the last row is written again while the columns stay the same."""
+        """Write the changed rows; while the columns stay the same, only the last row, so that time stays constant."""
         if not self._rows or not self._changed:
             return
         last = max(self._rows)
@@ -108,7 +109,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Writes the last row."""
+        """Write the last row."""
         self.save()
 
     def _write_all(self, path: Path) -> None:
@@ -148,7 +149,7 @@ def read_rows(path: Path) -> tuple[dict[int, dict[str, Any]], list[int]]:
 
 
 def _row(columns: list[str], line: str) -> dict[str, Any] | None:
-    """The row that a line holds; ``None`` if it was torn, so that it lacks its end, or is not made of numbers."""
+    """Parse the row of a line; ``None`` if the line lacks its end, as a torn one does, or holds other than numbers."""
     try:
         row = dict(zip(columns, next(csv.reader([line])), strict=True))
         _ = int(row["step"]), [float(value) for value in row.values() if value]
@@ -158,9 +159,9 @@ def _row(columns: list[str], line: str) -> dict[str, Any] | None:
 
 
 def wandb_logger(folder: Path, name: str, config: dict[str, Any]) -> WandbLogger:
-    """One W&B run an experiment: offline unless logged in, and the same id after a resume.
+    """Open one W&B run an experiment: offline unless logged in, and with the same id after a resume.
 
-    It gets no paths, and neither the command line nor what is printed: an error may name a patient's file.
+    W&B gets no paths, no command line and no printed output: an error may name a patient's file.
     """
     remembered = folder / WANDB_ID
     identity = remembered.read_text().strip() if remembered.exists() else uuid.uuid4().hex[:8]
@@ -179,7 +180,7 @@ def wandb_logger(folder: Path, name: str, config: dict[str, Any]) -> WandbLogger
 
 
 def wandb_mode() -> Literal["offline"] | None:
-    """``offline`` where W&B would ask for a login; ``None`` leaves it to ``WANDB_MODE``, which is online by default."""
+    """Mode of W&B: ``offline`` where it would ask for a login; ``None`` leaves the choice to ``WANDB_MODE``."""
     mode = os.environ.get("WANDB_MODE")
     if logged_in() or mode not in (None, "online"):
         return None
@@ -189,14 +190,14 @@ def wandb_mode() -> Literal["offline"] | None:
 
 
 def log_again(logger: WandbLogger, rows: Sequence[dict[str, Any]]) -> None:
-    """Log what earlier processes of a run have logged, unless W&B has it.
+    """Log the rows of earlier processes again, unless W&B already has them.
 
-    Offline W&B cannot go on with a run: every process writes a file of its own, and after a kill the last rounds are in
+    Offline W&B cannot continue a run: every process writes a file of its own, and after a kill the last rounds are in
     none of them. Logged again, all rounds are in the file of the last process.
 
     Args:
-        logger: Of a run that is resumed.
-        rows: Those of ``metrics.csv``.
+        logger: Logger of a resumed run.
+        rows: Rows of ``metrics.csv``.
     """
     if logger.experiment.resumed:
         return
@@ -206,11 +207,11 @@ def log_again(logger: WandbLogger, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def define_axes(logger: WandbLogger, unit: str) -> None:
-    """Makes W&B draw metrics over rounds (or epochs), and sums of stages over stages, instead of over its own steps.
+    """Make W&B draw metrics over rounds (or epochs), and sums of stages over stages, instead of over its own steps.
 
     Args:
-        logger: Of the run.
-        unit: The metric that counts what most metrics are drawn over: ``round`` or ``epoch``.
+        logger: Logger of the run.
+        unit: Metric on the horizontal axis: ``round`` or ``epoch``.
     """
     logger.experiment.define_metric(GLOBAL_STEP)
     logger.experiment.define_metric("*", step_metric=GLOBAL_STEP, step_sync=True)
@@ -220,7 +221,7 @@ def define_axes(logger: WandbLogger, unit: str) -> None:
 
 
 def logged_in() -> bool:
-    """Whether W&B may go online: it has a key and its mode is not set otherwise."""
+    """Tell if W&B may go online: it has a key, and its mode is not set otherwise."""
     if os.environ.get("WANDB_MODE", "online") != "online":
         return False
     if os.environ.get("WANDB_API_KEY"):
