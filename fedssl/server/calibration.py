@@ -17,15 +17,15 @@ from ssl_methods import OptimizerFactory, check_at_least, check_optimizer
 
 @dataclass(frozen=True)
 class Calibration:
-    """Trains all present layers and the heads end to end on unlabelled auxiliary images that no client holds.
+    """End-to-end training of all present layers and heads on unlabelled auxiliary images that no client holds.
 
-    When and how long is our reading: the paper's third version has the mechanism, its details are not given.
+    Time and duration are our reading: the paper's third version has the mechanism but gives no details.
 
     Args:
         epochs: Passes over the auxiliary images.
         batch_size: Images a step.
-        when: After every ``round``, or after the last round of every ``stage``.
-        optimizer: Makes the optimizer; ``None`` takes the clients' one.
+        when: Time of calibration: after every ``round``, or after the last round of every ``stage``.
+        optimizer: Optimizer of the calibration; ``None`` takes that of the clients.
     """
 
     epochs: int = 1
@@ -42,11 +42,11 @@ class Calibration:
             raise ValueError(f"calibration.when must be 'round' or 'stage', got {self.when!r}")
 
     def due(self, trained: bool, last_of_stage: bool) -> bool:
-        """Whether the server calibrates after a round, in which clients were trained or none was."""
+        """Tell if the server calibrates after a round; without a trained client, only the end of a stage counts."""
         return trained if self.when == "round" else last_of_stage
 
     def run(self, model: SplitModel, stage: Stage, images: SampleSet, round_: int, seed: int) -> LoopReport:
-        """Calibrates the global model in place.
+        """Calibrate the global model in place.
 
         Raises:
             NonFiniteLossError: The loss is not finite.

@@ -1,4 +1,4 @@
-"""What each client holds and trains of a stage."""
+"""Client stages: the part of a stage that each client holds and trains."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from layerwise import Scheme, Stage
 
 
 def typical_choices(scheme: Scheme, stage: Stage, seed: int) -> list[Stage]:
-    """A scheme's choices of a stage as some client gets them, the most first; they tell what each costs."""
+    """Stage variants that a client may train, largest first; devices are compared with their cost.
+
+    Depth dropout is drawn once with a fixed seed; all draws cost the same.
+    """
     return [scheme.for_client(choice, numpy_generator(seed, "layers")) for choice in scheme.choices(stage)]
 
 
 def client_stage(scheme: Scheme, stage: Stage, share: Stage, client: int, round_: int, seed: int) -> Stage:
-    """What a client holds and trains of a stage in a round: its share without the layers that its draw leaves out.
+    """Stage that a client holds and trains in a round: its variant without the layers that depth dropout removes.
 
     Args:
-        scheme: Offers choices and drops layers.
-        stage: What the server trains.
-        share: That of :func:`typical_choices` which the client's device can train.
-        client: Its id.
+        scheme: Scheme that offers variants and drops layers.
+        stage: Stage of the server.
+        share: Variant from ``typical_choices`` that the client's device can train.
+        client: Id of the client.
         round_: Communication round, from 0.
-        seed: Of the run.
+        seed: Seed of the run.
     """
+    # The share has already lost the layers of the fixed draw, so look up the whole variant and draw for this round.
     choice = scheme.choices(stage)[typical_choices(scheme, stage, seed).index(share)]
     return scheme.for_client(choice, numpy_generator(seed, "layers", round_, client))
 
@@ -33,10 +37,10 @@ def client_stage(scheme: Scheme, stage: Stage, share: Stage, client: int, round_
 def check_untied(
     model: SplitModel, scheme: Scheme, stages: Sequence[Stage], participation: Participation, seed: int
 ) -> None:
-    """Refuses a head that shares a weight with a part which some client freezes: training the head would change it.
+    """Refuse a head that shares a weight with a part which some client freezes: training the head would change it.
 
     Raises:
-        ValueError: There are such tied weights.
+        ValueError: A client would freeze a tied weight.
     """
     tied = model.tied()
     for stage in stages if tied else []:

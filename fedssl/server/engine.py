@@ -1,4 +1,4 @@
-"""What trains a round's clients: the run's own processes, or a network."""
+"""Engine interface: reaches a round's clients in the run's own processes or over a network."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from fedssl.server.server import Server
 
 
 class Engine(ABC):
-    """Reaches clients wherever they are. A round is :meth:`gather`, :meth:`train`, :meth:`metrics`."""
+    """Way to reach clients and train them. A round calls ``gather``, ``train`` and ``metrics`` in this order."""
 
     @abstractmethod
     def gather(self, server: Server) -> None:
-        """Before a round's clients are drawn: tells the server who is there."""
+        """Tell the server which clients are connected, before it draws those of a round."""
 
     @abstractmethod
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
-        """Gives one result for every participant, in ascending order of client id."""
+        """Train the participants and yield one result for each, in ascending order of client id."""
 
     @abstractmethod
     def metrics(self, report: RoundReport) -> dict[str, float]:
-        """What the engine has to say of a round, by the keys that loggers get."""
+        """Metrics of the engine's own for a round, by the key in the loggers."""

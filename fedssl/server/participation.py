@@ -1,4 +1,4 @@
-"""Who takes part in a round, and who drops out of it."""
+"""Participation: the cohort of each round, and the clients that drop out of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fedssl.utils.seeding import numpy_generator
 from layerwise import Stage
 
 ROUNDING = 1e-9
-"""What a product of a fraction and a number may be too large by."""
+"""Tolerance when a fraction of the clients is rounded up: in floating point, 0.07 * 100 is a little more than 7."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Cohort:
     Args:
         participants: Clients that train, in ascending order of id.
         dropped: Clients that were selected but could not be reached.
-        ineligible: Clients whose device cannot train any choice of the stage.
+        ineligible: Clients whose device cannot train any variant of the stage.
         unavailable: Clients whose device is switched off or out of reach at this time.
     """
 
@@ -34,18 +34,18 @@ class Cohort:
 
 
 class Participation:
-    """Draws the clients of every round.
+    """Draw of the cohort of every round.
 
     Args:
-        images: The number of images of every client.
-        size: Clients a round, as for :func:`cohort_size`.
+        images: Number of images of every client.
+        size: Clients a round, as for ``cohort_size``.
         dropout: Probability that a selected client cannot be reached after all. It costs no traffic and gives nothing.
         selector: Chooses among the clients that can take part; ``None`` draws at random.
-        fleet: Their devices; ``None``: every client can always take part.
+        fleet: Devices of the clients; with ``None`` every client can always take part.
         seed: Seed of the run.
 
     Attributes:
-        online: The clients that an engine found connected; ``None``: all are in this process.
+        online: Clients that an engine found connected; ``None`` if all are in this process.
     """
 
     def __init__(
@@ -68,19 +68,19 @@ class Participation:
 
     @property
     def num_clients(self) -> int:
-        """Clients of the federation."""
+        """Number of clients in the federation."""
         return len(self.images)
 
     def begin_stage(self, stage: Stage) -> None:
-        """A stage begins."""
+        """Tell the selector that a stage begins."""
         self.selector.begin_stage(stage.index)
 
     def draw(self, round_: int, *choices: Stage) -> Cohort:
-        """The clients of a round.
+        """Draw the cohort of a round.
 
         Args:
             round_: Communication round, from 0.
-            choices: What they would have to hold: the first of them that their device can.
+            choices: Variants of the stage, largest first; each client holds the first one that its device can train.
         """
         shares = {client: self.fitting(client, choices) for client in range(self.num_clients)}
         holding = {client: stage for client, stage in shares.items() if stage}
@@ -97,24 +97,24 @@ class Participation:
         )
 
     def fitting(self, client: int, choices: Sequence[Stage]) -> Stage | None:
-        """The first of the choices that a client's device can train; ``None`` if it can train none."""
+        """Find the first of the variants that a client's device can train; ``None`` if it can train none."""
         return self.fleet.largest(client, choices) if self.fleet else choices[0]
 
     def share(self, client: int, choices: Sequence[Stage]) -> Stage:
-        """The same, but the last of the choices if none fits."""
+        """Find the first of the variants that a client's device can train, or the last one if none fits."""
         return self.fitting(client, choices) or choices[-1]
 
     def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
-        """Tells the selector how the round went."""
+        """Tell the selector how the round went."""
         self.selector.observe(round_, outcomes)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the selector knows and the fleet's clock."""
+        """State of the selector and of the fleet's clock."""
         fleet = self.fleet.state_dict() if self.fleet else {}
         return {"selector": self.selector.state_dict(), "fleet": fleet}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restore the state of ``state_dict``."""
         self.selector.load_state_dict(state["selector"])
         if self.fleet:
             self.fleet.load_state_dict(state["fleet"])
@@ -134,14 +134,14 @@ class Participation:
 
 
 def cohort_size(participation: float, num_clients: int) -> int:
-    """Clients drawn each round.
+    """Number of clients drawn each round.
 
     Args:
         participation: An ``int`` is a number of clients, a ``float`` in (0, 1] a fraction, rounded up.
         num_clients: Clients of the federation.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: ``participation`` is neither.
     """
     if isinstance(participation, int):
         if not 1 <= participation <= num_clients:
@@ -157,7 +157,7 @@ def cohort_size(participation: float, num_clients: int) -> int:
 
 
 def check_dropout(dropout: float) -> float:
-    """Returns the dropout probability if it lies in [0, 1).
+    """Return the dropout probability if it lies in [0, 1).
 
     Raises:
         ValueError: It does not.

@@ -1,4 +1,4 @@
-"""The mean of clipped updates, with noise: differential privacy of whole clients."""
+"""Private mean: clipped updates and Gaussian noise, for differential privacy of whole clients."""
 
 from __future__ import annotations
 
@@ -22,25 +22,27 @@ from fedssl.server.selection import RandomSelector, RoundRobinSelector
 class PrivateMean(Aggregation):
     """DP-FedAvg without amplification by sampling (McMahan et al. 2018, arXiv 1710.06963, Gaussian mechanism).
 
-    Every client's update, all layers as one vector, is scaled to a norm of at most ``clip``. Their sum plus Gaussian
-    noise with standard deviation ``noise_multiplier * clip`` is divided by the number of clients drawn a round.
+    Every client's update, all layers as one vector, is scaled to a norm of at most ``clip``. The sum of the updates
+    plus Gaussian noise with standard deviation ``noise_multiplier * clip`` is divided by the number of clients drawn a
+    round.
 
     Two runs are neighbours if one client gives nothing in one of them, whatever the reason: it failed, was late, had
-    too few images, or was refused. Epsilon bounds what the sequence of global models says about which of two
-    neighbours it came from. So every round moves every trained tensor, also if one or no client answered, and no
-    round fails for want of answers. Not covered: who is drawn and who is connected; the exact figures of a round, such
-    as the mean loss and the number of clients that answered, and all files that have them; checkpoints; what
-    floating-point rounding tells (Mironov 2012). Our deviations: no amplification, so epsilon is an upper bound for
+    too few images, or was refused. Epsilon bounds the evidence that the sequence of global models gives about which of
+    two neighbours it came from. Every round therefore moves every trained tensor, even if one client or none answered,
+    and no round fails for lack of answers. The guarantee does not cover the clients that are drawn or connected; the
+    exact figures of a round, such as the mean loss and the number of answers, and all files with them; checkpoints; and
+    leaks by floating-point rounding (Mironov 2012). Our deviations: no amplification, so epsilon is an upper bound for
     every participation; batch norm's counters do not move, and its variances do not fall below zero.
 
-    The noise comes from a key of the operating system's, which is kept in checkpoints alone, so that a resumed run goes
-    on exactly. It depends on the clients' exact sum too: two different sums never get the same noise, in whatever run.
+    The noise comes from a key that the operating system draws. Only checkpoints keep it, so that a resumed run
+    continues exactly. The noise also depends on the clients' exact sum: two different sums never get the same noise, in
+    any run.
 
     Args:
         clip: Largest norm of a client's update.
         noise_multiplier: Standard deviation of the noise in units of ``clip``.
-        delta: Of the guarantee; below one over the number of clients.
-        max_epsilon: A run that would spend more is refused; ``.inf`` allows any.
+        delta: Delta of the guarantee; below one over the number of clients.
+        max_epsilon: Largest epsilon that a run may spend, else it is refused; ``.inf`` allows any.
 
     Raises:
         ValueError: A number is out of its range, or the extra ``fedssl[privacy]`` is not installed.
@@ -70,15 +72,16 @@ class PrivateMean(Aggregation):
         self._clients = 1
 
     def check(self, participation: Participation, rounds: int) -> None:
-        """Refuses runs that the guarantee does not hold for.
+        """Refuse runs for which the guarantee does not hold.
 
         Raises:
-            ValueError: Who takes part depends on the clients' data, or the guarantee says nothing.
+            ValueError: The selection depends on the clients' data, or the guarantee is too weak to mean anything.
         """
         if not isinstance(participation.selector, RandomSelector | RoundRobinSelector):
             name = type(participation.selector).__name__
             raise ValueError(f"PrivateMean needs a selector that sees no client's data, not {name}")
-        # The virtual clock goes as far as the slowest client that gave something, so that it tells who did.
+        # The virtual clock advances to the slowest client that answered, so availability by time of day would leak
+        # which clients did.
         profiles = participation.fleet.profiles if participation.fleet else []
         if any(isinstance(profile.availability, tuple) for profile in profiles):
             raise ValueError("PrivateMean needs devices whose availability does not depend on the time of day")
@@ -103,21 +106,22 @@ class PrivateMean(Aggregation):
             self._sums[key].add_(change, alpha=scale)
 
     def finish(self) -> Tensors:
-        # Without the sums in the key, a round repeated with other clients would show their difference without noise.
+        # A resumed run may repeat a round with other answers. Were the noise the same, the difference of the two models
+        # would show the difference of the sums without any noise. Hence the sums are part of the key.
         inputs = content_id(self._reference) + content_id(self._sums)
         key = hashlib.blake2b(inputs.encode(), key=self._key).digest()
         return {name: self._step(name, reference, key) for name, reference in self._reference.items()}
 
     def metrics(self, rounds: int) -> dict[str, float]:
-        """Epsilon after some rounds."""
+        """Epsilon spent after a number of rounds."""
         return {"privacy/epsilon": epsilon_of(self.noise_multiplier, rounds, self.delta)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The key of the noise: whoever has it can take the noise away."""
+        """Key of the noise. It is a secret: whoever has it can subtract the noise."""
         return {"key": self._key.hex()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with it."""
+        """Restore the key of the noise."""
         self._key = bytes.fromhex(state["key"])
 
     def _step(self, name: str, reference: Tensor, key: bytes) -> Tensor:
@@ -130,8 +134,8 @@ class PrivateMean(Aggregation):
 def gaussian(key: bytes, size: int) -> Tensor:
     """Standard normal float32 numbers (size,) that nobody can tell from random ones without the key.
 
-    torch's generators are seeded with so few bits, and invertible, that noise could be guessed or continued from what
-    is seen of it; SHAKE-256 is made for this.
+    torch's generators have short seeds and are invertible: an attacker could guess the seed, or continue the noise from
+    the part that is visible. SHAKE-256 is made to prevent both.
     """
     bits = np.frombuffer(hashlib.shake_256(key).digest(8 * size), dtype="<u8") >> np.uint64(11)
     uniform = torch.from_numpy((bits.astype(np.float64) + 0.5) * 2.0**-53)
@@ -145,7 +149,7 @@ def norm_of(changes: Tensors) -> float:
 
 @lru_cache(maxsize=4096)
 def epsilon_of(noise_multiplier: float, rounds: int, delta: float) -> float:
-    """Epsilon of as many Gaussian mechanisms, by Google's accountant for Rényi differential privacy."""
+    """Epsilon of one Gaussian mechanism a round, by Google's accountant for Rényi differential privacy."""
     from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
     from dp_accounting.rdp import RdpAccountant
 

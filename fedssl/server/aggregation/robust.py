@@ -1,4 +1,4 @@
-"""What robust rules share: all clients' changes of a layer are seen together."""
+"""Robust aggregation rules: each sees all clients' changes of a layer together."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from fedssl.server.participation import Participation
 
 
 class RobustAggregation(Aggregation):
-    """Combines, layer by layer, the changes of the clients that gave the layer.
+    """Base of rules that combine, layer by layer, the changes of the clients that sent the layer.
 
-    Clients weigh the same, because their numbers of images are their own claims. All changes are held until the end of
-    the round, so memory grows with the cohort. A layer is a part that travels as a whole, such as a transformer block.
+    All clients have equal weight, because their numbers of images are their own claims. All changes are held until the
+    end of the round, so memory grows with the cohort. A layer is a part that travels as a whole, such as a transformer
+    block.
 
-    Below a number of clients a rule promises nothing: its result would be the plain mean, liars included. A run whose
-    cohorts are smaller is refused before it trains. If clients fail, are late or do not train a layer, the layer keeps
-    its global value in that round, as if nobody had given it.
+    Every rule needs a minimum number of clients. Below it, the result would be the plain mean, liars included. A run
+    with smaller cohorts is refused before it trains. If too few clients send a layer, because they fail, are late or do
+    not train it, the layer keeps its global value in that round.
     """
 
     def check(self, participation: Participation, rounds: int) -> None:
-        """Refuses cohorts that are too small.
+        """Refuse cohorts that are too small for the rule.
 
         Raises:
-            ValueError: They are.
+            ValueError: The cohort has fewer clients than ``least``.
         """
         if participation.size < self.least():
             raise ValueError(
@@ -62,18 +63,18 @@ class RobustAggregation(Aggregation):
 
     @abstractmethod
     def __str__(self) -> str:
-        """The rule and its settings, for messages."""
+        """Name of the rule and its settings, for messages."""
 
     @abstractmethod
     def least(self) -> int:
-        """Clients from which on the rule bounds what a liar can do."""
+        """Minimum number of clients with which the rule bounds a liar's influence."""
 
     @abstractmethod
     def combine(self, clients: list[Tensors]) -> Tensors:
-        """The change of one layer.
+        """Combine the clients' changes of one layer.
 
         Args:
-            clients: The change of each client that gave it, all with the same names and shapes; :meth:`least` or more.
+            clients: Change of each client that sent the layer, all with the same names and shapes; ``least`` or more.
         """
 
 
@@ -81,7 +82,7 @@ class TrimmedMean(RobustAggregation):
     """Coordinate-wise trimmed mean of the clients' changes (Yin et al. 2018, arXiv 1803.01498, section 4).
 
     Args:
-        trim: Share of the clients that is left out at each end, rounded down. It takes 1 / trim clients.
+        trim: Fraction of the clients left out at each end, rounded down. The rule needs at least 1 / trim clients.
 
     Raises:
         ValueError: ``trim`` is not between 0 and 0.5.
@@ -96,6 +97,7 @@ class TrimmedMean(RobustAggregation):
         return f"TrimmedMean with trim {self.trim:g}"
 
     def least(self) -> int:
+        # Counted up, because 1 / trim is not exact in floating point.
         return next(clients for clients in count(max(3, int(1 / self.trim))) if self._cut(clients))
 
     def combine(self, clients: list[Tensors]) -> Tensors:
@@ -110,8 +112,8 @@ def trimmed_mean(values: Tensor, cut: int) -> Tensor:
     """Mean over the first dimension without the ``cut`` smallest and the ``cut`` largest of each coordinate.
 
     Args:
-        values: (clients, ...).
-        cut: Fewer than half of the clients.
+        values: Values of shape (clients, ...).
+        cut: Number of values to leave out at each end; fewer than half of the clients.
     """
     return values.sort(dim=0).values[cut : len(values) - cut].mean(dim=0)
 
@@ -119,8 +121,9 @@ def trimmed_mean(values: Tensor, cut: int) -> Tensor:
 class CoordinateMedian(RobustAggregation):
     """Coordinate-wise median of the clients' changes (Yin et al. 2018, arXiv 1803.01498, section 4).
 
-    Of an even number of clients, the mean of the two in the middle. It holds as long as fewer than half of the clients
-    lie, at the price of a bias where clients' data differ. It takes three: of two it would be the mean.
+    For an even number of clients it is the mean of the two in the middle. The rule holds as long as fewer than half of
+    the clients lie, at the price of a bias where the clients' data differ. It needs three clients, since the median of
+    two is their mean.
     """
 
     def __str__(self) -> str:
@@ -137,13 +140,13 @@ class CoordinateMedian(RobustAggregation):
 class Krum(RobustAggregation):
     """Krum and Multi-Krum (Blanchard et al. 2017, "Machine Learning with Adversaries", NeurIPS, section 4).
 
-    A client's score is the sum of squared distances to its n - byzantine - 2 nearest others; the mean of the ``keep``
-    clients with the lowest scores counts. Our deviation: clients are chosen for each layer on its own, because a client
-    may give some layers only.
+    A client's score is the sum of squared distances to its n - byzantine - 2 nearest others. The result is the mean of
+    the ``keep`` clients with the lowest scores. Our deviation: clients are chosen for each layer on its own, because a
+    client may send some layers only.
 
     Args:
-        byzantine: Clients that may lie.
-        keep: Clients whose mean is taken; 1 is Krum, more is Multi-Krum.
+        byzantine: Number of clients that may lie.
+        keep: Number of clients in the mean; 1 is Krum, more is Multi-Krum.
 
     Raises:
         ValueError: A number is out of its range.
@@ -170,8 +173,8 @@ def krum_scores(vectors: Tensor, byzantine: int) -> Tensor:
     """Sum of squared distances of each vector to its nearest others.
 
     Args:
-        vectors: (clients, D).
-        byzantine: Clients that may lie; the score counts the clients - byzantine - 2 nearest others.
+        vectors: Vectors of shape (clients, D).
+        byzantine: Number of clients that may lie; the score counts the clients - byzantine - 2 nearest others.
     """
     squared = torch.stack([(vectors - vector).square().sum(dim=1) for vector in vectors])
     nearest = squared.sort(dim=1).values[:, 1:]

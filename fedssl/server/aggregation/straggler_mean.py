@@ -1,4 +1,4 @@
-"""SALF: averaging layers of which late clients finished only the last ones."""
+"""SALF: layer-wise mean that uses late clients, which have finished the last layers only."""
 
 from __future__ import annotations
 
@@ -15,19 +15,20 @@ Rule = Literal["contributors", "unbiased", "all"]
 class StragglerMean(Aggregation):
     """Layer-wise mean for clients that send a suffix of the network (SALF; Lang et al. 2024, arXiv 2403.18375).
 
-    With U clients that gave at least one layer, U_l of them layer l, whose mean over those is m_l:
+    U clients sent at least one layer, and U_l of them sent layer l. Their mean is m_l, the global value is w_l:
 
     - ``contributors``: m_l (our reading of the paper's rule where p_l is negligible).
     - ``unbiased``: (m_l - p_l w_l) / (1 - p_l), the paper's rule as far as it could be reconstructed. p_l is the chance
       that nobody reaches layer l, ((rank_l - 1) / L)^U with rank 1 for the last of L layers, which holds if all clients
-      are late at a uniformly distributed depth. A layer that every client gave has m_l (ours): then not all were late.
-    - ``all``: w_l + (U_l / U) (m_l - w_l), as in the authors' code: who did not finish a layer counts as unchanged.
+      are late at a uniformly distributed depth. A layer that every client sent has m_l (ours): then not all were late.
+    - ``all``: w_l + (U_l / U) (m_l - w_l), as in the authors' code: a client that did not finish a layer counts as
+      unchanged.
 
-    A layer that nobody gave keeps its value. Clients weigh the same, as in the paper. A layer is a part that travels
-    as a whole, such as a transformer block (our reading: the code counts single tensors).
+    A layer that nobody sent keeps its value. All clients have equal weight, as in the paper. A layer is a part that
+    travels as a whole, such as a transformer block (our reading: the code counts single tensors).
 
     Args:
-        rule: Which of the three.
+        rule: Rule of the mean: ``contributors``, ``unbiased`` or ``all``.
     """
 
     def __init__(self, rule: Rule = "contributors") -> None:
@@ -60,7 +61,8 @@ class StragglerMean(Aggregation):
         if key not in self._sums:
             return reference
         divisors = {"contributors": float(self._counts[key]), "all": float(self._clients)}
-        # With punctual clients p_l is not the chance that nobody comes: ten of them would double a first layer's step.
+        # p_l assumes that all clients are late. If all are punctual, dividing by 1 - p_l would only enlarge the step:
+        # with ten clients it would about double that of a first layer.
         certain = self._counts[key] == self._clients
         divisors["unbiased"] = self._counts[key] * (1 if certain else 1 - empty)
         return (reference + self._sums[key] / divisors[self.rule]).to(reference.dtype)
@@ -70,8 +72,8 @@ def empty_probability(rank: int, layers: int, clients: int) -> float:
     """Chance that no client reaches a layer, if each stops after a uniformly distributed number of layers.
 
     Args:
-        rank: 1 for the last layer, the first to be finished.
-        layers: Layers that are trained.
-        clients: Clients of the round.
+        rank: Position from the end: 1 for the last layer, which backward finishes first.
+        layers: Number of trained layers.
+        clients: Number of clients in the round.
     """
     return ((rank - 1) / layers) ** clients

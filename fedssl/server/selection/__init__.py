@@ -1,4 +1,4 @@
-"""Who takes part in a round: selectors over the clients that can."""
+"""Selectors: choose the participants of a round among the clients that can take part."""
 
 from fedssl.server.selection.fedhybrid import FedHybridSelector
 from fedssl.server.selection.selector import Candidate, Outcome, RandomSelector, RoundRobinSelector, Selector

@@ -1,4 +1,4 @@
-"""Communities of clients whose updates point the same way, and the shares they get of a round."""
+"""Communities of clients with similar updates, and the slots of a round that each community gets."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ if TYPE_CHECKING:
     import networkx as nx
 
 ROUNDING = 1e-9
-"""What equal similarities may differ by."""
+"""Tolerance between similarities that would be equal without rounding."""
 
 
 def cosine_similarities(updates: np.ndarray) -> np.ndarray:
     """Cosines between all pairs of updates.
 
     Args:
-        updates: One a client, of shape (N, D); a row of zeros is similar to none.
+        updates: Updates of the clients, (N, D); a row of zeros is similar to none.
 
     Returns:
         A matrix of shape (N, N).
     """
     vectors = np.asarray(updates, dtype=np.float64)
     largest = np.abs(vectors).max(axis=1, keepdims=True)
+    # Scaled by the largest entry first: the squares within the norm of a tiny update would underflow to zero.
     vectors = vectors / np.where(largest > 0, largest, 1.0)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = vectors / np.where(norms > 0, norms, 1.0)
@@ -35,7 +36,7 @@ def cosine_similarities(updates: np.ndarray) -> np.ndarray:
 
 
 def similarity_graph(clients: Sequence[int], similarities: np.ndarray) -> nx.Graph:
-    """Clients joined by edges of weight ``max(0, cosine)``, of those no lighter than the mean over all pairs.
+    """Graph of clients whose edges weigh ``max(0, cosine)``; edges lighter than the mean over all pairs are left out.
 
     Edges as heavy as the mean stay, so that clients which are all alike stay together.
     """
@@ -56,9 +57,9 @@ def find_communities(clients: Sequence[int], updates: np.ndarray, seed: int) -> 
     """Communities by Louvain's method (Blondel et al. 2008, arXiv 0803.0476) on the similarity graph.
 
     Args:
-        clients: N ids in ascending order.
-        updates: Their updates, of shape (N, D).
-        seed: Of the order in which Louvain's method visits the clients.
+        clients: Client ids in ascending order, N of them.
+        updates: Updates of these clients, (N, D).
+        seed: Seed of the order in which Louvain's method visits the clients.
 
     Returns:
         Each community's ids ascending, the community of the smallest id first.
@@ -70,16 +71,16 @@ def find_communities(clients: Sequence[int], updates: np.ndarray, seed: int) -> 
 
 
 def proportional_split(size: int, weights: Sequence[float], capacities: Sequence[int], offset: float) -> list[int]:
-    """Shares ``size`` slots over groups in proportion to their weights, none above its capacity.
+    """Divide ``size`` slots among groups in proportion to their weights, none above its capacity.
 
-    A group gets its quota rounded down or up; over uniform offsets its mean is the quota (systematic sampling), so
-    that small groups have their turn too.
+    A group gets its quota rounded down or up. Over uniform offsets its mean is the quota (systematic sampling), so that
+    small groups have their turn too.
 
     Args:
-        size: Slots; at most the sum of the capacities.
-        weights: Of the groups, not negative; groups of weight 0 come last.
-        capacities: Of the groups.
-        offset: In [0, 1).
+        size: Number of slots; at most the sum of the capacities.
+        weights: Weights of the groups, not negative; groups of weight 0 come last.
+        capacities: Largest number of slots of each group.
+        offset: Random number in [0, 1).
     """
     quotas = capped_quotas(size, weights, capacities)
     bounds = [math.floor(bound + Fraction(offset)) for bound in accumulate(quotas, initial=Fraction(0))]
@@ -87,7 +88,8 @@ def proportional_split(size: int, weights: Sequence[float], capacities: Sequence
 
 
 def capped_quotas(size: int, weights: Sequence[float], capacities: Sequence[int]) -> list[Fraction]:
-    """Exact shares of ``size`` in proportion to the weights; what exceeds a capacity is shared by the others."""
+    """Exact quotas of ``size`` in proportion to the weights; groups that are not full share the excess of full ones."""
+    # Fractions, since quotas in floating point may add up to a little less than ``size`` and lose a slot.
     assert 0 <= size <= sum(capacities)
     quotas = [Fraction(0)] * len(weights)
     left, unfilled = Fraction(size), set(range(len(weights)))

@@ -15,32 +15,33 @@ MemoryForm = Literal["shortage", "literal-memory", "literal-overall"]
 
 
 class FedHybridSelector(Selector):
-    """Prefers clients of high loss, enough memory and fast devices, and keeps trying new ones.
+    """Selector that prefers clients with high loss, enough memory and fast devices, and keeps trying new ones.
 
-    The utility is that of the paper as its reviews print it, data times memory times compute. How memory enters, and
-    how clients are explored, is **our reading**; the latter follows Oort's code (Lai et al. 2021, arXiv 2010.06081),
-    which the paper seems to extend: a falling share of the slots goes to clients never tried, drawn in proportion to
-    memory times compute; the others are drawn from the best known clients in proportion to their score, the clipped
-    and normalised utility plus a bonus for those not seen for long.
+    The utility is data times memory times compute, as the paper's reviews print it. The form of the memory term and the
+    exploration are **our reading**. The exploration follows Oort's code (Lai et al. 2021, arXiv 2010.06081), which the
+    paper seems to extend. A falling fraction of the slots goes to clients never tried, drawn in proportion to memory
+    times compute. The other slots are drawn from the best known clients in proportion to their score: the clipped and
+    normalised utility plus a bonus for clients not seen for long.
 
     Deviations: squared losses are of batches, not samples; the compute utility is images a second of the predicted
     round, transfers included, instead of one over the summed times of the model's unique operators. A client whose
-    loss is not finite has the lowest utility until its next good round; one that was chosen but never answered counts
-    as tried, with the mean loss of the others.
+    loss is not finite has the lowest utility until its next good round. A client that was chosen but never answered
+    counts as tried, with the mean loss of the others.
 
     Args:
-        full_memory: What training the whole model takes without saving memory, as a size such as ``512MiB``.
-        memory_form: ``shortage`` (our reading), or one of the printed forms, see :func:`memory_utility`.
-        exploration: Share of the slots that explores, at the start.
-        exploration_decay: Its factor from round to round.
-        exploration_floor: Its smallest value.
-        clip_quantile: Utilities above this quantile count as the quantile.
+        full_memory: Memory that training the whole model takes without saving any, as a size such as ``512MiB``.
+        memory_form: Form of the memory term: ``shortage`` (our reading), or one of the printed forms, see
+            ``memory_utility``.
+        exploration: Fraction of the slots that explores, at the start.
+        exploration_decay: Factor of this fraction from round to round.
+        exploration_floor: Smallest value of this fraction.
+        clip_quantile: Quantile at which utilities are clipped.
         cutoff: Known clients with at least this part of the score of the last slot may be drawn.
         bonus: Weight of the bonus for clients not seen for long.
-        window: New clients are drawn from this many times their slots, those of the best memory and compute.
+        window: Size of the pool of new clients, in multiples of their slots; the pool has the best memory and compute.
 
     Raises:
-        ValueError: One of them is out of its range.
+        ValueError: A setting is out of its range.
     """
 
     def __init__(
@@ -77,12 +78,12 @@ class FedHybridSelector(Selector):
         self.window = window
 
     def begin(self, num_clients: int, seed: int) -> None:
-        """No client was tried."""
+        """Forget all losses: no client has been tried."""
         self._squared_losses: dict[int, float] = {}
         self._last_rounds: dict[int, int] = {}
 
     def select(self, candidates: Sequence[Candidate], size: int, round_: int, rng: np.random.Generator) -> list[int]:
-        """Some of the best known candidates and some that were never tried."""
+        """Choose some of the best known candidates and some that were never tried."""
         known = [c for c in by_id(candidates) if c.client_id in self._last_rounds]
         new = [c for c in by_id(candidates) if c.client_id not in self._last_rounds]
         size = min(size, len(candidates))
@@ -93,17 +94,17 @@ class FedHybridSelector(Selector):
         return sorted(candidate.client_id for candidate in chosen)
 
     def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
-        """Keeps each participant's loss."""
+        """Record each participant's loss."""
         for outcome in outcomes:
             loss = outcome.mean_squared_loss
             self._squared_losses[outcome.client_id] = float(loss) if math.isfinite(loss) else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses of the clients that answered, and when all of them were last chosen."""
+        """Losses of the clients that answered, and the round in which each client was last chosen."""
         return {"squared losses": dict(self._squared_losses), "last rounds": dict(self._last_rounds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with them."""
+        """Restore losses and rounds."""
         self._squared_losses = dict(state["squared losses"])
         self._last_rounds = dict(state["last rounds"])
 
@@ -128,7 +129,7 @@ class FedHybridSelector(Selector):
         return [new[pool[position]] for position in draw_by_weight(utilities[pool], slots, rng)]
 
     def _device_utilities(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """Memory times compute of each candidate, of shape (N,)."""
+        """Memory utility times compute utility of each candidate, (N,)."""
         return np.array(
             [
                 memory_utility(c.memory_bytes, self.full_memory, self.memory_form)
@@ -139,16 +140,16 @@ class FedHybridSelector(Selector):
 
 
 def memory_utility(available: float, full: float, form: MemoryForm) -> float:
-    """What a client's memory contributes to its utility.
+    """Memory term of a client's utility.
 
     The paper's reviews print an indicator as a factor, once each way: one form excludes every device with enough
     memory, the other every device with too little. Our reading takes it as the exponent, as in Oort.
 
     Args:
-        available: Bytes of the client; infinite, that is unknown, counts as ``full``, and as enough in every form.
+        available: Memory of the client in bytes; infinite means unknown, and counts as ``full`` and as enough.
         full: Bytes that training takes without saving memory.
-        form: ``shortage``: ``min(1, available / full)``. ``literal-memory``: ``available / full``, or 0 if it is 1 or
-            more. ``literal-overall``: ``available / full``, or 0 if it is 1 or less.
+        form: Form of the term. ``shortage``: ``min(1, available / full)``. ``literal-memory``: ``available / full``, or
+            0 if that is 1 or more. ``literal-overall``: ``available / full``, or 0 if that is 1 or less.
     """
     if math.isinf(available):
         return 0.0 if form == "literal-memory" else 1.0
@@ -160,7 +161,7 @@ def memory_utility(available: float, full: float, form: MemoryForm) -> float:
 
 
 def compute_utility(num_images: int, seconds: float) -> float:
-    """Images a second of a round; 1 when the round takes no time, that is without device profiles."""
+    """Images a second of a round; 1 if the round takes no time, as without device profiles."""
     return num_images / seconds if seconds > 0 else 1.0
 
 
@@ -171,28 +172,28 @@ def _check_fractions(**values: float) -> None:
 
 
 EPSILON = 1e-12
-"""Keeps utilities and probabilities above zero, and whole numbers whole."""
+"""Lower bound of utilities and probabilities, and tolerance when a product is rounded down."""
 
 
 def exploration_share(start: float, decay: float, floor: float, round_: int) -> float:
-    """Part of the slots that goes to clients never tried: ``max(start * decay ** round_, floor)``, rounds from 1."""
+    """Fraction of the slots for clients never tried: ``max(start * decay ** round_, floor)``, rounds from 1."""
     return max(start * decay**round_, floor)
 
 
 def normalised_rewards(rewards: np.ndarray, clip_quantile: float) -> np.ndarray:
-    """Rewards of shape (N,) clipped at a quantile of theirs, then brought to [0, 1]; all 0 if they are equal."""
+    """Rewards (N,), clipped at one of their quantiles and scaled to [0, 1]; all 0 if they are equal."""
     clipped = np.minimum(rewards, np.quantile(rewards, clip_quantile))
     width = clipped.max() - clipped.min()
     return (clipped - clipped.min()) / width if width > 0 else np.zeros_like(clipped)
 
 
 def confidence_bonus(weight: float, round_: int, last_rounds: np.ndarray) -> np.ndarray:
-    """``sqrt(weight * ln(round) / last_round)`` of shape (N,), rounds from 1: more for clients not seen for long."""
+    """Bonus (N,) for clients not seen for long: ``sqrt(weight * ln(round) / last_round)``, rounds from 1."""
     return np.sqrt(weight * math.log(round_) / last_rounds)
 
 
 def best_pool(scores: np.ndarray, slots: int, cutoff: float) -> np.ndarray:
-    """Positions whose score is at least ``cutoff`` times that of the best ``slots``-th, the best first.
+    """Positions whose score is at least ``cutoff`` times the ``slots``-th best score, the best first.
 
     Equal scores keep their order.
     """
@@ -201,6 +202,6 @@ def best_pool(scores: np.ndarray, slots: int, cutoff: float) -> np.ndarray:
 
 
 def draw_by_weight(weights: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Draws ``size`` positions without replacement, each next one in proportion to its weight."""
+    """Draw ``size`` positions without replacement, each in proportion to its weight among those left."""
     scaled = weights / max(weights.max(), np.finfo(np.float64).tiny) + EPSILON
     return rng.choice(len(weights), size, replace=False, p=scaled / scaled.sum())

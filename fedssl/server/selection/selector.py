@@ -1,4 +1,4 @@
-"""What every selector is: candidates in, participants out, and what they gave comes back."""
+"""Selector interface: candidates in, participants out, and their outcomes as feedback."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Candidate:
-    """A client that is reachable and whose memory holds the stage.
+    """Client that is reachable and whose memory holds the stage.
 
     Args:
-        client_id: Its id.
-        num_images: Its images.
-        memory_bytes: What its device has for training; infinite when unknown.
-        seconds: Predicted duration of this round on it; 0 when there are no device profiles.
+        client_id: Id of the client.
+        num_images: Number of its images.
+        memory_bytes: Memory of its device for training; infinite when unknown.
+        seconds: Predicted duration of this round on its device; 0 without device profiles.
     """
 
     client_id: int
@@ -30,15 +30,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the server learnt from a client that took part.
+    """Outcome of a round for one participant, as the server knows it.
 
     Args:
-        client_id: Its id.
-        num_images: The images it trained on.
+        client_id: Id of the client.
+        num_images: Number of images it trained on.
         mean_squared_loss: Mean over its steps of the squared batch loss; not finite if training diverged.
-        seconds: Duration of the round on it.
-        update: Sampled entries of its weights minus the global ones, of the trained layers, the same entries for all
-            clients of a stage, of shape (D,); ``None`` unless the selector wants updates.
+        seconds: Duration of the round on its device.
+        update: Sampled entries (D,) of the trained layers' weights minus the global ones, the same entries for all
+            clients of a stage; ``None`` unless the selector wants updates.
     """
 
     client_id: int
@@ -49,80 +49,80 @@ class Outcome:
 
 
 class Selector(ABC):
-    """Chooses the clients of each round.
+    """Choice of the clients of each round.
 
-    A run calls :meth:`begin` once, then :meth:`begin_stage` at every stage, and in every round :meth:`select` and
-    :meth:`observe`. A resumed run calls :meth:`begin` and then :meth:`load_state_dict`.
+    A run calls ``begin`` once, then ``begin_stage`` at every stage, and in every round ``select`` and ``observe``. A
+    resumed run calls ``begin`` and then ``load_state_dict``.
     """
 
     wants_updates: ClassVar[bool] = False
-    """Whether :attr:`Outcome.update` is to be filled."""
+    """Ask for ``Outcome.update``, which costs memory for every client."""
 
     def begin(self, num_clients: int, seed: int) -> None:
-        """Forgets everything: a run of clients ``0`` to ``num_clients - 1`` starts."""
+        """Forget everything: a run of clients ``0`` to ``num_clients - 1`` starts."""
 
     def begin_stage(self, index: int) -> None:
-        """Stage ``index``, counted from 0, starts."""
+        """Take note that stage ``index``, counted from 0, starts."""
 
     @abstractmethod
     def select(self, candidates: Sequence[Candidate], size: int, round_: int, rng: np.random.Generator) -> list[int]:
-        """The participants of a round.
+        """Choose the participants of a round.
 
         Args:
             candidates: Clients that can take part, each once, in any order.
-            size: How many are wanted.
-            round_: The round, counted from 0.
-            rng: The round's generator, the only source of chance.
+            size: Number of clients wanted.
+            round_: Communication round, from 0.
+            rng: Generator of the round, the only source of chance.
 
         Returns:
             Ascending ids of ``min(size, len(candidates))`` candidates.
         """
 
     def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
-        """Takes what the participants of a round gave; those who failed are absent."""
+        """Learn from the outcomes of a round; participants that failed are absent."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What :meth:`load_state_dict` needs to continue, as tensors and plain types."""
+        """State for ``load_state_dict``, as tensors and plain types."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a state of the same selector, run and seed."""
+        """Continue from a state of the same selector, run and seed."""
 
 
 def by_id(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """The candidates in ascending order of id, so that a choice does not depend on the order they came in."""
+    """Sort candidates by id, so that a choice does not depend on the order in which they came."""
     return sorted(candidates, key=lambda candidate: candidate.client_id)
 
 
 class RandomSelector(Selector):
-    """Every candidate is as likely; drawn without replacement (McMahan et al. 2017, arXiv 1602.05629)."""
+    """Uniform draw of candidates without replacement (McMahan et al. 2017, arXiv 1602.05629)."""
 
     def select(self, candidates: Sequence[Candidate], size: int, round_: int, rng: np.random.Generator) -> list[int]:
-        """A uniform draw; it depends on the candidates' number and order of ids alone."""
+        """Draw uniformly; the draw depends on the candidates' ids alone."""
         ids = [candidate.client_id for candidate in by_id(candidates)]
         drawn = rng.choice(len(ids), min(size, len(ids)), replace=False)
         return [ids[position] for position in np.sort(drawn)]
 
 
 class RoundRobinSelector(Selector):
-    """Clients in turn by id, from where the round before stopped; those who are no candidates miss their turn."""
+    """Clients in turn by id, from where the previous round stopped. Unavailable clients are skipped."""
 
     def begin(self, num_clients: int, seed: int) -> None:
-        """Client 0 is first."""
+        """Start with client 0."""
         self._num_clients = num_clients
         self._next = 0
 
     def select(self, candidates: Sequence[Candidate], size: int, round_: int, rng: np.random.Generator) -> list[int]:
-        """The next candidates in turn; nothing is drawn."""
+        """Choose the next candidates in turn; nothing is drawn."""
         turn = sorted((c.client_id for c in candidates), key=lambda i: (i - self._next) % self._num_clients)[:size]
         if turn:
             self._next = (turn[-1] + 1) % self._num_clients
         return sorted(turn)
 
     def state_dict(self) -> dict[str, Any]:
-        """Whose turn is next."""
+        """Id of the client whose turn is next."""
         return {"next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with that client."""
+        """Continue with the client whose turn was next."""
         self._next = int(state["next"])

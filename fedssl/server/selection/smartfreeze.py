@@ -1,4 +1,4 @@
-"""SmartFreeze's participant selector (arXiv 2408.09101): communities of similar clients, the most useful of each."""
+"""SmartFreeze's participant selector (arXiv 2408.09101): the most useful clients of each community."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ NO_COMMUNITY = -1
 
 
 class SmartFreezeSelector(Selector):
-    r"""Shares the participants over communities, and takes the most useful candidates of each.
+    r"""Selector that divides the participants among communities and takes the most useful candidates of each.
 
     The paper says that its selector weighs memory, data and speed and groups clients by community detection
-    ("RL-CD"), and no more that we could read. **All of this is our reading**; compare it with
-    :class:`~fedssl.server.selection.selector.RandomSelector`.
+    ("RL-CD"); we could read no more than that. **All of this is our reading**; compare it with
+    ``fedssl.server.selection.RandomSelector``.
 
     - Memory: only clients that hold the stage are candidates.
     - Utility: :math:`n \sqrt{\overline{\ell^2}} \min(1, T / t)^\alpha` of a client with *n* images and a predicted
-      round of *t* seconds, *T* being the candidates' median. The loss is that of its last round. Clients that never
-      were chosen are the most useful of all, in random order; those who were chosen but never answered count with the
-      mean loss of the others; one whose loss was not finite is of no use until it is explored again.
+      round of *t* seconds, *T* being the candidates' median. The loss is that of its last round. Clients never chosen
+      before come first, in random order. Clients that were chosen but never answered count with the mean loss of the
+      others. A client whose loss was not finite has utility 0 until it is explored again.
     - Communities: Louvain's method, with a seed fixed for the run, on the cosine similarities of the clients' first
       updates in the first rounds of each stage. Clients without a usable update form a group of their own.
-    - Participants: each slot explores with the given probability: it goes to any candidate. The others are shared
-      over the communities in proportion to their candidates' images.
+    - Participants: each slot explores with the given probability, that is, it goes to any candidate. The other slots
+      are divided among the communities in proportion to their candidates' images.
 
     Args:
-        alpha: How strongly slow clients are disfavoured; 0 not at all.
+        alpha: Exponent of the penalty for slow clients; 0 for none.
         exploration: Probability that a slot explores.
-        probe_rounds: Rounds at the start of each stage whose updates make the communities.
+        probe_rounds: Rounds at the start of each stage whose updates form the communities.
 
     Raises:
-        ValueError: One of them is out of its range.
+        ValueError: A setting is out of its range.
     """
 
     wants_updates: ClassVar[bool] = True
@@ -56,20 +56,20 @@ class SmartFreezeSelector(Selector):
         self.probe_rounds = probe_rounds
 
     def begin(self, num_clients: int, seed: int) -> None:
-        """Forgets all losses and communities."""
+        """Forget all losses and communities."""
         self._seed = derive_seed(seed, "communities")
         self._squared_losses: dict[int, float] = {}
         self._asked: set[int] = set()
         self.begin_stage(0)
 
     def begin_stage(self, index: int) -> None:
-        """Forgets the communities, which new updates will make; losses are kept."""
+        """Forget the communities, since other layers train now and their updates form new ones; keep the losses."""
         self._updates: dict[int, np.ndarray] = {}
         self._probed = 0
         self._community: dict[int, int] = {}
 
     def select(self, candidates: Sequence[Candidate], size: int, round_: int, rng: np.random.Generator) -> list[int]:
-        """The most useful candidates of every community, and a few others."""
+        """Choose the most useful candidates of every community, and a few at random."""
         size = min(size, len(candidates))
         explored = int(rng.binomial(size, self.exploration))
         groups = self._groups(self._ranked(candidates, rng))
@@ -82,7 +82,7 @@ class SmartFreezeSelector(Selector):
         return sorted(chosen)
 
     def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
-        """Keeps the losses and, in the first rounds of a stage, the updates, which it makes communities of."""
+        """Record the losses and, in the first rounds of a stage, form communities from the updates."""
         for outcome in outcomes:
             loss = outcome.mean_squared_loss
             self._squared_losses[outcome.client_id] = float(loss) if math.isfinite(loss) else 0.0
@@ -90,7 +90,7 @@ class SmartFreezeSelector(Selector):
             self._probe({o.client_id: o.update for o in outcomes if o.update is not None and _usable(o.update)})
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses, who was chosen, the communities and the updates of an unfinished probe."""
+        """Losses, clients chosen so far, communities, and the updates of an unfinished probe."""
         return {
             "squared losses": dict(self._squared_losses),
             "asked": sorted(self._asked),
@@ -100,7 +100,7 @@ class SmartFreezeSelector(Selector):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues with them."""
+        """Restore losses, clients chosen so far, communities and updates."""
         self._squared_losses = dict(state["squared losses"])
         self._asked = set(state["asked"])
         self._community = dict(state["community"])
@@ -108,7 +108,7 @@ class SmartFreezeSelector(Selector):
         self._updates = {client: update.numpy() for client, update in state["updates"].items()}
 
     def _ranked(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
-        """The candidates, the most useful first, equals in random order."""
+        """Sort the candidates by utility, largest first; equals stand in random order."""
         reference = float(np.median([c.seconds for c in candidates])) if candidates else 0.0
         typical = float(np.mean([*self._squared_losses.values()] or [0.0]))
         ordered = by_id(candidates)
@@ -123,14 +123,14 @@ class SmartFreezeSelector(Selector):
         return useful * speed_factor(candidate.seconds, reference, self.alpha)
 
     def _groups(self, ranked: Sequence[Candidate]) -> list[list[Candidate]]:
-        """The candidates of each community, in the order given."""
+        """Group the candidates by community and keep their order."""
         groups: dict[int, list[Candidate]] = {}
         for candidate in ranked:
             groups.setdefault(self._community.get(candidate.client_id, NO_COMMUNITY), []).append(candidate)
         return [groups[label] for label in sorted(groups)]
 
     def _probe(self, updates: Mapping[int, np.ndarray]) -> None:
-        """Adds the updates of clients that have none yet in this stage, and renews the communities."""
+        """Add the updates of clients that have none yet in this stage, and form the communities anew."""
         if not updates:
             return
         for client, update in updates.items():
@@ -144,15 +144,15 @@ class SmartFreezeSelector(Selector):
 
 
 def data_utility(num_images: int, mean_squared_loss: float) -> float:
-    """How much there is to learn from a client: its images times the root of its mean squared loss.
+    """Utility of a client's data: its images times the root of its mean squared loss.
 
-    The form of Oort (Lai et al. 2021, arXiv 2010.06081), with losses of batches instead of samples.
+    The form is that of Oort (Lai et al. 2021, arXiv 2010.06081), with losses of batches instead of samples.
     """
     return num_images * math.sqrt(mean_squared_loss)
 
 
 def speed_factor(seconds: float, reference: float, alpha: float) -> float:
-    """``min(1, reference / seconds) ** alpha``: 1 for clients no slower than the reference."""
+    """Penalty factor of slow clients: ``min(1, reference / seconds) ** alpha``."""
     return 1.0 if seconds <= reference else (reference / seconds) ** alpha
 
 
