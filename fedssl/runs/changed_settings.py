@@ -16,18 +16,18 @@ TRAINER = (
     "limit_train_batches",
     "precision",
 )
-"""Settings of the trainer that can change results; the number of epochs only says when they are looked at."""
+"""Trainer settings that can change results. The number of epochs cannot: it only sets when the run ends."""
 
 MACHINE = ("trainer.accelerator", "trainer.devices")
-"""They change results by rounding only."""
+"""Settings that change results by rounding only, so that a run may resume on another machine."""
 
 PLACES = ("data.root", "data.download", "data.in_memory", "model.bank.folder")
 SHOWN = 8
-"""Settings in an error message."""
+"""Largest number of settings in an error message."""
 
 
 def deciding_settings(configuration: dict[str, Any]) -> dict[str, Any]:
-    """What decides the results of a run, by dotted name."""
+    """Settings that decide the results of a run, by dotted name."""
     trainer = {key: configuration["trainer"].get(key) for key in TRAINER}
     decisive = {key: configuration[key] for key in ("seed_everything", "model", "data")}
     flat = flatten(decisive | {"trainer": trainer})
@@ -35,11 +35,11 @@ def deciding_settings(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def notes_of_run(configuration: dict[str, Any], checkpoint: dict[str, Any] | None) -> dict[str, Any]:
-    """What a run's checkpoints say of its settings, and of those that changed when it was resumed.
+    """Notes for a run's checkpoints: its settings, and the history of those that changed on a resume.
 
     Args:
-        configuration: Of this run, all defaults included.
-        checkpoint: What it goes on from, if anything.
+        configuration: Configuration of this run, all defaults included.
+        checkpoint: Checkpoint that the run resumes from; ``None`` for a new run.
     """
     made = checkpoint[ORIGIN] if checkpoint else {}
     notes = {"settings": deciding_settings(configuration), "changes": dict(made.get("changes", {}))}
@@ -52,9 +52,9 @@ def notes_of_run(configuration: dict[str, Any], checkpoint: dict[str, Any] | Non
 
 
 def changed_settings(now: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Value then and now of every setting that differs; none if the command line did not write the checkpoint.
+    """Old and new value of every setting that differs; empty if the command line did not write the checkpoint.
 
-    Of another class the name is enough: its arguments are left out.
+    If a class differs, its name is enough: its arguments are left out.
     """
     then = checkpoint[ORIGIN].get("settings", now)
     found = differences_of_flat([then, now])
@@ -63,10 +63,10 @@ def changed_settings(now: dict[str, Any], checkpoint: dict[str, Any]) -> dict[st
 
 
 def check_changes(changed: dict[str, tuple[str, str]], accept: bool) -> None:
-    """Refuses changes that could be mistakes.
+    """Refuse changes that could be mistakes.
 
     Raises:
-        ValueError: There are some and they were not accepted.
+        ValueError: The user has not accepted such changes.
     """
     serious = [f"{name} {then} then, {now} now" for name, (then, now) in changed.items() if name not in MACHINE]
     if serious and not accept:
@@ -81,16 +81,16 @@ ABSENT = object()
 
 
 def flatten(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Dotted names and values as on the command line: a class is its name, its arguments stand below it."""
+    """Flatten a configuration to dotted names as on the command line; the value of a class is its name."""
     flat: dict[str, Any] = {}
     _flatten("", configuration, flat)
     return flat
 
 
 def differences_of_flat(flats: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Settings in which flat configurations differ, with a text for each of them.
+    """Settings in which flat configurations differ, with a text for each configuration.
 
-    Arguments of a class are compared among those that have the class; for the others the text is empty.
+    Arguments of a class are compared among the configurations with that class; for the others the text is empty.
     """
     found: dict[str, list[str]] = {}
     for key in sorted({key for flat in flats for key in flat}):

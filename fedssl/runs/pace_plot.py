@@ -1,4 +1,4 @@
-"""Why each block was frozen when it was, as a picture."""
+"""Pace plot: the perturbation of each block, and the reason why it was frozen when it was."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Rows = list[dict[str, str]]
 
 
 def plot_pace(metrics: Path, path: Path) -> None:
-    """Draws perturbation, its mean and the slope of the mean over the rounds, with the decisions to freeze.
+    """Draw perturbation, its mean and the slope of the mean over the rounds, with the decisions to freeze.
 
     Args:
-        metrics: The run's ``metrics.csv``.
-        path: PNG or SVG.
+        metrics: ``metrics.csv`` of the run.
+        path: PNG or SVG file to write.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -46,7 +46,7 @@ def plot_pace(metrics: Path, path: Path) -> None:
 
 
 def _draw(axes: Axes, rows: Rows, key: str, color: str, label: str) -> None:
-    """One curve, interrupted where a stage begins."""
+    """Draw one curve, interrupted where a stage begins."""
     for position, stage in enumerate(sorted({float(row["stage"]) for row in rows})):
         known = [row for row in rows if float(row["stage"]) == stage and row.get(key)]
         x, y = [float(row["round"]) + 1 for row in known], [float(row[key]) for row in known]
@@ -54,7 +54,7 @@ def _draw(axes: Axes, rows: Rows, key: str, color: str, label: str) -> None:
 
 
 def _mark_stages(axes: Axes, rows: Rows, named: bool) -> None:
-    """A line where a stage ends: solid where its block had converged, dotted at its last round."""
+    """Draw a line at the end of each stage: solid if its block had converged, dotted if its rounds ran out."""
     ends = [row for row, following in zip(rows, [*rows[1:], None], strict=True) if _ends(row, following)]
     for row in ends:
         frozen = float(row.get(FREEZE) or 0) == 1

@@ -1,4 +1,4 @@
-"""What a run found: ``results.json`` and the table at its end."""
+"""Results of a run: ``results.json`` and the table at its end."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ MIB = 2**20
 
 
 ENCODERS = {"trained": "", "start weights": "start_", "random init": "random_init_"}
-"""Prefix of each evaluated encoder's figures in ``results.json``."""
+"""Prefix of each evaluated encoder's keys in ``results.json``."""
 
 
 def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, Any]:
-    """Everything worth keeping of a run, in plain types; accuracies in percent, sizes in bytes."""
+    """Collect the results of a run, in plain types; accuracies in percent, sizes in bytes."""
     results: dict[str, Any] = {"seed": module.seed}
     if isinstance(module, Pretraining):
         results |= module.summary | {
@@ -65,7 +65,7 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
 
 
 def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
-    """The reports of the final evaluation; the networks that were not trained under ``start_`` and ``random_init_``."""
+    """Collect the final evaluation; keys of untrained networks begin with ``start_`` or ``random_init_``."""
     results: dict[str, Any] = {"protocol": PROTOCOL} if module.reports else {}
     for name, report in module.reports.items():
         prefix = "" if name == "encoder" else f"{name}_"
@@ -83,10 +83,10 @@ def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
 
 
 def accuracy_over_simulated_time(metrics: Path) -> list[tuple[float, float]]:
-    """(seconds on the virtual clock, kNN top-1 in percent) of every evaluation during a run with devices.
+    """Seconds on the virtual clock and kNN top-1 in percent, of every evaluation during a run with devices.
 
     Args:
-        metrics: The run's ``metrics.csv``.
+        metrics: ``metrics.csv`` of the run.
     """
     if not metrics.exists():
         return []
@@ -96,13 +96,13 @@ def accuracy_over_simulated_time(metrics: Path) -> list[tuple[float, float]]:
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
-    """Writes JSON, all or nothing."""
+    """Write the results as JSON, all or nothing."""
     text = json.dumps(results, indent=2, sort_keys=True) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
 def print_results(results: dict[str, Any], folder: Path, console: Console | None = None) -> None:
-    """A table for people: the representation, what it cost each device, where the files are."""
+    """Print tables of quality and cost, and the run folder."""
     console = console or Console()
     title = " ".join(str(results[key]) for key in ("scheme", "method", "encoder") if key in results)
     console.print(_language_table(results, title) if "perplexity" in results else _quality_table(results, title))
@@ -115,7 +115,7 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
 
 
 def print_shortfall(results: dict[str, Any], console: Console | None = None) -> None:
-    """The last line of an unfinished run; nothing for a finished one."""
+    """Print the last line of an unfinished run; nothing for a finished one."""
     if lacks := shortfall(results):
         (console or Console()).print(f"{UNFINISHED}: {lacks}", style="bold red", highlight=False, soft_wrap=True)
 
@@ -158,7 +158,7 @@ def _cost_table(results: dict[str, Any]) -> Table:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed the results."""
+    """Versions of Python and of the packages that computed the results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

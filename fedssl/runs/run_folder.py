@@ -1,4 +1,4 @@
-"""One folder a run: where it is, and what may be in it."""
+"""Run folders: choose, claim and open one, and find its checkpoints."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ AUTO = "auto"
 def open_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) -> Iterator[Path]:
     """Claim and lock the folder that a run writes to, for the duration of a block.
 
-    A folder in which nothing was written is removed at the end, so that a run that is refused leaves none.
+    A folder that is still empty at the end is removed, so that a refused run leaves none.
 
     Args:
-        run_dir: The folder the user asked for, if any.
-        ckpt_path: The checkpoint to start from: ``last``, ``auto``, a file, or none.
-        parent: Numbered folders of runs of the same configuration.
+        run_dir: Folder that the user asked for; ``None`` for a numbered one.
+        ckpt_path: Checkpoint to start from: ``last``, ``auto``, a file, or none.
+        parent: Folder with the numbered runs of the same configuration.
 
     Raises:
-        FolderHeldError: Another process is fitting in it.
-        ValueError: As :func:`choose_run_folder`.
-        FileNotFoundError: As :func:`choose_run_folder`.
+        FolderHeldError: Another process is fitting in the folder.
+        ValueError: As in ``choose_run_folder``.
+        FileNotFoundError: As in ``choose_run_folder``.
     """
     while True:
         folder = Path(run_dir) if run_dir else choose_run_folder(None, ckpt_path, parent)
-        # Not told by whether the folder exists: another run may have made it since its number was found free.
+        # Not derived from the folder's existence: another run may have made it since its number was found free.
         numbered = run_dir is None and not _resumes_in_place(ckpt_path)
         with ExitStack() as stack:
             try:
@@ -47,35 +47,35 @@ def open_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) ->
                     continue  # another run has just claimed this number
                 raise
             stack.enter_context(held(folder))
-            if run_dir:  # what the folder holds can be told only now that nobody else changes it
+            if run_dir:  # checked under the lock, now that no other process can change the folder
                 choose_run_folder(run_dir, ckpt_path, parent)
             yield folder
             return
 
 
 def new_run_folder(parent: Path) -> Path:
-    """The next free numbered folder, for example ``runs/lw_fedssl/0003``."""
+    """Next free numbered folder, for example ``runs/lw_fedssl/0003``."""
     numbers = [int(path.name) for path in _numbered(parent)]
     return parent / f"{max(numbers, default=-1) + 1:04d}"
 
 
 def latest_run_folder(parent: Path) -> Path | None:
-    """The highest numbered folder that holds a checkpoint."""
+    """Folder with the highest number among those that hold a checkpoint."""
     runs = [path for path in _numbered(parent) if newest_checkpoint(path / CHECKPOINTS)]
     return max(runs, key=lambda path: int(path.name), default=None)
 
 
 def choose_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) -> Path:
-    """Where a run writes.
+    """Choose the folder that a run writes to.
 
     Args:
-        run_dir: The folder the user asked for, if any.
-        ckpt_path: The checkpoint to start from: ``last``, ``auto``, a file, or none.
-        parent: Numbered folders of runs of the same configuration.
+        run_dir: Folder that the user asked for; ``None`` for a numbered one.
+        ckpt_path: Checkpoint to start from: ``last``, ``auto``, a file, or none.
+        parent: Folder with the numbered runs of the same configuration.
 
     Raises:
-        ValueError: ``run_dir`` already holds a run and it is not to be resumed, or ``auto`` has no ``run_dir``.
-        FileNotFoundError: ``last`` was asked for and there is no run to resume.
+        ValueError: ``run_dir`` holds a run that is not to be resumed, or ``auto`` comes without ``run_dir``.
+        FileNotFoundError: ``last`` finds no run to resume.
     """
     if run_dir is None and ckpt_path is None:
         return new_run_folder(parent)
@@ -99,22 +99,22 @@ def choose_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) 
 
 
 def folder_of_checkpoint(checkpoint: Path) -> Path | None:
-    """The run folder a checkpoint lies in, or ``None`` if it lies elsewhere."""
+    """Run folder of a checkpoint; ``None`` if the checkpoint lies elsewhere."""
     inside = checkpoint.parent.name == CHECKPOINTS and (checkpoint.parent.parent / CONFIG).exists()
     return checkpoint.parent.parent if inside else None
 
 
 def _resumes_in_place(ckpt_path: str | None) -> bool:
-    """Whether a run without ``--run_dir`` goes on in the folder of its checkpoint, in place of a new number."""
+    """Tell if a run without ``--run_dir`` continues in the folder of its checkpoint instead of a new one."""
     return ckpt_path is not None and (ckpt_path == LAST or folder_of_checkpoint(Path(ckpt_path)) is not None)
 
 
 def find_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:
-    """The checkpoint file that ``--ckpt_path`` means; ``None`` if a run is to begin.
+    """Find the checkpoint file that ``--ckpt_path`` means; ``None`` for a run from the start.
 
     Raises:
-        FileNotFoundError: It does not exist.
-        ValueError: It cannot be read; for ``auto``, no checkpoint of the folder can.
+        FileNotFoundError: The checkpoint does not exist.
+        ValueError: The checkpoint cannot be read or, for ``auto``, no checkpoint of the folder can.
     """
     if ckpt_path is None:
         return None
@@ -131,10 +131,10 @@ def find_checkpoint(ckpt_path: str | None, folder: Path) -> Path | None:
 
 
 def newest_readable(checkpoints: Path) -> Path | None:
-    """The newest checkpoint that can be read; ``None`` if there is no checkpoint at all.
+    """Find the newest readable checkpoint; ``None`` if there is no checkpoint at all.
 
     Raises:
-        ValueError: There are some and none can be read.
+        ValueError: There are checkpoints, but none can be read. Starting anew would overwrite them.
     """
     refused: ValueError | None = None
     for path in reversed(checkpoints_of(checkpoints)):
@@ -151,10 +151,10 @@ def newest_readable(checkpoints: Path) -> Path | None:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run has ended with results, after its last round.
+    """Tell if a run has completed its last round and written results.
 
     Raises:
-        ValueError: Its results cannot be read.
+        ValueError: The results cannot be read.
     """
     path = folder / RESULTS
     if not path.exists():

@@ -1,4 +1,8 @@
-"""A run folder belongs to one process: it is claimed by making it, and locked as long as its run is at work."""
+"""Claim and lock of a run folder: it belongs to the process that made it, for as long as its run trains.
+
+Two steps are needed. Making a numbered folder is atomic and decides which of two new runs gets the number. The lock
+protects a folder that exists already, when two processes resume the same run.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +25,21 @@ class FolderHeldError(ValueError):
 
 @contextmanager
 def made(folder: Path, exclusively: bool = False) -> Iterator[Path]:
-    """Make a folder for the duration of a block; whatever of it is empty at the end is removed again.
+    """Make a folder for the duration of a block; remove it at the end, and its new parents, if they are empty.
 
     Args:
-        folder: The folder; folders above it are made too.
-        exclusively: It must not exist yet: whoever makes it owns it.
+        folder: Folder to make, with its parents.
+        exclusively: Require that the folder does not exist yet; the process that makes it owns it.
 
     Raises:
-        FileExistsError: It exists already, and ``exclusively`` was asked for.
+        FileExistsError: The folder exists already, and ``exclusively`` is set.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=not exclusively)
     try:
         yield folder
     finally:
-        with suppress(OSError):  # not empty: the run has begun
+        with suppress(OSError):  # rmdir refuses a folder that is not empty: the run has begun
             for path in missing:
                 path.rmdir()
 
@@ -44,16 +48,18 @@ def made(folder: Path, exclusively: bool = False) -> Iterator[Path]:
 def held(folder: Path) -> Iterator[None]:
     """Lock a run folder for the duration of a block.
 
-    The operating system holds the lock, so that it ends with its process, however that ends. What the file says is
-    for people; a file that was left behind locks nothing.
+    The operating system holds the lock (``flock``), so that it ends with its process, however that ends. A file with a
+    process id would outlive a killed run and block its resume. The text in the file is for people only; a file left
+    behind locks nothing.
 
     Args:
-        folder: An existing folder.
+        folder: Existing folder.
 
     Raises:
-        FolderHeldError: Another process holds it; the message says which.
+        FolderHeldError: Another process holds the lock; the message names it.
     """
     file = _open_locked(folder / LOCK)
+    # Some network file systems have no locks. A warning is better than no run at all there.
     if file is None:
         print(f"{folder} cannot be locked on this file system: start no second run in it", file=sys.stderr)
         yield
@@ -69,23 +75,21 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """Check that nobody is fitting in a folder, which need not exist.
+    """Check that no process is fitting in a folder, which need not exist.
 
     Raises:
-        FolderHeldError: Somebody is.
+        FolderHeldError: A process holds the folder's lock.
     """
+    # A left-over file tells nothing: only an attempt to lock it does.
     if (folder / LOCK).exists():
         with held(folder):
             pass
 
 
 def _open_locked(path: Path) -> TextIO | None:
-    """The lock file, locked; ``None`` where the file system has no locks.
-
-    A file that its last holder deleted between our opening and locking it locks nothing: another one is made.
-    """
+    """Open and lock the lock file; ``None`` where the file system has no locks."""
     while True:
-        file = path.open("a+")
+        file = path.open("a+")  # "w" would erase the holder's name before the lock is ours
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -97,6 +101,8 @@ def _open_locked(path: Path) -> TextIO | None:
             file.close()
             path.unlink(missing_ok=True)
             return None
+        # The last holder deletes the file when it ends. If that happens between our opening and locking it, we hold
+        # the lock of a nameless file, and the next process would lock a new one beside us: try again.
         with suppress(FileNotFoundError):
             if os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 return file

@@ -1,4 +1,4 @@
-"""Figures of what each client held and did."""
+"""Figures of the clients: their data and their work."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from fedssl.runs.report.record import ClientDetails
 from fedssl.runs.report.theme import SERIES, heat_map, new_axes, themed
 
 MOST_CLIENTS = 200
-"""Of more, single ones cannot be made out in a figure of this width."""
+"""Largest number of clients that can be told apart in a figure of this width."""
 
 
 def distribution(clients: ClientDetails) -> Figure:
-    """Images of each class that each client holds; of more than :data:`MOST_CLIENTS` an evenly spaced part is shown."""
+    """Draw the images of each class that each client holds; of more than ``MOST_CLIENTS``, an evenly spaced part."""
     shown = shown_clients(len(clients.images))
     return heat_map(
         clients.images[shown],
@@ -26,17 +26,17 @@ def distribution(clients: ClientDetails) -> Figure:
 
 
 def shown_clients(number: int) -> np.ndarray:
-    """Numbers of the clients that are shown one by one."""
+    """Ids of the clients that are shown one by one."""
     return np.unique(np.linspace(0, number - 1, min(number, MOST_CLIENTS)).round().astype(int))
 
 
 @themed
 def each_client(values: np.ndarray, label: str) -> Figure:
-    """One bar a client; of more than :data:`MOST_CLIENTS` how many have about the same value.
+    """Draw one bar a client; for more than ``MOST_CLIENTS``, a histogram.
 
     Args:
-        values: (clients,).
-        label: What they are, with a unit.
+        values: One value a client, (clients,).
+        label: Name of the values, with a unit.
     """
     figure, axes = new_axes(height=2.6)
     if len(values) > MOST_CLIENTS:
@@ -53,7 +53,7 @@ def each_client(values: np.ndarray, label: str) -> Figure:
 
 
 def _bins(values: np.ndarray) -> np.ndarray:
-    """Borders of at most 40 bins; around whole numbers if all values are whole."""
+    """Borders of about 40 bins at most; centred on whole numbers if all values are whole."""
     low, high = float(values.min()), float(values.max())
     if (values == values.round()).all():
         return np.arange(low, high + 1 + (step := max(1, round((high - low) / 40))), step) - 0.5

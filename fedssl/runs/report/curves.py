@@ -25,17 +25,17 @@ ABSENT = {
     "client/unavailable": "out of reach",
     "client/ineligible": "too little memory",
 }
-"""Why clients gave nothing, by metric."""
+"""Reasons why clients gave no result, by metric."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a figure.
+    """Line of a figure.
 
     Args:
         curve: Rounds and values.
-        label: In the legend, or nothing.
-        steps: Whether the value jumps between rounds instead of growing.
+        label: Entry in the legend; empty for none.
+        steps: Draw steps, for a value that jumps between rounds instead of growing.
     """
 
     curve: Curve
@@ -52,15 +52,15 @@ def lines(
     levels: Sequence[tuple[str, float]] = (),
     from_zero: bool = True,
 ) -> Figure:
-    """Draws lines over rounds, which colour and dashes tell apart.
+    """Draw lines over rounds; colours and dashes tell them apart.
 
     Args:
-        curves: At most as many as are told apart, about eight.
-        unit: What the horizontal axis counts.
-        label: Of the vertical axis, with its unit.
-        borders: The last round of every stage.
-        levels: Horizontal lines to compare with, by name.
-        from_zero: Whether the vertical axis starts at 0.
+        curves: Lines to draw; more than about eight cannot be told apart.
+        unit: Unit of the horizontal axis.
+        label: Label of the vertical axis, with its unit.
+        borders: Last round of every stage.
+        levels: Names and heights of horizontal lines to compare with.
+        from_zero: Start the vertical axis at 0.
     """
     figure, axes = new_axes()
     for index, line in enumerate(curves):
@@ -84,7 +84,7 @@ def lines(
 
 @themed
 def participation(record: RunRecord) -> Figure:
-    """Clients of each round: whose result counted, and why others gave nothing."""
+    """Draw the clients of each round: those whose result counted, and the others by reason."""
     figure, axes = new_axes()
     rounds, trained = record.curve("client/participants")
     bottom = [0.0] * len(rounds)
@@ -106,9 +106,9 @@ def participation(record: RunRecord) -> Figure:
 
 
 def mean_of_participants(record: RunRecord, *keys: str, scale: float) -> Curve:
-    """Sum of metrics of all clients of a round, divided by their number and by ``scale``; empty rounds are left out.
+    """Mean over a round's clients of summed metrics, divided by ``scale``; rounds without clients are left out.
 
-    Nothing if the run logged one of the metrics in no round: a private aggregation keeps exact figures to itself.
+    Empty if the run never logged one of the metrics: a private aggregation keeps exact figures to itself.
     """
     rounds, trained = record.curve("client/participants")
     failed = record.curve("client/failed")[1]
@@ -121,19 +121,19 @@ def mean_of_participants(record: RunRecord, *keys: str, scale: float) -> Curve:
 
 
 def against(x: Curve, y: Curve) -> Curve:
-    """The values of two curves in the rounds that both know, those of ``x`` in place of the rounds."""
+    """Join two curves by round: the values of ``x`` replace the rounds of ``y``, where both have one."""
     known = dict(zip(*x, strict=True))
     both = [(known[at], value) for at, value in zip(*y, strict=True) if at in known]
     return [at for at, _ in both], [value for _, value in both]
 
 
 def so_far(curve: Curve) -> Curve:
-    """Running sum."""
+    """Running sum of a curve."""
     return curve[0], list(accumulate(curve[1]))
 
 
 def finish_rounds(axes: Axes, unit: str, borders: Sequence[int]) -> None:
-    """Labels the horizontal axis and marks where stages end, with their numbers above if there is room."""
+    """Label the horizontal axis and mark where stages end, with their numbers above if there is room."""
     axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.02)

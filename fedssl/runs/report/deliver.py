@@ -1,4 +1,4 @@
-"""Brings the report of a run that has just ended to its folder and to Weights & Biases."""
+"""Delivery of a finished run's report to its folder and to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def deliver_report(
     loggers: Sequence[Logger],
     show_images: bool | None = None,
 ) -> Path:
-    """Writes ``details.npz`` and ``report.html``, and logs the same figures and tables to W&B.
+    """Write ``details.npz`` and ``report.html``, and log the same figures and tables to W&B.
 
     Args:
-        module: Trained and evaluated.
-        data: Its images or texts.
-        folder: Of the run; has its ``results.json`` already.
-        loggers: Of the run.
-        show_images: Whether images of the data stand in these; ``None``: those of public data sets.
+        module: Trained and evaluated module.
+        data: Images or texts of the run.
+        folder: Run folder, with its ``results.json``.
+        loggers: Loggers of the run.
+        show_images: Include images of the data; ``None`` includes those of public data sets only.
 
     Returns:
-        The page.
+        Path of the page.
     """
     shown = may_show_images(data) if show_images is None else show_images
     write_details(module, data, folder / DETAILS, pictures=shown)
@@ -74,10 +74,10 @@ REPORT = "report.html"
 
 
 def write_run_report(record: RunRecord) -> Sequence[Section]:
-    """Draws ``report.html`` into the folder of a run, from what else is there.
+    """Draw ``report.html`` from the other files of a run folder.
 
     Returns:
-        What stands on the page.
+        Sections of the page.
     """
     results, sections = record.results, run_sections(record)
     page = build_page(

@@ -1,4 +1,4 @@
-"""A self-contained HTML page of figures and tables, for a browser without a network and for paper."""
+"""Self-contained HTML page of figures and tables, for a browser without a network and for paper."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ ENVIRONMENT = Environment(autoescape=True, undefined=StrictUndefined, trim_block
 
 
 class Block(Protocol):
-    """Something that stands in a section."""
+    """Element of a section."""
 
     def html(self, name: str) -> Markup:
-        """The element; ``name`` is unique in the page."""
+        """Render the element; ``name`` is unique in the page."""
         ...
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with what it means.
+    """Figure with a caption.
 
     Args:
-        title: A few words.
-        figure: Drawn by a :func:`fedssl.runs.report.theme.themed` function.
-        caption: What to read off it, in a sentence or two.
+        title: Heading of a few words.
+        figure: Figure drawn by a function with the decorator ``fedssl.runs.report.theme.themed``.
+        caption: Meaning of the figure, in a sentence or two.
     """
 
     title: str
@@ -39,21 +39,21 @@ class Picture:
     caption: str
 
     def html(self, name: str) -> Markup:
-        """Inline SVG."""
+        """Render the figure as inline SVG."""
         svg = Markup(as_svg(self.figure, self.title, name))
         return _render(PICTURE, title=self.title, svg=svg, caption=self.caption)
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text and numbers.
+    """Table of text and numbers.
 
     Args:
         header: Names of the columns.
-        rows: Cells, as they are to be printed.
-        title: A few words, or nothing.
-        caption: What to know about it, or nothing.
-        text_columns: Leading columns that are text and stand at the left; numbers stand at the right.
+        rows: Cells, as printed.
+        title: Heading of a few words; empty for none.
+        caption: Explanation; empty for none.
+        text_columns: Number of leading text columns, aligned left; numbers are aligned right.
     """
 
     header: Sequence[str]
@@ -63,35 +63,35 @@ class Table:
     text_columns: int = 1
 
     def html(self, name: str) -> Markup:
-        """A table as wide as the page, which scrolls where it does not fit."""
+        """Render a table as wide as the page, which scrolls where it does not fit."""
         return _render(TABLE, **vars(self))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """Long text, folded until somebody wants it.
+    """Long text, folded until the reader opens it.
 
     Args:
-        title: What it is.
-        text: As it stands in its file.
+        title: Name of the text.
+        text: Text as in its file.
     """
 
     title: str
     text: str
 
     def html(self, name: str) -> Markup:
-        """Folded text."""
+        """Render the text folded."""
         return _render(LISTING, **vars(self))
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A number that matters, shown large.
+    """Number of importance, shown large.
 
     Args:
-        label: What it is.
-        value: With its unit.
-        note: What to compare it with, or nothing.
+        label: Name of the number.
+        value: Number with its unit.
+        note: Number to compare with; empty for none.
     """
 
     label: str
@@ -101,7 +101,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what belongs to it; blocks flow into as many columns as there is room for."""
+    """Heading and its blocks, which flow into as many columns as there is room for."""
 
     title: str
     blocks: Sequence[Block]
@@ -109,7 +109,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """The title as an id."""
+        """Title in the form of an HTML id."""
         return re.sub(r"\W+", "-", self.title.lower()).strip("-")
 
 
@@ -121,15 +121,15 @@ def build_page(
     subtitle: str = "",
     footer: str = "",
 ) -> str:
-    """The page as text; equal arguments give equal pages.
+    """Render the page; equal arguments give equal pages.
 
     Args:
         title: Heading, and name of the browser's tab.
-        summary: What a reader should know who reads one sentence only.
-        sections: In order, each with a title of its own; those without blocks are left out.
+        summary: Main result, for a reader of one sentence only.
+        sections: Sections in order, with distinct titles; those without blocks are left out.
         facts: Numbers below the summary.
-        subtitle: What was run, in one line.
-        footer: Where it comes from.
+        subtitle: Description of the run in one line.
+        footer: Origin of the page.
     """
     return _render(
         HTML,

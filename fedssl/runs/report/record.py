@@ -1,4 +1,4 @@
-"""A run as its folder tells it."""
+"""Record of a finished run, read from its folder."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from linear_eval import EvaluationDetails
 
 METRICS = "metrics.csv"
 OFF_SCALE = 1e300
-"""Larger values are left out of figures like NaN and infinity, for the margins of an axis would be infinite."""
+"""Limit of values in figures. Larger ones are left out like NaN and infinity: they would make an axis infinite."""
 Curve = tuple[list[float], list[float]]
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a finished run left.
+    """Files of a finished run.
 
     Args:
-        folder: Where.
-        configuration: The text of ``config.yaml``.
-        results: ``results.json``.
-        rows: ``metrics.csv``, one row a round (or epoch), without the final evaluation.
-        evaluation: What pictures of the evaluation need, if the run kept it.
-        clients: What each client held and paid; ``None`` without a federation.
+        folder: Run folder.
+        configuration: Text of ``config.yaml``.
+        results: Content of ``results.json``.
+        rows: Rows of ``metrics.csv``, one a round (or epoch), without the final evaluation.
+        evaluation: Data for the figures of the evaluation; ``None`` if the run did not keep them.
+        clients: Data and costs of each client; ``None`` without a federation.
     """
 
     folder: Path
@@ -51,10 +51,10 @@ class RunRecord:
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
-        """Reads a run folder.
+        """Read a run folder.
 
         Raises:
-            FileNotFoundError: It holds no finished run.
+            FileNotFoundError: The folder holds no finished run.
         """
         if not (folder / RESULTS).is_file():
             raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULTS}")
@@ -70,38 +70,38 @@ class RunRecord:
 
     @property
     def config(self) -> dict[str, Any]:
-        """``config.yaml`` as data."""
+        """Content of ``config.yaml``."""
         return yaml.safe_load(self.configuration)
 
     @property
     def shown_configuration(self) -> str:
-        """``config.yaml`` for other eyes: without places on this machine."""
+        """Text of ``config.yaml`` for other readers: without paths of this machine."""
         return yaml.safe_dump(without_paths(self.config), sort_keys=False)
 
     @property
     def federated(self) -> bool:
-        """Whether the run had rounds and clients."""
+        """Tell if the run had rounds and clients."""
         return "clients" in self.results
 
     @property
     def unit(self) -> str:
-        """What the horizontal axes count."""
+        """Unit of the horizontal axes."""
         return "round" if self.federated else "epoch"
 
     @property
     def name(self) -> str:
-        """Scheme and method."""
+        """Names of scheme and method."""
         return f"{self.results['scheme']} {self.results['method']}"
 
     @property
     def loaded_weights(self) -> bool:
-        """Whether training started from weights in a file, and not from random initialisation."""
+        """Tell if training started from weights in a file, not from random initialisation."""
         encoder = self.config["model"]["init_args"].get("encoder") or {}
         return bool(encoder.get("init_args", encoder).get("weights"))
 
     @property
     def encoders(self) -> dict[str, str]:
-        """What each evaluated encoder is called; before training is what the run started from.
+        """Display name of each evaluated encoder; "before training" is the one that the run started from.
 
         Runs of older versions did not evaluate the weights that they had loaded.
         """
@@ -110,12 +110,12 @@ class RunRecord:
         return {"random_init": "at random initialisation", "start": "before training", "encoder": "after training"}
 
     def curve(self, key: str) -> Curve:
-        """Rounds (or epochs) from 1, and the metric, where it was measured and is a number of reasonable size."""
+        """Rounds (or epochs) from 1 and values of a metric, where it was measured and lies below ``OFF_SCALE``."""
         rows = [row for row in self.rows if row.get(key) and abs(float(row[key])) < OFF_SCALE]
         return [float(row["epoch"]) + 1 for row in rows], [float(row[key]) for row in rows]
 
     def stages(self) -> list[int]:
-        """The last round of each stage; empty without stages."""
+        """Last round of each stage; empty without stages."""
         rounds, stages = self.curve("stage")
         ends = [at for at, (stage, following) in enumerate(pairwise(stages)) if stage != following]
         return [int(rounds[at]) for at in ends] + [int(at) for at in rounds[-1:]]
@@ -126,6 +126,7 @@ def _training_rows(metrics: Path) -> list[dict[str, str]]:
         return []
     with metrics.open(newline="") as file:
         rows = list(csv.DictReader(file))
+    # The final evaluation logs a row of its own after the last round.
     last = max((float(row["epoch"]) for row in rows if row.get("round") or row.get("train/loss")), default=-1.0)
     return [row for row in rows if float(row["epoch"]) <= last]
 
@@ -136,16 +137,16 @@ CLIENTS = "clients."
 
 @dataclass(frozen=True)
 class ClientDetails:
-    """What each client held and paid; one row a client.
+    """Data and costs of each client; one row a client.
 
     Attributes:
-        classes: Names of the classes, (C,); none where the images have no labels.
+        classes: Names of the classes, (C,); C is 0 for images without labels.
         images: Number of images of each class, (clients, C).
-        rounds: Rounds whose result counted, (clients,).
-        down_bytes: Received, (clients,).
-        up_bytes: Sent, (clients,).
+        rounds: Number of rounds whose result counted, (clients,).
+        down_bytes: Bytes received, (clients,).
+        up_bytes: Bytes sent, (clients,).
         macs: Multiply-accumulates of local training, (clients,).
-        activation_bytes: Most bytes kept for backward in one step, (clients,).
+        activation_bytes: Largest number of bytes kept for backward in one step, (clients,).
     """
 
     classes: np.ndarray
@@ -158,16 +159,16 @@ class ClientDetails:
 
 
 def write_details(module: Pretraining, data: ImageData | ClientData, path: Path, pictures: bool = False) -> None:
-    """Collects and writes the details of a run that has been evaluated.
+    """Collect and write the details of an evaluated run.
 
     Args:
-        module: The run's.
-        data: Its images or texts.
-        path: Of the file.
-        pictures: Whether images of the data are in it.
+        module: Evaluated module.
+        data: Images or texts of the run.
+        path: File to write.
+        pictures: Include images of the data.
 
     Raises:
-        OSError: The disk refused; an older file is untouched.
+        OSError: The disk refused to write; an older file is untouched.
     """
     arrays = module.details(pictures).as_arrays() if module.reports else {}
     if isinstance(module, FederatedSSL) and isinstance(data, ClientData):
@@ -181,7 +182,7 @@ def write_details(module: Pretraining, data: ImageData | ClientData, path: Path,
 
 
 def read_details(path: Path) -> tuple[EvaluationDetails | None, ClientDetails | None]:
-    """Reads :func:`write_details`; ``None`` for what is not there."""
+    """Read the file of ``write_details``; ``None`` for missing details."""
     if not path.exists():
         return None, None
     with np.load(path, allow_pickle=False) as file:
@@ -192,7 +193,7 @@ def read_details(path: Path) -> tuple[EvaluationDetails | None, ClientDetails | 
 
 
 def client_details(module: FederatedSSL, data: ClientData) -> ClientDetails:
-    """From the ledger of the server and the division of the data."""
+    """Collect client details from the server's ledger and the division of the data."""
     assert module.server is not None
     paid = module.server.ledger.clients
     costs = [vars(paid.get(client, ClientCost())) for client in range(data.num_clients)]

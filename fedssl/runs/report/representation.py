@@ -1,4 +1,4 @@
-"""Figures of what an encoder makes of test images."""
+"""Figures of an encoder's representation of test images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RIGHT, WRONG = SERIES[2], SERIES[1]
 
 
 def confusion(details: EvaluationDetails) -> Figure:
-    """Of the linear probe, in percent of each true class."""
+    """Draw the confusion matrix of the linear probe, in percent of each true class."""
     counts = details.encoders["encoder"].confusion
     return heat_map(
         100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
@@ -33,7 +33,7 @@ def confusion(details: EvaluationDetails) -> Figure:
 
 @themed
 def per_class_accuracy(details: EvaluationDetails) -> Figure:
-    """Of the linear probe, the worst class first; marks show the encoders that were not trained."""
+    """Draw the linear probe's accuracy of each class, the worst first; marks show the untrained encoders."""
     accuracies = {name: class_accuracies(each.confusion) for name, each in details.encoders.items()}
     order = np.argsort(accuracies["encoder"], kind="stable")
     positions = np.arange(len(order))
@@ -55,14 +55,14 @@ def per_class_accuracy(details: EvaluationDetails) -> Figure:
 
 
 def class_accuracies(counts: np.ndarray) -> np.ndarray:
-    """Percent of each class that is right; NaN for a class without images."""
+    """Accuracy of each class in percent; NaN for a class without images."""
     images = counts.sum(axis=1)
     return np.where(images > 0, 100 * counts.diagonal() / np.maximum(images, 1), np.nan)
 
 
 @themed
 def flat_map(details: EvaluationDetails, name: str) -> Figure:
-    """Test images on the two directions in which an encoder's features vary most, coloured by class."""
+    """Draw test images on the first two principal components of an encoder's features, coloured by class."""
     encoder = details.encoders[name]
     figure, axes = new_axes(height=4.2)
     axes.grid(visible=False)
@@ -97,7 +97,7 @@ def _name_classes(axes: Axes, details: EvaluationDetails, encoder: EncoderDetail
 
 @themed
 def neighbours(details: EvaluationDetails, name: str) -> Figure:
-    """Ten test images, each with the training images that an encoder finds most similar."""
+    """Draw ten test images, each with the training images that an encoder finds most similar."""
     encoder = details.encoders[name]
     queries, columns = encoder.neighbour_labels.shape
     figure, axes = new_axes(height=4.8 * (queries + 0.4) / (columns + 1.4))
@@ -117,7 +117,7 @@ def neighbours(details: EvaluationDetails, name: str) -> Figure:
 
 
 def _picture(axes: Axes, pixels: np.ndarray, corner: tuple[float, float], frame: str, label: str) -> None:
-    """One image (C, H, W) in a cell of side 1, with a coloured frame and the name of its class in it."""
+    """Draw an image (C, H, W) into a cell of side 1, with a coloured frame and the name of its class."""
     left, top = corner
     gap = 0.05
     extent = (left + gap, left + 1 - gap, top + 1 - gap, top + gap)
@@ -132,12 +132,12 @@ def _picture(axes: Axes, pixels: np.ndarray, corner: tuple[float, float], frame:
 
 
 def similarity(details: EvaluationDetails, name: str, label: str) -> Figure:
-    """CKA between the layers of the trained encoder and those of an encoder, which may have more or fewer.
+    """Draw the CKA between the layers of the trained encoder and those of another, which may have more or fewer.
 
     Args:
-        details: Of the evaluation.
-        name: The encoder's.
-        label: What its layers are called.
+        details: Details of the evaluation.
+        name: Name of the other encoder.
+        label: Axis label for its layers.
     """
     values = details.encoders[name].similarity
     own, other = (["stem", *(str(at) for at in range(1, number))] for number in values.shape)
@@ -147,7 +147,7 @@ def similarity(details: EvaluationDetails, name: str, label: str) -> Figure:
 def layer_heat_map(
     values: np.ndarray, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str
 ) -> Figure:
-    """CKA of layers with layers, from 0 to 1; the first layer stands at the bottom left."""
+    """Draw the CKA of layers with layers, from 0 to 1; the first layer stands at the bottom left."""
     return heat_map(
         values[::-1],
         rows=list(rows)[::-1],

@@ -1,4 +1,4 @@
-"""Which figures and tables stand in the sections of a run's report."""
+"""Sections of a run's report: their figures and tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from linear_eval import EvaluationDetails
 
 MIB = 2**20
 MOST_CLASSES = 100
-"""More have no room in a figure."""
+"""Largest number of classes for which a figure has room."""
 LOSSES = {"client/loss": "clients", "server/calibration_loss": "server's calibration", "train/loss": "training"}
 COST = "What devices paid, counted while they trained: tensors that travelled, operations that ran."
 MAP = "Up to 1,000 test images on the first two principal components of the features; labels only colour them."
@@ -23,7 +23,7 @@ LAYERS = "Linear CKA of layers' mean outputs on test images: 1 is equal up to ro
 
 
 def run_sections(record: RunRecord) -> list[Section]:
-    """Everything worth showing of a run; what it did not record has no blocks."""
+    """Build all sections; those whose data the run did not record have no blocks."""
     return [
         Section("Quality", [summary.quality_table(record), *_training(record)]),
         Section("Cost", _cost(record) if record.federated else [], COST),
@@ -37,7 +37,7 @@ def run_sections(record: RunRecord) -> list[Section]:
 
 
 def _training(record: RunRecord) -> list[Block]:
-    """Accuracy and loss while training went on."""
+    """Pictures of accuracy and loss during training."""
     knn = [Line(record.curve("eval/knn_top1"))]
     bits = [Line(record.curve("eval/bits_per_character"))]
     losses = [Line(record.curve(key), name) for key, name in LOSSES.items() if record.curve(key)[0]]
@@ -56,7 +56,7 @@ def _training(record: RunRecord) -> list[Block]:
 
 
 def _cost(record: RunRecord) -> list[Block]:
-    """Memory, computation and traffic over the rounds, after figure 5 of LW-FedSSL (arXiv 2401.11647)."""
+    """Pictures of memory, computation and traffic over the rounds, after figure 5 of LW-FedSSL (arXiv 2401.11647)."""
     rounds, peaks = record.curve("cost/peak_activation_bytes")
     memory = [(at, peak / MIB) for at, peak in zip(rounds, peaks, strict=True) if peak]
     macs = curves.mean_of_participants(record, "cost/macs", scale=1e9)
@@ -94,7 +94,7 @@ def _cost(record: RunRecord) -> list[Block]:
 
 
 def accuracy_over_cost(record: RunRecord, traffic: Curve) -> list[Block]:
-    """KNN over the virtual clock where there is one and devices have a speed, else over traffic."""
+    """Picture of kNN accuracy over the virtual clock or, if no device has a speed, over traffic."""
     paid, label, title = traffic, "MiB received and sent by a client", "Accuracy over traffic"
     clock = record.curve("time/simulated_seconds")
     if any(clock[1]):
@@ -159,7 +159,7 @@ def _layers(record: RunRecord) -> list[Block]:
 def _encoders(
     record: RunRecord, draw: Callable[[EvaluationDetails, str], Figure], what: str, caption: str
 ) -> list[Block]:
-    """The same figure of the encoder before and after training, side by side; of chance too, where that differs."""
+    """Same picture of each encoder: before and after training, and at random initialisation where that differs."""
     details = record.evaluation
     if details is None:
         return []

@@ -1,4 +1,4 @@
-"""A run in one sentence, in a few large numbers and in tables."""
+"""Summary of a run: one sentence, a few large numbers, and tables."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ QUALITY = (
 
 
 def sentence(record: RunRecord) -> str:
-    """How good the representation is, what it cost each device, whether it fitted; before that, what is missing."""
+    """Summarise quality, cost for a device and memory limits; an unfinished run's shortfall comes first."""
     lacks = shortfall(record.results)
     good = (f"{UNFINISHED}: {lacks}. " if lacks else "") + quality(record.results)
     return " ".join([good, cost(record.results), fit(record)]) if record.federated else f"{good} There were no devices."
 
 
 def quality(results: dict[str, Any]) -> str:
-    """How well test images are classified, or how well held-out text is predicted."""
+    """Describe the accuracy on test images, or the perplexity of held-out text."""
     if "perplexity" in results:
         return (
             f"Each of {results['test_characters']:,} held-out characters takes "
@@ -44,7 +44,7 @@ def quality(results: dict[str, Any]) -> str:
 
 
 def _gain(results: dict[str, Any]) -> str:
-    """What training changed: against what the run started from, which is chance unless weights were loaded."""
+    """Describe the gain of training over the run's start: random initialisation unless weights were loaded."""
     loaded = "start_knn_top1" in results
     if not loaded and "random_init_knn_top1" not in results:
         return ""
@@ -60,7 +60,7 @@ def _gain(results: dict[str, Any]) -> str:
 
 
 def cost(results: dict[str, Any]) -> str:
-    """What a device that took part paid on average."""
+    """Describe the mean cost for a device that took part."""
     down, up = (format_bytes(results[f"{key}_bytes_per_client"]) for key in ("down", "up"))
     return (
         f"In {results['rounds']} rounds with {results['clients']} devices, one that took part received {down}, sent "
@@ -70,7 +70,7 @@ def cost(results: dict[str, Any]) -> str:
 
 
 def fit(record: RunRecord) -> str:
-    """Whether the memory of the devices was enough, as far as the run had a limit."""
+    """Describe the run's memory limits and the number of devices that met them."""
     settings = record.config["model"]["init_args"]
     budget = settings.get("memory_budget")
     stages = record.results.get("eligibility")
@@ -88,7 +88,7 @@ def fit(record: RunRecord) -> str:
 
 
 def facts(record: RunRecord) -> list[Fact]:
-    """The numbers that are looked for first."""
+    """Numbers that readers look for first."""
     results = record.results
     found = []
     if "perplexity" in results:
@@ -113,7 +113,7 @@ def facts(record: RunRecord) -> list[Fact]:
 
 
 def quality_table(record: RunRecord) -> Table:
-    """What the representation is worth, after and before training; of text what the language model is."""
+    """Table of the representation's quality after and before training, or of the language model's."""
     results = record.results
     if "perplexity" in results:
         found = [
@@ -140,7 +140,7 @@ def quality_table(record: RunRecord) -> Table:
 
 
 def cost_table(record: RunRecord) -> Table:
-    """What a device paid over the whole run."""
+    """Table of a device's costs over the whole run."""
     rows = []
     for name, key in (("mean", "per_client"), ("largest", "max_client")):
         down, up, macs = (record.results[f"{what}_{key}"] for what in ("down_bytes", "up_bytes", "macs"))
@@ -149,7 +149,7 @@ def cost_table(record: RunRecord) -> Table:
 
 
 def stage_table(record: RunRecord) -> Table:
-    """What all clients paid in each stage."""
+    """Table of all clients' costs in each stage."""
     rows = []
     for number, sums in enumerate(stage_sums(record), 1):
         amounts = _amounts(sums["down_mib"], sums["up_mib"], sums["gmacs"], sums["peak_mib"])
@@ -161,7 +161,7 @@ def stage_table(record: RunRecord) -> Table:
 
 
 def stage_sums(record: RunRecord) -> list[dict[str, float]]:
-    """What all clients paid in each stage, as numbers; rounds from 1, and the loss of the last round that has one."""
+    """All clients' costs in each stage; rounds from 1, and the loss of the last round that has one."""
     found, start = [], 1
     for end in record.stages():
         down, up, macs, peak, loss = (_between(record, key, start, end) for key in STAGE_METRICS)
@@ -173,7 +173,7 @@ def stage_sums(record: RunRecord) -> list[dict[str, float]]:
 
 
 def origin_table(record: RunRecord) -> Table:
-    """Seed, commit, versions and wall time."""
+    """Table of seed, commit, versions and wall time."""
     results = record.results
     rows = [["seed", str(results["seed"])], ["commit", results["commit"] or "unknown"]]
     rows += [["wall time", f"{results['wall_seconds']:,.0f} s in the last process"]]
@@ -186,7 +186,7 @@ def _amounts(*values: float) -> list[str]:
 
 
 def gmacs(macs: float) -> str:
-    """Multiply-accumulates with a unit and at least two digits."""
+    """Format multiply-accumulates with a unit and at least two digits."""
     giga = macs / 1e9
     return f"{giga:,.0f} GMACs" if giga >= 100 else f"{giga:.3g} GMACs"
 

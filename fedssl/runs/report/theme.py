@@ -1,4 +1,4 @@
-"""How figures look, and how they become SVG that follows the page's light or dark colours."""
+"""Theme of figures, and their conversion to SVG that follows the page's light or dark colours."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SERIES = (
     "#7c838c",
     "#8f9a1c",
 )
-"""Colours of series and classes: those of Okabe and Ito, which colour-blind readers tell apart, and four more."""
+"""Colours of series and classes: six of Okabe and Ito's, which colour-blind readers can tell apart, and four more."""
 
 DARK = {
     INK: "#e8eaed",
@@ -55,7 +55,7 @@ DARK = {
         strict=True,
     )
 )
-"""What each colour becomes on a dark page."""
+"""Counterpart of each colour on a dark page; any other colour looks the same on both pages."""
 
 STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
@@ -76,7 +76,7 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.8,
     "font.size": 9.5,
     "text.color": INK,
-    "text.parse_math": False,  # a class may be called "$x$", and is no formula
+    "text.parse_math": False,  # the name of a class may be "$x$", which is no formula
     "xtick.color": RULE,
     "ytick.color": RULE,
     "xtick.labelcolor": MUTED,
@@ -86,14 +86,16 @@ STYLE: dict[Any, Any] = {
     "legend.fontsize": 9.5,
     "lines.linewidth": 1.8,
     "image.composite_image": False,
+    # Text stays text: it takes the page's font, can be searched and read aloud, and makes small files.
     "svg.fonttype": "none",
+    # A fixed salt gives equal ids to equal figures, so that equal runs write equal pages.
     "svg.hashsalt": "fedssl",
 }
 P = ParamSpec("P")
 
 
 def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Decorates a function that draws a figure: everything in it has the report's style, and its layout is settled."""
+    """Decorate a function that draws a figure: apply the report's style and settle the layout."""
 
     @wraps(draw)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> Figure:
@@ -101,25 +103,25 @@ def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
             figure = draw(*args, **kwargs)
             if layout := figure.get_layout_engine():
                 layout.execute(figure)
-            figure.set_layout_engine("none")  # or every picture of it would find the same layout again
+            figure.set_layout_engine("none")  # or SVG and PNG would each solve the same layout again
             return figure
 
     return wrapper
 
 
 def new_axes(width: float = 4.8, height: float = 2.9) -> tuple[Figure, Axes]:
-    """A figure with one panel; inches, of which a column of the page is 4.8 wide."""
+    """Create a figure with one panel; sizes in inches, of which a column of the page is 4.8 wide."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
 
 
 def legend_above(axes: Axes, lift: float = 0.4) -> None:
-    """A legend over the panel, where it hides nothing; none for a single series.
+    """Add a legend above the panel, where it hides nothing; none for a single series.
 
     Args:
-        axes: The panel.
-        lift: Distance from the panel in letters.
+        axes: Panel of the figure.
+        lift: Distance from the panel, in units of the font size.
     """
     if len(axes.get_legend_handles_labels()[0]) > 1:
         above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": lift}
@@ -127,7 +129,7 @@ def legend_above(axes: Axes, lift: float = 0.4) -> None:
 
 
 def tint(values: Any, color: str = SERIES[0]) -> np.ndarray:
-    """Colours between transparent (0) and ``color`` (1) of values within 0..1, as RGBA (..., 4).
+    """Map values (...) in 0..1 to colours between transparent and ``color``, as RGBA (..., 4).
 
     Transparency instead of white makes a heat map fit a light and a dark page.
     """
@@ -137,22 +139,26 @@ def tint(values: Any, color: str = SERIES[0]) -> np.ndarray:
 
 
 def as_svg(figure: Figure, label: str, prefix: str) -> str:
-    """The figure as an ``<svg>`` element to stand inside a page.
+    """Convert a figure to an ``<svg>`` element that stands inside a page.
 
-    Colours become CSS variables (see :func:`variables`), text stays text in the page's font, and nothing outside the
-    page is named.
+    Colours become CSS variables (see ``variables``), text stays text in the page's font, and nothing refers to anything
+    outside the page.
 
     Args:
-        figure: To draw.
-        label: What it shows, for readers who cannot see it.
-        prefix: Makes the ids in it unique in the page.
+        figure: Figure to convert.
+        label: Description for readers who cannot see the figure.
+        prefix: Prefix that makes the figure's ids unique in the page.
     """
     text = io.StringIO()
     with rc_context(STYLE):
         FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
+    # matplotlib writes a document of its own. Within a page, its style sheet would apply to every other figure, and
+    # its name spaces and size have no meaning.
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", text.getvalue(), flags=re.DOTALL)
     svg = svg[svg.index("<svg") :].replace("xlink:href", "href")
     svg = re.sub(r' (?:xmlns(?::\w+)?|version|width="[\d.]+pt" height)="[^"]*"', "", svg, count=4)
+    # Figures share one name space of ids in a page: without a prefix, one figure would take another's clip paths. Ids
+    # that nothing refers to are dropped, since they are most of them.
     named = set(re.findall(r'(?:href="#|url\(#)([\w-]+)', svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: f' id="{prefix}-{found[1]}"' if found[1] in named else "", svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
@@ -162,7 +168,7 @@ def as_svg(figure: Figure, label: str, prefix: str) -> str:
 
 
 def as_png(figure: Figure) -> bytes:
-    """The figure as a picture on white, at 120 dots an inch."""
+    """Convert a figure to PNG on white, at 120 dots an inch."""
     data = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(data, format="png", dpi=120, facecolor="white", metadata={"Software": None})
@@ -170,7 +176,7 @@ def as_png(figure: Figure) -> bytes:
 
 
 def variables(dark: bool) -> str:
-    """Declarations of the CSS variables that stand for the colours."""
+    """Declare the CSS variables of the colours, for the dark page or the light one."""
     return " ".join(f"{_variable(color)}: {other if dark else color};" for color, other in DARK.items())
 
 
@@ -195,17 +201,17 @@ def heat_map(
     highest: float | None = None,
     digits: int = 0,
 ) -> Figure:
-    """Draws a matrix, light to dark from 0; numbers are printed into cells, and names beside them, if there is room.
+    """Draw a matrix, light to dark from 0, with numbers in the cells and names beside them where there is room.
 
     Args:
-        values: (R, C), at least 0.
+        values: Matrix (R, C) of values from 0.
         rows: Names of the rows.
         columns: Names of the columns.
-        row_label: What the rows are.
-        column_label: What the columns are.
-        square: Whether cells are as high as they are wide.
-        highest: The value of the darkest colour; ``None``: the largest value.
-        digits: After the decimal point.
+        row_label: Label of the rows.
+        column_label: Label of the columns.
+        square: Draw cells as high as they are wide.
+        highest: Value of the darkest colour; ``None`` takes the largest value.
+        digits: Digits after the decimal point.
     """
     height = 4.2 if square else min(4.2, max(2.0, 0.9 + 0.26 * len(rows)))
     figure, axes = new_axes(height=height)
@@ -221,13 +227,13 @@ def heat_map(
     axes.set_ylabel(row_label)
     if max(values.shape) <= PRINTED_CELLS:
         for (row, column), value in np.ndenumerate(values):
-            color = INK if value / top < 0.55 else "#ffffff"
+            color = INK if value / top < 0.55 else "#ffffff"  # white on a dark cell, in either theme
             text = f"{value:.{digits}f}"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     return figure
 
 
 def _names(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Positions and names; if they are too many to read, of one in so many."""
+    """Positions and names of ticks; every n-th only if there are too many to read."""
     every = -(-len(names) // NAMED_CELLS)
     return list(range(0, len(names), every)), list(names)[::every]
