@@ -1,4 +1,4 @@
-"""``train.py compare``: runs what is missing of a comparison, or reads runs from their folders, and shows the table."""
+"""Command ``train.py compare``: runs the missing runs of a grid, or reads runs from folders, and prints tables."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ what was interrupted, skips what is done. With run folders, or folders that hold
 
 
 def compare(arguments: list[str]) -> int:
-    """Runs the command.
+    """Run the command.
 
     Args:
-        arguments: What follows ``compare``.
+        arguments: Arguments after ``compare``.
 
     Returns:
-        Exit status: 1 if a run of the comparison failed, 128 + the number of the signal if one ended it.
+        Exit status: 1 if a run of the comparison failed, 128 + the number of the signal that ended it.
 
     Raises:
         ValueError: The command or one of its runs is refused; nothing has been started.
@@ -51,12 +51,12 @@ def compare(arguments: list[str]) -> int:
 
 
 def show(rows: list[Row], folder: Path | None, command: str) -> None:
-    """Prints the tables and writes them.
+    """Print the tables and write them to files.
 
     Args:
-        rows: What is compared.
-        folder: For ``table.md``, ``table.csv`` and ``report.html``; ``None`` writes nothing.
-        command: What makes them again.
+        rows: Rows of the comparison.
+        folder: Folder for ``table.md``, ``table.csv`` and ``report.html``; ``None`` writes nothing.
+        command: Command that reproduces the files.
     """
     console = Console()
     tables = make_tables(rows)
@@ -77,6 +77,7 @@ def _write(path: Path, text: str) -> None:
 def _rows_of_grid(options: Namespace) -> list[Row]:
     grid = Grid(options.axes, options.seeds, options.settings)
     planned = plan_grid(grid, options.folder)
+    # Seed by seed: a comparison that is stopped early has every row once, and not some rows with all seeds.
     failed = run_missing(sorted((run for row in planned for run in row), key=lambda run: run.seed), options.jobs)
     labels = [labels for labels, _ in grid.rows()]
     return [Row(each, [run_of(run, failed) for run in row]) for each, row in zip(labels, planned, strict=True)]

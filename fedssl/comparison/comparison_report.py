@@ -1,4 +1,4 @@
-"""The report of a comparison: which figures and tables stand on its page."""
+"""Report of a comparison: the figures and tables of its page."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CKA = (
 
 
 def comparison_page(rows: Sequence[Row], command: str) -> str:
-    """The page as text.
+    """Render the page.
 
     Args:
-        rows: What is compared.
-        command: What makes it again.
+        rows: Rows of the comparison.
+        command: Command that reproduces the page.
     """
     tables = make_tables(rows)
     runs = [run for row in rows for run in row.runs]
@@ -40,7 +40,7 @@ def comparison_page(rows: Sequence[Row], command: str) -> str:
 
 
 def sentence(rows: Sequence[Row]) -> str:
-    """Which row of a data set is best, and what the one that keeps least in memory gives up for that."""
+    """Name the best row of a data set, and the accuracy and cost of the one that keeps least in memory."""
     ended = [row for row in rows if KNN.values(row.results)]
     if not ended:
         return f"No run on {rows[0].data_set} has ended."
@@ -74,7 +74,7 @@ def _sections(table: ComparisonTable, rows: Sequence[Row], several: bool) -> lis
 
 
 def panels(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
-    """Rows that stand in one figure: they differ in the first label only, which names them there."""
+    """Group the rows into figures: those of one figure differ in the first label only, which names them there."""
     labels = list(dict.fromkeys(key for row in rows for key in row.labels))
     varying = [label for label in labels if len({row.labels.get(label) for row in rows}) > 1]
     groups: dict[str, dict[str, Row]] = {}
@@ -163,7 +163,7 @@ def _mean(measure: Measure, row: Row) -> float:
 
 
 def _shares(row: Row, rows: Sequence[Row]) -> list[float]:
-    """Every cost as a share of end-to-end training's; none if one is not known."""
+    """Costs as fractions of those of end-to-end training; empty if one of them is unknown."""
     against = baseline(row, rows) if row.results else None
     found = [ratio(measure, row, against) for measure in COSTS]
     return [share for share in found if share is not None] if None not in found else []

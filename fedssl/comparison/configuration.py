@@ -1,4 +1,4 @@
-"""The whole configuration of a run before it starts, and in what configurations differ."""
+"""Configuration of a run before it starts, and the differences between configurations."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from fedssl.runs.run_folder import CONFIG, RESULTS
 
 Configuration = dict[str, Any]
 WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings", "show_images")
-"""Settings that say where a run writes, what it shows and from where it goes on; ``trainer.logger`` is one too."""
+"""Settings of output and resume, which change no result; ``trainer.logger`` is one too."""
 
 
 class _ConfigurationOnly(FedSSLCLI):
-    """Parses what ``fit`` would and goes no further.
+    """Command line that parses the arguments of ``fit`` and stops there.
 
     Args:
-        found: Gets the configuration.
+        found: Dictionary that receives the configuration.
     """
 
     def __init__(self, *args: Any, found: Configuration, **kwargs: Any) -> None:
@@ -33,13 +33,13 @@ class _ConfigurationOnly(FedSSLCLI):
         super().__init__(*args, **kwargs)
 
     def before_instantiate_classes(self) -> None:
-        """Keeps what ``fit`` would write to ``config.yaml``."""
+        """Keep the configuration that ``fit`` would write to ``config.yaml``."""
         self._set_rounds()
         self._dump_config()
         self._found |= self.config_dump
 
     def instantiate_classes(self) -> None:
-        """Nothing is built."""
+        """Build nothing."""
 
     def _set_seed(self) -> None:
         pass
@@ -49,13 +49,13 @@ class _ConfigurationOnly(FedSSLCLI):
 
 
 def resolve(arguments: list[str]) -> Configuration:
-    """The configuration that ``train.py fit`` would save, all defaults included.
+    """Parse arguments into the configuration that ``train.py fit`` would save, all defaults included.
 
     Args:
-        arguments: Those of ``fit``.
+        arguments: Arguments of ``fit``.
 
     Raises:
-        ValueError: ``fit`` refuses them.
+        ValueError: ``fit`` refuses the arguments.
     """
     found: Configuration = {}
     before = sys.argv[1:]
@@ -70,10 +70,10 @@ def resolve(arguments: list[str]) -> Configuration:
 
 
 def read_configuration(folder: Path) -> Configuration:
-    """``config.yaml`` of a run folder.
+    """Read ``config.yaml`` of a run folder.
 
     Raises:
-        ValueError: It is not what a run writes.
+        ValueError: The file is not the configuration of a run.
     """
     found = yaml.safe_load((folder / CONFIG).read_text())
     if not isinstance(found, dict) or not {"seed_everything", "model", "data"} <= found.keys():
@@ -82,10 +82,10 @@ def read_configuration(folder: Path) -> Configuration:
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """``results.json`` of a folder; empty if there is none.
+    """Read ``results.json`` of a folder; empty for a folder without one.
 
     Raises:
-        ValueError: It is damaged.
+        ValueError: The file is damaged.
     """
     path = folder / RESULTS
     if not path.exists():
@@ -100,7 +100,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def holds(folder: Path, wanted: Configuration) -> bool:
-    """Whether a folder's run has this configuration, by today's defaults for settings that its file does not know."""
+    """Tell if a folder's run has this configuration; settings missing from its file take today's defaults."""
     if comparable(read_configuration(folder)) == comparable(wanted):
         return True
     try:
@@ -110,12 +110,12 @@ def holds(folder: Path, wanted: Configuration) -> bool:
 
 
 def comparable(configuration: Configuration) -> Configuration:
-    """What decides the results of a run."""
+    """Settings that decide the results of a run."""
     kept = copy.deepcopy({key: value for key, value in configuration.items() if key not in WHERE})
     kept.get("trainer", {}).pop("logger", None)
     return kept
 
 
 def differences(configurations: list[Configuration]) -> dict[str, list[str]]:
-    """Settings in which configurations differ, with a text for each configuration; see :func:`differences_of_flat`."""
+    """Settings in which configurations differ, with a text for each configuration; see ``differences_of_flat``."""
     return differences_of_flat([flatten(comparable(configuration)) for configuration in configurations])

@@ -1,4 +1,4 @@
-"""What the rows of a comparison are drawn from: accuracy over the rounds, and similarity of layers."""
+"""Curves of a comparison: accuracy over the rounds and against cost, and similarity of layers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ACCURACY = "eval/knn_top1"
 
 @dataclass(frozen=True)
 class Band:
-    """A metric over the rounds, over seeds.
+    """Mean and standard deviation of a metric over seeds, by round.
 
     Args:
-        rounds: At which every run measured it.
-        mean: Over the runs.
-        deviation: Standard deviation; 0 for a single run.
+        rounds: Rounds in which every run measured the metric.
+        mean: Mean over the runs.
+        deviation: Standard deviation over the runs; 0 for a single run.
     """
 
     rounds: list[float]
@@ -37,15 +37,15 @@ class Band:
 
 
 def records(row: Row) -> list[RunRecord]:
-    """The finished runs of a row with their metrics and details."""
+    """Records of the finished runs of a row, with metrics and details."""
     return [RunRecord.read(run.folder) for run in row.runs if run.results]
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """Mean and standard deviation where all curves have a value.
+    """Mean and standard deviation in the rounds where all curves have a value.
 
     Args:
-        curves: One a seed.
+        curves: One curve a seed.
     """
     values = [dict(zip(*curve, strict=True)) for curve in curves]
     rounds = sorted(set.intersection(*(set(each) for each in values))) if values else []
@@ -57,7 +57,7 @@ def layer_similarity(first: Row, second: Row) -> tuple[np.ndarray, list[str], li
     """CKA of the layers of two rows' encoders on the same test images, mean over the seeds that both have.
 
     Returns:
-        (L, M) and the names of both encoders' layers; ``None`` if runs did not keep what that takes.
+        CKA (L, M) and the names of both encoders' layers; ``None`` if the runs did not keep their layers' outputs.
     """
     pairs = [(a, b) for seed, a in _details(first).items() for other, b in _details(second).items() if seed == other]
     pairs = [(a, b) for a, b in pairs if _images(a) == _images(b) > 0]
@@ -85,11 +85,11 @@ MARKERS = "osD^vP*X"
 
 @themed
 def accuracy_over_rounds(bands: Mapping[str, Band], unit: str) -> Figure:
-    """Mean of each row as a line, one standard deviation to both sides as a band.
+    """Draw the mean of each row as a line, with one standard deviation to both sides as a band.
 
     Args:
-        bands: By name.
-        unit: What the horizontal axis counts.
+        bands: Bands by the name of their row.
+        unit: Unit of the horizontal axis.
     """
     figure, axes = new_axes()
     for index, (name, band) in enumerate(bands.items()):
@@ -104,12 +104,12 @@ def accuracy_over_rounds(bands: Mapping[str, Band], unit: str) -> Figure:
 
 @themed
 def accuracy_against_cost(accuracy: Measure, cost: Measure, groups: Mapping[str, Mapping[str, Row]]) -> Figure:
-    """One point a row, with one standard deviation in both directions.
+    """Draw one point a row, with one standard deviation in both directions.
 
     Args:
-        accuracy: Of the vertical axis.
-        cost: Of the horizontal axis.
-        groups: Rows by what their marker says and by what their colour says.
+        accuracy: Measure of the vertical axis.
+        cost: Measure of the horizontal axis.
+        groups: Rows by the group that their marker shows and the name that their colour shows.
     """
     figure, axes = new_axes(height=3.3)
     axes.grid(visible=True, axis="both")
@@ -133,11 +133,11 @@ def accuracy_against_cost(accuracy: Measure, cost: Measure, groups: Mapping[str,
 
 @themed
 def cost_shares(shares: Mapping[str, Sequence[float]], measures: Sequence[Measure]) -> Figure:
-    """Bars of each cost of each row, in percent of end-to-end training.
+    """Draw a bar for each cost of each row, in percent of end-to-end training.
 
     Args:
-        shares: By name, a number a measure; 1 is as much as end-to-end training.
-        measures: In the order of the numbers.
+        shares: Fractions by the name of the row, one a measure; 1 is as much as end-to-end training.
+        measures: Measures in the order of the fractions.
     """
     figure, axes = new_axes(height=1.2 + 0.22 * len(measures) * len(shares))
     height = 0.8 / len(shares)

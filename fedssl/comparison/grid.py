@@ -1,4 +1,4 @@
-"""What is to be compared: axes of named choices, and the runs that they make."""
+"""Grid of a comparison: axes of named choices, and the runs of all combinations."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Grid:
     """Every combination of choices, with every seed.
 
     Args:
-        axes: For each axis its choices, and for each choice arguments of ``train.py fit``, written as in a shell. An
-            axis is a column of the table, and the choices are its entries. The first axis usually names the
-            configuration file (``-c lw_fedssl.yaml``); later axes override earlier ones.
-        seeds: Each combination is run once with each of them.
+        axes: Choices of each axis, and for each choice arguments of ``train.py fit``, written as in a shell. An axis is
+            a column of the table, and the choices are its entries. The first axis usually names the configuration file
+            (``-c lw_fedssl.yaml``); later axes override earlier ones.
+        seeds: Seeds; each combination is run once with each of them.
         settings: Arguments that every run gets after those of its choices.
 
     Raises:
-        ValueError: There is no axis, choice or seed, a seed is negative or doubled, or arguments say what the
+        ValueError: An axis, choice or seed is missing, a seed is negative or doubled, or arguments set what the
             comparison itself decides.
     """
 
@@ -48,7 +48,7 @@ class Grid:
                     raise ValueError(f"{argument}: the comparison itself decides about {', '.join(OURS)}")
 
     def rows(self) -> list[tuple[dict[str, str], list[str]]]:
-        """The choices of each combination by axis, and the arguments that they make."""
+        """Choices of each combination by axis, and their joined arguments."""
         combinations = product(*(choices.items() for choices in self.axes.values()))
         return [
             (
@@ -61,14 +61,14 @@ class Grid:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a set.
+    """Run of a grid.
 
     Args:
-        name: What it is called, without the seed.
-        arguments: Those of ``fit`` before folder and seed.
-        seed: Of every random choice.
-        folder: Where it is, or will be.
-        configuration: All settings; :func:`place` fills it in.
+        name: Display name, without the seed.
+        arguments: Arguments of ``fit`` before folder and seed.
+        seed: Seed of every random choice.
+        folder: Run folder, which may not exist yet.
+        configuration: All settings; ``place`` fills it in.
     """
 
     name: str
@@ -79,12 +79,12 @@ class PlannedRun:
 
     @property
     def done(self) -> bool:
-        """Whether it has come to its end; one that was cut short has results too, and is resumed."""
+        """Tell if the run has completed; one that was cut short has results too, and is resumed."""
         return (self.folder / RESULTS).exists() and not shortfall(read_results(self.folder))
 
 
 def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:
-    """The runs of each row, one for each seed.
+    """Plan the runs of each row, one for each seed.
 
     Raises:
         ValueError: ``fit`` would refuse a run, or two rows are the same.
@@ -98,9 +98,9 @@ def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:
 
 
 def place(runs: list[PlannedRun]) -> list[PlannedRun]:
-    """The same runs with their configurations, in folders that are free or hold the same configuration.
+    """Resolve the runs' configurations, and give each run a folder that is free or holds the same configuration.
 
-    A folder that holds another one is left alone: the run gets the name with ``-2`` behind it, or the next number.
+    A folder with another configuration is left alone: ``-2``, or the next free number, is appended to the name.
 
     Raises:
         ValueError: ``fit`` would refuse a run, or two of them are the same.
@@ -121,7 +121,7 @@ def place(runs: list[PlannedRun]) -> list[PlannedRun]:
 
 
 def slug(name: str) -> str:
-    """The name with an underscore for everything that is neither letter nor digit."""
+    """Replace everything but letters and digits in a name by underscores."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 

@@ -1,4 +1,4 @@
-"""What is compared: accuracies and costs of runs, as mean and standard deviation over seeds."""
+"""Measures of a comparison: accuracies and costs of runs, as mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Results = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of ``results.json``.
+    """Number of ``results.json``.
 
     Args:
         title: Heading of its column, with the unit.
-        key: Where it stands.
-        unit: What it is divided by.
-        is_cost: Whether it is set against that of end-to-end training.
-        digits: Shown behind the point.
+        key: Key in ``results.json``.
+        unit: Divisor that converts the number to the unit of the title.
+        is_cost: Compare the number with that of end-to-end training.
+        digits: Digits shown after the decimal point.
     """
 
     title: str
@@ -30,17 +30,17 @@ class Measure:
     digits: int = 2
 
     def values(self, results: Sequence[Results], prefix: str = "") -> list[float]:
-        """One value a run; none if a run lacks it.
+        """Values of the runs; empty if one of them lacks the number.
 
         Args:
-            results: Of the runs.
-            prefix: ``random_init_`` for the encoder before training.
+            results: Results of the runs.
+            prefix: Prefix of the key: ``random_init_`` for the encoder before training.
         """
         known = [run[prefix + self.key] / self.unit for run in results if prefix + self.key in run]
         return known if len(known) == len(results) else []
 
     def text(self, results: Sequence[Results], prefix: str = "") -> str:
-        """Mean and standard deviation; nothing if a run lacks the number."""
+        """Format mean and standard deviation; empty if a run lacks the number."""
         values = self.values(results, prefix)
         return spread(values, self.digits) if values else ""
 
@@ -67,6 +67,6 @@ def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Mean, and standard deviation where there are several values that differ."""
+    """Format the mean, and the standard deviation of values that differ."""
     mean, deviation = mean_and_deviation(values)
     return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if len(set(values)) > 1 else "")

@@ -21,8 +21,8 @@ class Row:
     """Runs of one configuration.
 
     Args:
-        labels: What tells it from the other rows, by the heading of its column.
-        runs: One a seed.
+        labels: Texts that tell the row from the others, by the heading of their column.
+        runs: Runs, one a seed.
     """
 
     labels: dict[str, str]
@@ -30,22 +30,22 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The labels in one."""
+        """Labels in one text."""
         return ", ".join(text for text in self.labels.values() if text)
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """Of the runs that have ended."""
+        """Results of the runs that have ended."""
         return [run.results for run in self.runs if run.results]
 
     @property
     def data_set(self) -> str:
-        """What its runs were trained and evaluated on."""
+        """Name of the data that the runs were trained and evaluated on."""
         return self.runs[0].data_set
 
     @property
     def facts(self) -> dict[str, str]:
-        """What was run, in words; several words if the runs differ."""
+        """Description of the runs by heading; where they differ, all texts are joined."""
         ended = [run for run in self.runs if run.results]
         keys = ended[0].facts if ended else ()
         facts = {key: "; ".join(dict.fromkeys(run.facts[key] for run in ended)) for key in keys}
@@ -53,12 +53,12 @@ class Row:
 
     @property
     def failures(self) -> list[str]:
-        """Which runs have no results, and why."""
+        """Runs without results, with the reason."""
         return [f"seed {run.seed}: {run.failure}" for run in self.runs if run.failure]
 
 
 def group_runs(runs: Sequence[Run]) -> list[Row]:
-    """Puts together what differs in its seed only, and names it by scheme, method and what else differs.
+    """Group runs that differ in their seed only, and label the groups by scheme, method and differing settings.
 
     Raises:
         ValueError: Two runs have the same configuration and the same seed.
@@ -76,7 +76,7 @@ def group_runs(runs: Sequence[Run]) -> list[Row]:
 
 
 def _labels(groups: list[list[Run]]) -> list[dict[str, str]]:
-    """Scheme, method and settings in which the groups differ; the scheme of a group alone."""
+    """Scheme, method and settings in which the groups differ; the scheme if nothing differs."""
     different = differences([group[0].configuration | {"seed_everything": None} for group in groups])
     hidden = {*NAMED, *([EPOCHS] if ROUNDS in different else [])}
     shown = {_short(key): texts for key, texts in different.items() if key not in hidden}
@@ -86,17 +86,17 @@ def _labels(groups: list[list[Run]]) -> list[dict[str, str]]:
 
 
 def baseline(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The row of end-to-end training that a row is set against; ``None`` if there is none.
+    """Row of end-to-end training to compare a row with; ``None`` if the comparison has none.
 
-    That is a row of the same data set, method and encoder whose runs have one stage only; among several the one with
-    most labels in common, and among those the first.
+    It has the same data set, method and encoder, and runs of a single stage. Among several such rows, the one with most
+    labels in common is taken, then the first.
     """
     alike = [other for other in rows if other.results and _kind(other) == _kind(row) and _stages(other) == 1]
     return max(alike, key=lambda other: len(row.labels.items() & other.labels.items()), default=None)
 
 
 def ratio(measure: Measure, row: Row, against: Row | None) -> float | None:
-    """Mean cost of a row as a share of another row's; ``None`` where there is nothing to divide."""
+    """Mean cost of a row as a fraction of another row's; ``None`` if either is unknown or the divisor is 0."""
     own = measure.values(row.results)
     other = measure.values(against.results) if against else []
     if not own or not other or mean_and_deviation(other)[0] == 0:

@@ -1,4 +1,4 @@
-"""A run as its folder shows it."""
+"""Run of a comparison, read from its folder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from fedssl.training.run_progress import shortfall
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has finished, or why it has not.
+    """Run that has finished, or the reason why it has not.
 
     Args:
-        folder: Where it is.
-        configuration: All of its settings.
-        results: What ``results.json`` says; empty if the run has not finished, whatever it measured on its way.
-        failure: Why there are no results; empty if there are.
+        folder: Run folder.
+        configuration: All settings of the run.
+        results: Content of ``results.json``; empty if the run has not finished, whatever it measured on its way.
+        failure: Reason why results are missing; empty if they are not.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class Run:
 
     @property
     def data_set(self) -> str:
-        """What it was trained and evaluated on; accuracies of different ones are not comparable."""
+        """Name of the training and evaluation data; accuracies on different data are not comparable."""
         trained = self.settings.get("data.dataset", "unknown data")
         if trained == "folder":
             trained = f"images in {self.settings['data.root']}"
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What was run, in words, by the heading of its column; empty if the run has not ended."""
+        """Description of the run by the heading of the column; empty if the run has not ended."""
         if not self.results:
             return {}
         found = self.results
@@ -77,7 +77,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """The run of a folder.
+    """Read the run of a folder.
 
     Raises:
         ValueError: Its configuration or its results are damaged.
@@ -90,11 +90,11 @@ def read_run(folder: Path) -> Run:
 
 
 def run_of(planned: PlannedRun, failed: dict[Path, str]) -> Run:
-    """What became of a planned run.
+    """Read a planned run after the comparison has tried to run it.
 
     Args:
-        planned: The run.
-        failed: Why runs failed, by folder.
+        planned: Planned run.
+        failed: Reasons of failed runs, by folder.
     """
     results = read_results(planned.folder)
     failure = failed.get(planned.folder) or shortfall(results)
@@ -102,10 +102,10 @@ def run_of(planned: PlannedRun, failed: dict[Path, str]) -> Run:
 
 
 def find_folders(places: Sequence[Path]) -> list[Path]:
-    """Run folders among and below the given folders, each once, in the given order.
+    """Find run folders among and below the given folders, each once, in the given order.
 
     Raises:
-        ValueError: There is no run in one of them.
+        ValueError: One of the folders holds no run.
     """
     found: dict[Path, None] = {}
     for place in places:

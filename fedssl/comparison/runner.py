@@ -1,4 +1,4 @@
-"""Starts or resumes the runs of a set that have not ended yet, each in a process of its own."""
+"""Runner of a comparison: starts or resumes unfinished runs, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -39,26 +39,26 @@ COMMAND = (sys.executable, "-c", CODE, "fit")
 PACKAGES = Path(__file__).parents[2]
 POLL = 0.1
 PATIENCE = 5
-"""Seconds that interrupted runs have to end by themselves before they are asked to."""
+"""Seconds that interrupted runs have to end by themselves before they get a SIGTERM."""
 GRACE = 20
-"""Seconds that they have then, W&B's last words included, before they are killed."""
+"""Seconds that they have after the SIGTERM, for W&B's clean-up too, before they are killed."""
 
 
 def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
-    """Runs what has no results yet.
+    """Run the runs that have no results yet.
 
     Output goes to ``log.txt`` in each run's folder. A run that fails does not stop the others. Several runs at a time
-    divide the cores among them, unless ``OMP_NUM_THREADS`` says how many threads each has.
+    divide the cores among them, unless ``OMP_NUM_THREADS`` sets the threads of each.
 
     Args:
-        runs: Those that are done are left alone.
-        jobs: Runs at a time.
+        runs: Planned runs; those that are done are left alone.
+        jobs: Number of runs at a time.
 
     Returns:
-        Why runs failed, by their folders.
+        Reasons of failed runs, by folder.
 
     Raises:
-        ValueError: ``jobs`` is below 1, or another process is at work in the folder of a run; nothing has been started.
+        ValueError: ``jobs`` is below 1, or another process trains in the folder of a run; nothing has been started.
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
@@ -89,13 +89,13 @@ def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
 
 
 def rounds_done(folder: Path) -> int:
-    """Rounds (or epochs) after which a run's newest checkpoint was written."""
+    """Number of rounds (or epochs) in a run's newest checkpoint."""
     found = [int(path.stem) + 1 for path in checkpoints_of(folder / CHECKPOINTS) if path.stem.isdigit()]
     return max(found, default=0)
 
 
 def reason_of_failure(log: Path, code: int) -> str:
-    """The last error message in a log, or its last line, or how the process ended."""
+    """Reason of a failure: the signal, the last error message in the log, its last line, or the exit status."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}; its output is in {log}"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -104,7 +104,7 @@ def reason_of_failure(log: Path, code: int) -> str:
 
 
 class _Process:
-    """A run in a process of its own; a run that was interrupted goes on from its newest checkpoint."""
+    """Run in a process of its own; an interrupted run continues from its newest checkpoint."""
 
     def __init__(self, run: PlannedRun, jobs: int) -> None:
         self.run = run
@@ -119,13 +119,13 @@ class _Process:
         return self._process.poll() is not None
 
     def reason(self) -> str | None:
-        """Why it failed; ``None`` if it did not."""
+        """Reason of the failure; ``None`` for a run that is done."""
         code = self._process.returncode
         lacks = "" if code else shortfall(read_results(self.run.folder))
         return lacks or (reason_of_failure(self.run.folder / LOG, code) if code or not self.run.done else None)
 
     def end(self) -> None:
-        """Asks it to end, and kills it if it does not; its last checkpoint stays."""
+        """Ask the process to end, and kill it if it does not; its last checkpoint stays."""
         self._process.terminate()
         try:
             self._process.wait(GRACE)
@@ -135,7 +135,7 @@ class _Process:
 
 
 def _end(running: Sequence[_Process], patience: float) -> None:
-    """Ends the runs at work, after the time in which they may end by themselves."""
+    """End the running processes, after the time in which they may end by themselves."""
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline and not all(process.ended for process in running):
         time.sleep(POLL)
@@ -148,16 +148,17 @@ def _start(command: list[str], log: IO[str], jobs: int) -> subprocess.Popen[byte
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
     path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = threads | os.environ | {"PYTHONPATH": path}
-    # Nothing is ever written to its standard input: that it closes is how a run learns that this process has died.
+    # Nothing is ever written to the run's standard input. The pipe closes when this process dies, even by SIGKILL, and
+    # that ends the run.
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env=environment)
 
 
 class SetProgress:
-    """Shows how many rounds of all runs are over, and those of the runs at work.
+    """Progress display: rounds of all runs together, and of each current run.
 
     Args:
-        runs: What is to be run.
-        done: Runs of the set that are done already.
+        runs: Runs to do.
+        done: Number of runs that are done already.
     """
 
     def __init__(self, runs: Sequence[PlannedRun], done: int) -> None:
@@ -190,23 +191,23 @@ class SetProgress:
             self._console.print("stopped; the same command goes on", highlight=False)
 
     def started(self, run: PlannedRun) -> None:
-        """A run has begun or goes on."""
+        """Show a run that has begun or continues."""
         total = self._rounds[run.folder]
         self._tasks[run.folder] = self._progress.add_task(f"  {run.name}, seed {run.seed}: rounds", total=total)
 
     def update(self, rounds: dict[Path, int]) -> None:
-        """The rounds that runs at work have done."""
+        """Show the rounds that the current runs have done."""
         self._over |= rounds
         for folder, over in rounds.items():
             self._progress.update(self._tasks[folder], completed=over)
         self._progress.update(self._all, completed=sum(self._over.values()))
 
     def ended(self, run: PlannedRun, failure: str | None) -> None:
-        """A run is over.
+        """Print the end of a run.
 
         Args:
-            run: Which.
-            failure: Why it failed, if it did.
+            run: Run that has ended.
+            failure: Reason of its failure; ``None`` for success.
         """
         self._over[run.folder] = self._rounds[run.folder]
         self._counts[0] += 1

@@ -1,4 +1,4 @@
-"""The table of a comparison: in a terminal, as Markdown and as CSV."""
+"""Tables of a comparison: for a terminal, as Markdown and as CSV."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ NOTE = (
 )
 FAILED = "not finished"
 NARROW = 120
-"""Columns of a terminal below which numbers take two lines."""
+"""Width of a terminal, in characters, below which numbers take two lines."""
 
 WORD = 14
-"""Columns of a terminal that a word may have before it is broken."""
+"""Length of a word, in characters, from which it may be broken."""
 UNTRAINED = {name: prefix for name, prefix in ENCODERS.items() if prefix}
 
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """Rows that may be compared, because they were evaluated on the same images.
+    """Table of rows that can be compared, because they were evaluated on the same data.
 
     Args:
-        data_set: On which.
-        common: What all rows have in common, by name.
+        data_set: Name of the data.
+        common: Facts that all rows share, by name.
         columns: Headings.
         cells: Texts of each row.
-        labels: How many of the columns say what a row is.
-        failures: Runs without results, and why.
+        labels: Number of leading label columns.
+        failures: Runs without results, with the reason.
     """
 
     data_set: str
@@ -54,18 +54,19 @@ class ComparisonTable:
 
 
 def make_tables(rows: Sequence[Row]) -> list[ComparisonTable]:
-    """One table for each data set."""
+    """Build one table for each data set."""
     names = list(dict.fromkeys(row.data_set for row in rows))
     return [_table(name, [row for row in rows if row.data_set == name]) for name in names]
 
 
 def as_rich(table: ComparisonTable, width: int) -> RichTable:
-    """For a terminal of that many columns; what the rows have in common stands below."""
+    """Format a table for a terminal of ``width`` characters; shared facts stand below it."""
     common = "; ".join(f"{key} {value}" for key, value in table.common.items())
     caption = "\n".join([common, NOTE, *(f"{FAILED}: {escape(failure)}" for failure in table.failures)])
     shown = RichTable(title=table.data_set, caption=caption, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown.title_justify = shown.caption_justify = "left"
     narrow = width < NARROW
+    # Numbers must not wrap, so label columns take the lack of space. The minimum width keeps their words in one piece.
     for position, column in enumerate(table.columns[: table.labels]):
         words = " ".join([column, *(cells[position] for cells in table.cells)]).split()
         shown.add_column(column, overflow="fold", min_width=min(max(map(len, words)), WORD))
@@ -78,11 +79,11 @@ def as_rich(table: ComparisonTable, width: int) -> RichTable:
 
 
 def as_markdown(tables: Sequence[ComparisonTable], command: str) -> str:
-    """For documents.
+    """Format tables as Markdown, for documents.
 
     Args:
-        tables: One a data set.
-        command: What makes them again.
+        tables: Tables, one a data set.
+        command: Command that reproduces them.
     """
     lines: list[str] = []
     for table in tables:
@@ -93,13 +94,13 @@ def as_markdown(tables: Sequence[ComparisonTable], command: str) -> str:
 
 
 def markdown_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table."""
+    """Lines of a table in Markdown."""
     head = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return head + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """For programs: a line a row, full numbers, and empty fields for what is not known."""
+    """Format rows as CSV, for programs: a line a row, numbers in full, and empty fields for unknown values."""
     lines = [_record(row, rows) for row in rows]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
@@ -123,26 +124,32 @@ def _table(data_set: str, rows: list[Row]) -> ComparisonTable:
 
 
 def _words(rows: list[Row]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """What all rows have in common, and the columns of words in which they differ.
+    """Split the rows' labels and facts into those that all rows share and the columns in which they differ.
 
-    Rows without results have labels only; their other words are not compared.
+    Rows without results have labels but no facts, so facts are compared among the other rows only.
     """
     ended = [row for row in rows if row.results]
     columns = {key: [row.labels.get(key, "") for row in rows] for row in rows for key in row.labels}
     compared = dict(columns)
     for key in dict.fromkeys(key for row in ended for key in row.facts if key not in columns):
         known = [row.facts.get(key, "") for row in ended]
+        # A fact that repeats a label column, such as the scheme on an axis of schemes, gets no column of its own.
         if known not in [[row.labels.get(label, "") for row in ended] for label in columns] or len(set(known)) == 1:
             columns[key], compared[key] = [row.facts.get(key, "") for row in rows], known
+    # A single row shares everything with itself; its words stay in columns, or the table would have no label.
     common = {key: texts[0] for key, texts in compared.items() if len(set(texts)) == 1 and len(rows) > 1}
     return common, {key: texts for key, texts in columns.items() if key not in common}
 
 
 def _untrained(name: str, rows: list[Row], blank: int, measures: list[Measure]) -> list[list[str]]:
-    """The line of an encoder that was not trained, if all rows have the same: chance depends on the seed only."""
+    """Line of an untrained encoder; empty if the rows have different encoders.
+
+    One line serves all rows, since the weights at random initialisation depend on encoder and seed only.
+    """
     ended = [row for row in rows if row.results]
     if not ended or differences([row.runs[0].configuration["model"]["init_args"]["encoder"] for row in ended]):
         return []
+    # The row with most seeds gives the best mean.
     first = max((row.results for row in ended), key=len)
     texts = [measure.text(first, UNTRAINED[name]) if measure in ACCURACIES else "" for measure in measures]
     return [[name, *[""] * blank, *texts]] if any(texts) else []
@@ -158,7 +165,7 @@ def _cell(measure: Measure, row: Row, rows: list[Row]) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in percent, with a decimal where it is small."""
+    """Format a fraction in percent, with a decimal if it is small."""
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
 
 

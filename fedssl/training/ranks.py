@@ -34,7 +34,7 @@ class RankLostError(RuntimeError):
 
 
 class Ranks(Engine):
-    """Engine that trains clients in the processes of the default process group; by default there is one.
+    """Engine that trains clients in the processes of the default process group; by default, in this process alone.
 
     The state that clients keep between rounds goes to all ranks too, so any rank can train any client.
 

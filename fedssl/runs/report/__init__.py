@@ -1,1 +1,1 @@
-"""What a reader sees of a run: figures, tables and the page that holds them."""
+"""Reports of runs: figures, tables and the page that holds them."""
