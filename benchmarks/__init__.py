@@ -1,1 +1,1 @@
-"""Measurements that take minutes; their results lie in ``benchmarks/results``."""
+"""Benchmarks that take minutes; their results lie in ``benchmarks/results``."""

@@ -1,4 +1,4 @@
-"""Two views of each image: batches of tensors against lightly's transforms of single PIL images."""
+"""Augmentation speed: batches of tensors against lightly's transforms of single PIL images, two views of each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BATCHES = (64, 256)
 
 
 class Seconds(NamedTuple):
-    """What an epoch took."""
+    """Time of an epoch."""
 
     wall: float
     processor: float

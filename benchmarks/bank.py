@@ -1,4 +1,4 @@
-"""What an activation bank does to accuracy: whole runs of ``train.py`` on digits."""
+"""Effect of an activation bank on accuracy: whole runs of ``train.py`` on digits."""
 
 from __future__ import annotations
 

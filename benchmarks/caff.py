@@ -110,7 +110,7 @@ def _compare(task: Task, seeds: list[int], results: Path) -> None:
 
 
 def _rows(task: Task, rare: bool) -> Iterator[tuple[str, str, Shares | None]]:
-    """What the devices of each fleet train in each system."""
+    """Layers that the devices of each fleet train, in each system."""
     data = task.data(_partition(rare), 0)
     data.setup("fit")
     share_out = Shareout(task, data.federation.sizes)

@@ -1,4 +1,4 @@
-"""What a local step of CAFF and of LoRA takes: as the planner predicts it, and as a real step has it."""
+"""Cost of a local step of CAFF and of LoRA: predicted by the planner, and measured on a real step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CAFF and its baselines, limits of devices, and what each device can train within them."""
+"""Systems of the CAFF benchmark, limits of devices, and the layers that each device can train within them."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ THIRDS = (1, 2 / 3, 1 / 3)
 
 @dataclass(frozen=True)
 class Limits:
-    """Of three classes of devices, as fractions of what full finetuning takes.
+    """Limits of three classes of devices, as fractions of the cost of full finetuning.
 
     Args:
         systems: That are compared under them.
@@ -93,7 +93,7 @@ FLEETS = {
 
 @dataclass(frozen=True)
 class Shares:
-    """What the devices of a fleet train.
+    """Layers that the devices of a fleet train.
 
     Args:
         depth: Blocks of the network.

@@ -1,4 +1,4 @@
-"""What the benchmark of CAFF finetunes: classification of images and language modelling, from pretrained weights."""
+"""Tasks of the CAFF benchmark: image classification and language modelling, from pretrained weights."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class Task(ABC):
 
     @abstractmethod
     def data(self, partition: Partitioner, seed: int) -> ClientData:
-        """What is finetuned on."""
+        """Data of the finetuning."""
 
     @abstractmethod
     def quality(self, module: FederatedSSL, data: ClientData) -> dict[str, Any]:
-        """What a finetuned model is worth; the measure that the task is named for, and others."""
+        """Quality of a finetuned model, by the main measure of the task and by others."""
 
     def weights(self, depth: int) -> Path:
         """The folder of pretrained weights of a depth, trained now if they are not there."""

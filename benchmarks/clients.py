@@ -1,4 +1,4 @@
-"""What clients cost that do no work: memory and time of a run over 10 to 1,000 of them."""
+"""Cost of idle clients: memory and time of a run with 10 to 1,000 of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same federation in one process and through our Flower engine, in Flower's simulation."""
+"""One federation twice: in one process, and through our Flower engine in Flower's simulation."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace, results: Path) -> None:
 
 
 def settings(clients: int, folder: Path) -> list[str]:
-    """Of both runs."""
+    """Settings of both runs."""
     return [
         f"--data.clients={clients}",
         f"--model.rounds={ROUNDS}",

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python -m benchmarks.golden record FOLDER     before the change
     OMP_NUM_THREADS=1 python -m benchmarks.golden compare FOLDER    after it
 
-Each of the runs below trains shrunk to seconds. Kept are its weights, ``metrics.csv``, ``results.json`` and what
-``plan --json`` says of it; wall-clock times, versions and the commit are left out. Figures are equal bit for bit on one
-machine and one version of PyTorch only, so they are recorded anew for each change and never committed.
+Each of the runs below is shrunk to seconds. Its weights, ``metrics.csv``, ``results.json`` and the output of
+``plan --json`` are recorded; wall-clock times, versions and the commit are left out. Numbers are equal bit for bit on
+one machine and one version of PyTorch only, so they are recorded anew for each change and never committed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Memory plans: what a budget costs in time and gradients."""
+"""Memory plans: cost of a budget in time and in exactness of gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory budgets: what they are worth to a federation."""
+"""Memory budgets: their effect on the accuracy of a federation."""
 
 from __future__ import annotations
 

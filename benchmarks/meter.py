@@ -1,4 +1,4 @@
-"""What measuring costs: metered local steps against plain ones, and their share of a whole run."""
+"""Cost of measuring: metered local steps against plain ones, and their fraction of a whole run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every system of this library on the same data with the same meter: whole runs of ``train.py`` on digits."""
+"""Comparison of all systems of this library on the same data, with the same meter: whole runs on digits."""
 
 from __future__ import annotations
 

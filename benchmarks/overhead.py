@@ -1,4 +1,4 @@
-"""What the federation costs: ``fit`` against a bare PyTorch loop that takes the same local steps."""
+"""Overhead of the federation: ``fit`` against a bare PyTorch loop with the same local steps."""
 
 from __future__ import annotations
 

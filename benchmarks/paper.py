@@ -114,7 +114,7 @@ def read_grid(name: str, root: str) -> Grid:
 
 
 def about(name: str, rows: list[Row]) -> str:
-    """What was run, and what was not."""
+    """Notes on the runs, and on the parts of the paper that were left out."""
     grid = read_grid(name, "DIR")
     commits = dict.fromkeys(row.facts["commit"] for row in rows if row.results)
     notes = (

@@ -1,4 +1,4 @@
-"""The peer that is a plain Flower app: a ClientApp and FedAvg as Flower's documents show them, in its simulation."""
+"""Peer: a plain Flower app, with ClientApp and FedAvg as in Flower's documents, in Flower's simulation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of the comparison with peers: model, clients and local steps, without any federation."""
+"""Work that all peers do: model, clients and local steps, without any federation."""
 
 from __future__ import annotations
 

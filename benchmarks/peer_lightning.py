@@ -1,4 +1,4 @@
-"""The peer that trains every client with a Lightning Trainer: one resident module, nothing logged, nothing saved."""
+"""Peer: a Lightning Trainer for every client, with one resident module, no logs and no checkpoints."""
 
 from __future__ import annotations
 

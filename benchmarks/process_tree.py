@@ -1,4 +1,4 @@
-"""Runs a command and follows the memory of its process and of all that it starts (Linux)."""
+"""Memory of a command over time, its child processes included (Linux)."""
 
 from __future__ import annotations
 

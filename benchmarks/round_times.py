@@ -1,4 +1,4 @@
-"""When the rounds of a measured process end, written by it and read by the benchmark."""
+"""Times at which the rounds of a measured process end, written by it and read by the benchmark."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RoundTimes(Callback):
 
 @dataclass(frozen=True)
 class Measured:
-    """What a process and its children needed.
+    """Time and memory of a process and its children.
 
     Args:
         startup: Seconds from the command to the first round.

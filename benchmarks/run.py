@@ -1,4 +1,4 @@
-"""``python -m benchmarks.run NAME``: runs one benchmark and writes its result file."""
+"""Command ``python -m benchmarks.run NAME``: runs one benchmark and writes its result file."""
 
 from __future__ import annotations
 

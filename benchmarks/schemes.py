@@ -1,4 +1,4 @@
-"""What each scheme's representation is worth at equal rounds, over seeds: whole runs of ``train.py``."""
+"""Quality of each scheme's representation at equal rounds, over seeds: whole runs of ``train.py``."""
 
 from __future__ import annotations
 

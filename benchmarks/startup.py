@@ -1,4 +1,4 @@
-"""How long a user waits before anything happens: help, a plan, and the first round of a run."""
+"""Start-up time: the wait for the help, for a plan, and for the first round of a run."""
 
 from __future__ import annotations
 

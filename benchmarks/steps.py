@@ -26,7 +26,7 @@ SPEC = EncoderSpec("vit_tiny_patch16_224", 32, 3, "learned", {"patch_size": 4})
 WHOLE = "end-to-end"
 PAIRS = 4
 EPOCHS = 45
-"""Of a stage: 15 rounds of 3 local epochs in LW-FedSSL."""
+"""Local epochs of a stage: 15 rounds of 3 in LW-FedSSL."""
 
 NOTES = f"""
 MoCo v3, ViT-Tiny of 12 blocks, images of 32x32, patches of 4, AdamW. A step is the loss of two given views, backward,
@@ -114,7 +114,7 @@ class _Case:
         self.times: dict[str, list[Seconds]] = defaultdict(list)
 
     def macs(self, views: Views) -> int:
-        """Of a step; the first one, which also makes the optimizer's state."""
+        """Multiply-accumulates of a step; taken first, since it also creates the optimizer's state."""
         with StepMeter([*self.method.parameters(), *self.method.buffers()]) as meter:
             self.step(views)
         return meter.cost().macs

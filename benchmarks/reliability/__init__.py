@@ -1,1 +1,1 @@
-"""What damaged disks, liars and curious clients can do, measured: docs/reliability.md."""
+"""Measurements of the harm that damaged disks, liars and curious clients can do: docs/reliability.md."""

@@ -1,4 +1,4 @@
-"""One of ten Flower clients lies: does the run end, and how far does it move the model?
+"""Attack by one of ten Flower clients: the end of the run, and the distance that the model moves.
 
 The messages go through the code that reads them from Flower; only the network is left out.
 """
@@ -106,7 +106,7 @@ def raw_array(
 
 
 def header(shape: str) -> bytes:
-    """Of a numpy file that claims a shape."""
+    """Header of a numpy file that claims a shape."""
     text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
     return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
 
@@ -197,7 +197,7 @@ def honest(server: Server, client: int) -> Tensors:
 
 
 def greet(content: RecordDict) -> str:
-    """Whether a hello is turned away."""
+    """Send a hello and tell if the roster refuses it."""
     roster = Roster(None, CLIENTS, RecordDict({}), lambda _: None)  # type: ignore[arg-type]
     try:
         roster._take(101, Message(content, 101, "query"))

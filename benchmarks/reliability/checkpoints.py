@@ -1,4 +1,4 @@
-"""What becomes of damaged, foreign and altered checkpoints."""
+"""Resuming from damaged, foreign and altered checkpoints."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _table_bytes(whole: bytes) -> int:
 
 
 def _altered(folder: Path) -> dict[str, str]:
-    """What resuming says, by what was altered."""
+    """Messages of resumed runs, by the altered part of the checkpoint."""
     assert fit([*RUN, f"--run_dir={folder}"]) == "done"
     (folder / "checkpoints" / "00003.ckpt").unlink()
     whole = folder.with_name("whole")

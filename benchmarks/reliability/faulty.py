@@ -1,4 +1,4 @@
-"""What a run makes of faulty data, and of class paths that ask for other people's code."""
+"""Runs on faulty data, and with class paths that ask for other people's code."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def sound() -> dict[str, np.ndarray]:
 
 
 def faults() -> dict[str, dict[str, np.ndarray]]:
-    """What is wrong, and the arrays with it."""
+    """Faulty arrays by the name of the fault."""
     images, labels = sound()["train_images"], sound()["train_labels"]
     wrong_labels = {
         "labels x.5": labels + 0.5,

@@ -1,4 +1,4 @@
-"""What a run says to configurations that make no sense: one line, and never a traceback."""
+"""Messages for configurations that make no sense: one line, and never a traceback."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ which these are is in the JSON file. Longest: characters of the longest message.
 """
 OUTCOMES = ("refused", "ended", "accepted", "time limit", "traceback", "signal")
 LINES = 2
-"""Of an error: what is wrong, and where more is said."""
+"""Largest number of lines of an error: the error itself, and the hint where to read more."""
 
 
 class Quick(FedSSLCLI):
@@ -116,7 +116,7 @@ def trial(file: Path, folder: Path, limit: float) -> tuple[str, str]:
 
 
 def attempt(arguments: list[str], run_folder: Path) -> tuple[str, str]:
-    """What becomes of a command, and what it says."""
+    """Run a command and return its outcome and its messages."""
     said = io.StringIO()
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(said):

@@ -1,4 +1,4 @@
-"""Runs that are killed again and again, and end as if nothing had happened."""
+"""Runs that are killed again and again, and must end as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many clients and many rounds: time to the first round, rounds, memory that grows, and the report at the end."""
+"""Load of many clients and rounds: time to the first round, time a round, growth of memory, and the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether an attacker can tell more from a private round's models than epsilon allows."""
+"""Attack on private rounds: an attacker must not learn more from their models than epsilon allows."""
 
 from __future__ import annotations
 

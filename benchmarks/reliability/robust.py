@@ -1,4 +1,4 @@
-"""How far liars move the aggregate of each rule, by their number."""
+"""Distance that liars move the aggregate of each rule, by their number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that meet another run, a signal, the end of their time or a damaged metrics file: what becomes of them."""
+"""Runs that meet another run in their folder, a signal, the end of their time or a damaged metrics file."""
 
 from __future__ import annotations
 

@@ -46,12 +46,12 @@ def directions(server: Server, norm: float, seed: int) -> Tensors:
 
 
 def norm_of(tensors: Tensors) -> float:
-    """Of all tensors as one vector."""
+    """Euclidean norm of all tensors as one vector."""
     return sum(tensor.double().square().sum().item() for tensor in tensors.values()) ** 0.5
 
 
 def answer(server: Server, client: int, change: Tensors, **fields: Any) -> Result:
-    """What a client would send whose training changed the global weights so."""
+    """Result that a client would send if its training had changed the global weights by ``change``."""
     task = server.make_task(client)
     parts = {
         part: {name: tensor + change.get(f"{part}/{name}", 0) for name, tensor in tensors.items()}

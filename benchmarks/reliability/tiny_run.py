@@ -50,7 +50,7 @@ def start(arguments: list[str]) -> subprocess.Popen[str]:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two states are equal, measured seconds aside."""
+    """Compare two states, measured seconds aside."""
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):

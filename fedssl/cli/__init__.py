@@ -1,1 +1,1 @@
-"""The command line, on top of Lightning."""
+"""Command line, on top of Lightning's."""

@@ -1,1 +1,1 @@
-"""Sets of runs: started or resumed where they are missing, and compared from their folders."""
+"""Comparison of runs: missing ones are started or resumed, then all are compared from their folders."""

@@ -1,1 +1,1 @@
-"""The federation on real devices and clusters, through Flower (the extra ``fedssl[flower]``)."""
+"""Federation on real devices and clusters, through Flower (the extra ``fedssl[flower]``)."""

@@ -1,1 +1,1 @@
-"""A run's folder: results and report."""
+"""Folder of a run, with its results and report."""

@@ -1,1 +1,1 @@
-"""The federation and its centralised baseline as Lightning modules."""
+"""Lightning modules of the federation and of its centralised baseline."""
