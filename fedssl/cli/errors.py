@@ -173,6 +173,7 @@ def blame_settings(config: Any = None) -> Iterator[None]:
 def misfit(error: BaseException, config: Any) -> ValueError:
     """Name the class whose constructor failed, the innermost on the traceback, and the reason."""
     keys = {path.rpartition(".")[2]: key for key, path in _class_paths(config)}
+    # A traceback runs from the outermost frame inwards, so the last constructor found is the innermost.
     where, step = "", error.__traceback__
     while step:
         made = type(step.tb_frame.f_locals.get("self"))

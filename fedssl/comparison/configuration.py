@@ -57,6 +57,8 @@ def resolve(arguments: list[str]) -> Configuration:
     Raises:
         ValueError: ``fit`` refuses the arguments.
     """
+    # LightningCLI parses in its constructor and nowhere else, so a command line that builds nothing has to run.
+    # ``main`` overwrites ``sys.argv`` and reports errors by ``SystemExit``, with a hint in brackets on the last line.
     found: Configuration = {}
     before = sys.argv[1:]
     try:

@@ -60,6 +60,7 @@ def layer_similarity(first: Row, second: Row) -> tuple[np.ndarray, list[str], li
         CKA (L, M) and the names of both encoders' layers; ``None`` if the runs did not keep their layers' outputs.
     """
     pairs = [(a, b) for seed, a in _details(first).items() for other, b in _details(second).items() if seed == other]
+    # CKA compares responses to the same images; runs that kept another number of them cannot be compared.
     pairs = [(a, b) for a, b in pairs if _images(a) == _images(b) > 0]
     if not pairs:
         return None

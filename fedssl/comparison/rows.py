@@ -78,6 +78,7 @@ def group_runs(runs: Sequence[Run]) -> list[Row]:
 def _labels(groups: list[list[Run]]) -> list[dict[str, str]]:
     """Scheme, method and settings in which the groups differ; the scheme if nothing differs."""
     different = differences([group[0].configuration | {"seed_everything": None} for group in groups])
+    # The number of epochs follows from the rounds and would only repeat them.
     hidden = {*NAMED, *([EPOCHS] if ROUNDS in different else [])}
     shown = {_short(key): texts for key, texts in different.items() if key not in hidden}
     every = [_names(group[0]) | {key: texts[at] for key, texts in shown.items()} for at, group in enumerate(groups)]

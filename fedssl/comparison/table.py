@@ -160,7 +160,7 @@ def _cell(measure: Measure, row: Row, rows: list[Row]) -> str:
         return ""
     text = measure.text(row.results)
     against = baseline(row, rows) if measure.is_cost else None
-    share = None if against is row else ratio(measure, row, against)
+    share = None if against is row else ratio(measure, row, against)  # end-to-end training itself has no share
     return text if share is None else f"{text} ({percent(share)})"
 
 

@@ -164,7 +164,7 @@ class FlowerEngine(Engine):
                 self._again.add(client)
                 server.set_holdings(client, answer.held)
                 self._send(server, client, waiting, arrived)
-                return True
+                return True  # the resent message takes the place of the old one, so the count below would miss it
             else:
                 arrived[client] = Failure(client, "it cannot keep the frozen layers that it was sent")
         return len(waiting) < before
@@ -191,7 +191,7 @@ class FlowerEngine(Engine):
     def _make_roster(self, server: Server) -> Roster:
         def welcome(hello: Hello) -> None:
             server.set_holdings(hello.client_id, hello.held)
-            if hello.num_images:
+            if hello.num_images:  # only the first claim counts: a client must not raise its own weight during the run
                 self._announced.setdefault(hello.client_id, hello.num_images)
 
         question = encode_question(run_id(self._folder), self._recipe)

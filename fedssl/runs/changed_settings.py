@@ -96,6 +96,7 @@ def differences_of_flat(flats: list[dict[str, Any]]) -> dict[str, list[str]]:
     for key in sorted({key for flat in flats for key in flat}):
         values = [flat.get(key, ABSENT) for flat in flats]
         known = [value for value in values if value is not ABSENT]
+        # Keys are sorted, so a class comes before its arguments: if the class differs, absent arguments say nothing.
         below = any(key.startswith(f"{other}.") for other in found)
         if any(value != known[0] for value in known) or (len(known) < len(values) and not below):
             found[key] = ["" if value is ABSENT else _text(value) for value in values]
@@ -110,7 +111,7 @@ def _flatten(prefix: str, value: Any, flat: dict[str, Any]) -> None:
         flat[prefix] = value["class_path"].rpartition(".")[2]
         value = value.get("init_args", {})
     elif prefix:
-        flat[prefix] = "on"
+        flat[prefix] = "on"  # a group of settings without a class, which another configuration may set to null
     for key, below in value.items():
         _flatten(f"{prefix}.{key}" if prefix else key, below, flat)
 

@@ -1,4 +1,4 @@
-"""Claim and lock of a run folder: it belongs to the process that made it, for as long as its run trains.
+"""Claim and lock of a run folder: it belongs to one process, for as long as its run trains.
 
 Two steps are needed. Making a numbered folder is atomic and decides which of two new runs gets the number. The lock
 protects a folder that exists already, when two processes resume the same run.

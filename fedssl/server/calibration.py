@@ -42,7 +42,7 @@ class Calibration:
             raise ValueError(f"calibration.when must be 'round' or 'stage', got {self.when!r}")
 
     def due(self, trained: bool, last_of_stage: bool) -> bool:
-        """Tell if the server calibrates after a round; without a trained client, only the end of a stage counts."""
+        """Tell if the server calibrates: after every round with trained clients, or at the end of every stage."""
         return trained if self.when == "round" else last_of_stage
 
     def run(self, model: SplitModel, stage: Stage, images: SampleSet, round_: int, seed: int) -> LoopReport:

@@ -88,6 +88,7 @@ class Participation:
         candidates = [self._candidate(client, stage) for client, stage in holding.items() if reachable[client]]
         rng = numpy_generator(self.seed, "cohort", round_)
         selected = self.selector.select(candidates, self.size, round_, rng)
+        # Dropout strikes after the selection and is not made up for: the server learns of it too late.
         gone = rng.random(len(selected)) < self.dropout
         return Cohort(
             tuple(client for client, away in zip(selected, gone, strict=True) if not away),

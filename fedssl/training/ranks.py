@@ -2,7 +2,7 @@
 
 Every rank holds a replica of the server. Every result goes to all ranks, one at a time and in ascending order of client
 id. Each replica therefore adds the same numbers in the same order as a single process would, and all of them stay equal
-bit for bit. No rank ever asks another one for the server's state.
+bit for bit. Within a round, ranks exchange results and nothing else.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Ranks(Engine):
         self._checked = world_size == 1
 
     def gather(self, server: Server) -> None:
-        """Synchronise the replicated servers; afterwards they need no communication.
+        """Synchronise the replicated servers; afterwards they need no communication of their own.
 
         Raises:
             ValueError: This rank's server differs from the first one's in configuration, data or code.
@@ -64,8 +64,8 @@ class Ranks(Engine):
             server.aggregation.load_state_dict(self._broadcast(server.aggregation.state_dict(), 0))
             self._check(server)
             self._checked = True
-        # Calibration is the one step that every rank computes instead of receiving. GPU kernels may differ in the last
-        # bit, and the replicas would drift apart; so all continue from the weights of rank 0.
+        # Every rank calibrates its own replica. GPU kernels may differ in the last bit, and the replicas would drift
+        # apart; so all continue from the weights of rank 0.
         if self._world_size > 1 and server.calibration:
             self._broadcast_tensors(_weights(server).values(), 0)
 
@@ -95,8 +95,8 @@ class Ranks(Engine):
     def _train(self, task: Task) -> Result | Failure:
         """Train one client; an error counts as this client's failure, as it would on a network.
 
-        Broken invariants of our own and a GPU that no longer computes still end the run: every later client would fail
-        in the same way.
+        Broken invariants of our own still end the run. So does a GPU that no longer computes, since every later client
+        would fail on it.
         """
         try:
             return self._local(task, self._clients[task.client_id])

@@ -99,6 +99,7 @@ class MetricsCSV(Logger):
         last = max(self._rows)
         known = self._columns or [key for row in self._rows.values() for key in row]
         columns = list(dict.fromkeys([*known, *self._rows[last]]))
+        # A new column changes the header, an earlier step a line in the middle: both need a whole new file.
         if columns != self._columns or self._changed != {last}:
             self._columns = columns
             write_atomically(self.path, self._write_all)
@@ -124,6 +125,7 @@ class MetricsCSV(Logger):
     def _write_last(self, last: int) -> None:
         assert self._rows is not None
         with naming(self.path), self.path.open("r+", newline="") as file:
+            # Metrics of one step arrive in several calls: overwrite its line, and append that of a new step.
             file.seek(*((self._offset, 0) if last == self._last else (0, 2)))
             file.truncate()
             self._offset = file.tell()

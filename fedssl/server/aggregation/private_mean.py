@@ -137,6 +137,7 @@ def gaussian(key: bytes, size: int) -> Tensor:
     torch's generators have short seeds and are invertible: an attacker could guess the seed, or continue the noise from
     the part that is visible. SHAKE-256 is made to prevent both.
     """
+    # 53 bits fill the mantissa of a double. The added half keeps 0 and 1 out, where the quantile function is infinite.
     bits = np.frombuffer(hashlib.shake_256(key).digest(8 * size), dtype="<u8") >> np.uint64(11)
     uniform = torch.from_numpy((bits.astype(np.float64) + 0.5) * 2.0**-53)
     return torch.special.ndtri(uniform).float()

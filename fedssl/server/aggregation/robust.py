@@ -177,5 +177,5 @@ def krum_scores(vectors: Tensor, byzantine: int) -> Tensor:
         byzantine: Number of clients that may lie; the score counts the clients - byzantine - 2 nearest others.
     """
     squared = torch.stack([(vectors - vector).square().sum(dim=1) for vector in vectors])
-    nearest = squared.sort(dim=1).values[:, 1:]
+    nearest = squared.sort(dim=1).values[:, 1:]  # without the first, the distance of each vector to itself
     return nearest[:, : len(vectors) - byzantine - 2].sum(dim=1)

@@ -93,6 +93,8 @@ def capped_quotas(size: int, weights: Sequence[float], capacities: Sequence[int]
     assert 0 <= size <= sum(capacities)
     quotas = [Fraction(0)] * len(weights)
     left, unfilled = Fraction(size), set(range(len(weights)))
+    # Each pass fills the groups whose proportional quota reaches their capacity and divides the rest anew. The pass
+    # in which no group is full hands out everything that is left.
     while left:
         parts = {i: Fraction(weights[i]) for i in unfilled}
         if not any(parts.values()):

@@ -90,6 +90,7 @@ class FedHybridSelector(Selector):
         exploited = min(math.floor(size * (1 - exploration_share(*self.exploration, round_ + 1)) + EPSILON), len(known))
         explored = min(size - exploited, len(new))
         chosen = self._exploit(known, size - explored, round_ + 1, rng) + self._explore(new, explored, rng)
+        # Noted now and not in ``observe``: a client that never answers would count as new for ever.
         self._last_rounds.update((candidate.client_id, round_ + 1) for candidate in chosen)
         return sorted(candidate.client_id for candidate in chosen)
 
