@@ -14,7 +14,7 @@ from torch.optim import AdamW
 
 from benchmarks.overhead import CASES, Case
 from benchmarks.record import write_record
-from fedssl.client.training_loop import CostBook
+from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.costs.forecast import batches_of_epoch
 from fedssl.protocol.parts import build_model
 from layerwise import Stage
@@ -63,7 +63,7 @@ def _stage_seconds(case: Case, stage: Stage, size: int, repeats: int) -> tuple[f
     model = build_model(case.spec, case.method, case.views, partial(AdamW, lr=1e-3), 0)
     model.attach(stage)
     step = _step(model.method, (size, case.spec.in_channels, case.spec.image_size, case.spec.image_size))
-    book, key = CostBook(), ("any", size)
+    book, key = CostBook(), StepKey(stage=0, extent=1, blocks=1, batch_size=size)
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats + 2):
         book.costs = {}

@@ -139,7 +139,7 @@ def _contents() -> dict[str, Callable[[Path], object]]:
         "no clock in the server": lambda state: state["server"].pop("seconds"),
         "no participation": lambda state: state["server"].pop("participation"),
         "an unknown field of the ledger": lambda state: state["server"]["ledger"]["0"].update(new=1),
-        "an unknown field of a step's cost": lambda state: state["local"]["costs"][0].append(1),
+        "an unknown field of a step's cost": lambda state: state["local"]["costs"][0].update(unknown=1),
         "no setting 'deadline'": lambda state: state["server"]["settings"].pop("deadline"),
         "no depth": lambda state: state.pop("depth"),
         "no loops": lambda state: state.pop("loops"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from fedssl.client.bank import ActivationBank, Rows
-from fedssl.client.training_loop import CostBook
+from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.data.datasets import ImageSet, SampleSet
 from fedssl.protocol.messages import Task
 from fedssl.utils.seeding import torch_generator
@@ -72,12 +72,12 @@ class Source:
     Args:
         images: Images of the client, or their numbers in its bank.
         macs: Multiply-accumulates of filling the bank, in this round or an earlier one.
-        kind: Suffix in the book of costs that distinguishes steps from a bank.
+        banked: Whether they are numbers.
     """
 
     images: SampleSet
     macs: int = 0
-    kind: str = ""
+    banked: bool = False
 
 
 class ClientBanks:
@@ -99,7 +99,7 @@ class ClientBanks:
 
     @contextmanager
     def __call__(
-        self, task: Task, method: Method, images: SampleSet, batch_size: int, book: CostBook, kind: str
+        self, task: Task, method: Method, images: SampleSet, batch_size: int, book: CostBook, key: StepKey
     ) -> Iterator[Source]:
         """Provide the client's bank: while entered, the method draws its views from it and runs no prefix.
 
@@ -109,7 +109,7 @@ class ClientBanks:
             images: Images of the client.
             batch_size: Number of images that pass the prefix at a time.
             book: Book in which costs are looked up and noted.
-            kind: Kind of the prefix, of which all cost the same.
+            key: Key of a plain step at that stage.
 
         Raises:
             InfeasibleBudgetError: The bank exceeds its budget.
@@ -118,15 +118,17 @@ class ClientBanks:
             yield Source(images)
             return
         assert isinstance(images, ImageSet)
-        bank = self._bank(task, method, images, batch_size, book, f"{kind}, filling the bank")
+        bank = self._bank(task, method, images, batch_size, book, replace(key, fills_bank=True))
         prefix, augment = method.prefix, method.augment
         method.prefix, method.augment = nn.Sequential(), bank
         try:
-            yield Source(NumberedImages(images), bank.macs, ", from the bank")
+            yield Source(NumberedImages(images), bank.macs, banked=True)
         finally:
             method.prefix, method.augment = prefix, augment
 
-    def _bank(self, task: Task, method: Method, images: ImageSet, batch_size: int, book: CostBook, kind: str) -> Bank:
+    def _bank(
+        self, task: Task, method: Method, images: ImageSet, batch_size: int, book: CostBook, key: StepKey
+    ) -> Bank:
         """Return the client's bank, filled anew if its content is out of date."""
         if task.stage.index != self._stage:
             self._banks, self._stage = {}, task.stage.index
@@ -134,17 +136,19 @@ class ClientBanks:
         if bank is None or bank.content != self.rule.content(task):
             del bank  # before the next one needs the memory
             with book.times("bank"):
-                bank = self._fill(task, method, images, batch_size, book, kind)
+                bank = self._fill(task, method, images, batch_size, book, key)
         self._banks[task.client_id] = bank
         return bank
 
-    def _fill(self, task: Task, method: Method, images: ImageSet, batch_size: int, book: CostBook, kind: str) -> Bank:
+    def _fill(
+        self, task: Task, method: Method, images: ImageSet, batch_size: int, book: CostBook, key: StepKey
+    ) -> Bank:
         bank = Bank(self.rule.content(task), 0, [], len(images), self.rule.pairs)
         numbers = [task.stage.index, self.rule.period(task.round), task.client_id]
         own, method.generator = method.generator, torch_generator(self._seed, "bank", *numbers)
         for pair in range(self.rule.pairs):
             for chunk in torch.arange(len(images)).split(batch_size):
-                found, cost = _hidden(method, images, chunk, book, kind)
+                found, cost = _hidden(method, images, chunk, book, key)
                 bank.macs += cost
                 if not bank.views:
                     bank.views = self._tables(task, len(images), found)
@@ -159,10 +163,10 @@ class ClientBanks:
         return [Rows(self.rule.pairs * images, shape, self.rule.bits, self.rule.path) for shape in shapes]
 
 
-def _hidden(method: Method, images: ImageSet, chunk: Tensor, book: CostBook, kind: str) -> tuple[Inputs, int]:
+def _hidden(method: Method, images: ImageSet, chunk: Tensor, book: CostBook, key: StepKey) -> tuple[Inputs, int]:
     """Return the prefix's outputs for newly drawn views of some images, and their multiply-accumulates."""
     device = next(method.backbone.parameters()).device
     inputs = method.inputs(images.gather(chunk).to(device), images.labels[chunk].to(device))
     hidden: list[Tensor] = []
-    cost = book.step((kind, len(chunk)), method, lambda: hidden.extend(method.hidden(inputs)))
+    cost = book.step(replace(key, batch_size=len(chunk)), method, lambda: hidden.extend(method.hidden(inputs)))
     return tuple(each for each in hidden if each.is_floating_point()), cost.macs

@@ -12,13 +12,14 @@ import torch
 from fedssl.client.bank import ActivationBank
 from fedssl.client.client_banks import ClientBanks, Source
 from fedssl.client.start import StartRule
-from fedssl.client.training_loop import CostBook, LoopReport, MemoryPlans, NonFiniteLossError, train_epochs
+from fedssl.client.step_costs import CostBook, StepKey
+from fedssl.client.training_loop import LoopReport, MemoryPlans, NonFiniteLossError, train_epochs
 from fedssl.data.datasets import SampleSet
 from fedssl.protocol.messages import Failure, Result, Task, Tensors, flatten, unflatten
 from fedssl.protocol.parts import SplitModel
 from fedssl.utils.saved_state import check_same
 from fedssl.utils.seeding import derive_seed, torch_generator
-from layerwise import Stage, StepCost
+from layerwise import Stage
 from layerwise.memory import InfeasibleBudgetError
 from ssl_methods import SSLMethod
 from ssl_methods.alignment import Alignment, Memory, ProximalTerm
@@ -156,14 +157,14 @@ class LocalUpdate:
 
     def _train(self, task: Task, images: SampleSet, memory: ClientMemory | None) -> LoopReport:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
-        remembers, method, stage = memory is not None and memory.alignment is not None, self.model.method, task.stage
-        kind = f"stage {stage.index}, {stage.extent} of {len(stage.present)} trained"
+        method, key = self.model.method, StepKey.at(task.stage)
         plans = self.plans.begin(task, method) if self.plans else None
         size, book = self.batch_size, self.book
-        banked = self.banks(task, method, images, size, book, kind) if self.banks else nullcontext(Source(images))
-        kind += ", with memory" if remembers else ""
+        banked = self.banks(task, method, images, size, book, key) if self.banks else nullcontext(Source(images))
+        remembers = memory is not None and memory.alignment is not None
         with banked as source:
-            report = train_epochs(method, source.images, self.epochs, size, shuffle, book, kind + source.kind, plans)
+            key = replace(key, remembers=remembers, banked=source.banked)
+            report = train_epochs(method, source.images, self.epochs, size, shuffle, book, key, plans)
         before = self.memories.get(task.client_id)
         filled = before is None or before.bank != self._bank(task)
         return replace(report, macs=report.macs + (source.macs if filled else 0))
@@ -212,10 +213,8 @@ class LocalUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """What clients remember between rounds, and the step costs measured so far."""
-        costs = [[*key, cost.macs, cost.activation_bytes] for key, cost in self.book.costs.items()]
         memories = {client: dict(vars(memory)) for client, memory in self.memories.items()}
-        seconds = self.book.times.seconds()
-        return {"costs": costs, "memories": memories, "seconds": seconds, "settings": self.settings()}
+        return self.book.state_dict() | {"memories": memories, "settings": self.settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`.
@@ -224,6 +223,5 @@ class LocalUpdate:
             ValueError: It comes from a run with other local settings.
         """
         check_same(state["settings"], self.settings())
-        self.book.costs = {(kind, batch): StepCost(m, a) for kind, batch, m, a in state["costs"]}
-        self.book.times.restore(state["seconds"])
+        self.book.load_state_dict(state)
         self.memories = {client: ClientMemory(**memory) for client, memory in state["memories"].items()}

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.data.datasets import SampleSet
 from fedssl.protocol.messages import Task
-from fedssl.utils.resources import Stopwatch
-from layerwise import StepCost, StepMeter
 from ssl_methods import Inputs, Method
 
 
@@ -59,8 +58,8 @@ class StepPlans(Protocol):
     """Memory plans for the steps of one client in one round."""
 
     @property
-    def kind(self) -> str:
-        """Tells the costs of these steps from those of others."""
+    def budget(self) -> int:
+        """Bytes that the steps are kept within."""
 
     def __call__(self, batch_size: int) -> PlannedStep | None:
         """The plan for a batch size; ``None`` if the step fits as it is."""
@@ -80,29 +79,6 @@ class MemoryPlans(Protocol):
         """Plans for one client in one round, whose steps a method runs."""
 
 
-class CostBook:
-    """Cost of a step by (kind of step, batch size), measured on the first one of each; times of all steps.
-
-    Attributes:
-        costs: The costs measured so far.
-        times: Seconds of augmentation (reading and moving the images included), forward, backward and optimizer.
-    """
-
-    def __init__(self) -> None:
-        self.costs: dict[tuple[str, int], StepCost] = {}
-        self.times = Stopwatch()
-
-    def step(self, key: tuple[str, int], method: Method, run: Callable[[], None]) -> StepCost:
-        """Runs one step and returns its cost, counting it if there is none of its key yet."""
-        if key in self.costs:
-            run()
-        else:
-            with StepMeter([*method.parameters(), *method.buffers()]) as meter:
-                run()
-            self.costs[key] = meter.cost()
-        return self.costs[key]
-
-
 def train_epochs(
     method: Method,
     images: SampleSet,
@@ -110,7 +86,7 @@ def train_epochs(
     batch_size: int,
     generator: torch.Generator,
     book: CostBook,
-    kind: str,
+    key: StepKey,
     plans: StepPlans | None = None,
 ) -> LoopReport:
     """Trains a method on one client's images, with a fresh optimizer.
@@ -124,7 +100,7 @@ def train_epochs(
         batch_size: Images a step; the last batch of an epoch may be smaller.
         generator: Shuffles the images.
         book: Where step costs are looked up and noted.
-        kind: Steps of one kind and batch size cost the same.
+        key: Of the steps, but for what a batch and its plan add.
         plans: Keep the steps within a memory budget; ``None``: there is none.
 
     Raises:
@@ -159,8 +135,9 @@ def train_epochs(
                 inputs = method.inputs(*(tensor.to(device, non_blocking=True) for tensor in batch))
             size = len(batch[0])
             planned = plans(size) if plans else None
-            key = (kind + plans.kind if plans and planned else kind, size)
-            cost = book.step(key, method, partial(run, inputs, planned or nullcontext()))
+            budget = plans.budget if plans and planned else None
+            step = replace(key, batch_size=size, budget=budget)
+            cost = book.step(step, method, partial(run, inputs, planned or nullcontext()))
             steps += 1
             macs += cost.macs
             activation_bytes = max(activation_bytes, planned.peak_bytes if planned else cost.activation_bytes)

@@ -128,9 +128,9 @@ class ClientSteps:
         return self._step(batch_size)
 
     @property
-    def kind(self) -> str:
-        """Tells steps with this budget from others, in the book of costs."""
-        return f", in {self._budget:.0f} bytes"
+    def budget(self) -> int:
+        """Bytes that the steps are kept within."""
+        return int(self._budget)
 
     def _make(self, batch_size: int) -> PlannedStep | None:
         task = self._task

@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from fedssl.client.training_loop import CostBook, LoopReport, train_epochs
+from fedssl.client.step_costs import CostBook, StepKey
+from fedssl.client.training_loop import LoopReport, train_epochs
 from fedssl.data.datasets import SampleSet
 from fedssl.protocol.parts import SplitModel
 from fedssl.utils.seeding import derive_seed, torch_generator
@@ -62,6 +63,7 @@ class Calibration:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "calibrate", round_))
-                return train_epochs(method, images, self.epochs, self.batch_size, shuffle, CostBook(), "calibration")
+                book, key = CostBook(), StepKey.at(stage)
+                return train_epochs(method, images, self.epochs, self.batch_size, shuffle, book, key)
         finally:
             method.optimizer_factory = clients_optimizer

@@ -20,7 +20,7 @@ from fedssl.utils.saved_state import UnusableStateError, describe, read_state, w
 from fedssl.utils.units import format_bytes
 
 PATTERN = "*.ckpt"
-FORMAT = 1
+FORMAT = 2
 """Counts up when a checkpoint gets another form, so that an older one is named as such."""
 
 ORIGIN = "fedssl"

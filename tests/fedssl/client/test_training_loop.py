@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedssl.client import training_loop as loop
-from fedssl.client.training_loop import CostBook, NonFiniteLossError, shuffled_batches, train_epochs
+from fedssl.client import step_costs
+from fedssl.client.step_costs import CostBook, StepKey
+from fedssl.client.training_loop import NonFiniteLossError, shuffled_batches, train_epochs
 from fedssl.data.datasets import ArrayImages, FileImages, ImageSet
 from layerwise import EndToEnd, StepCost
 from ssl_methods import StepOutput
+
+ANY = StepKey(stage=0, extent=3, blocks=3)
 
 
 def numbered(number: int) -> ArrayImages:
@@ -43,7 +47,7 @@ def run_epochs(make_model: Callable[..., Any]) -> Callable[..., Any]:
         model.attach(EndToEnd().stages(3, 1)[0])
         model.method.generator = generator(1)
         book = CostBook()
-        report = train_epochs(model.method, images, epochs, batch_size, generator(), book, "any")
+        report = train_epochs(model.method, images, epochs, batch_size, generator(), book, ANY)
         return report, model, book
 
     return run
@@ -100,7 +104,7 @@ def test_a_broken_file_is_named(tmp_path: Path) -> None:
 
 def test_report_adds_up_the_steps(run_epochs: Callable[..., Any], noise: Callable[..., Any]) -> None:
     report, _, book = run_epochs(noise(10), epochs=3)
-    four, two = book.costs["any", 4], book.costs["any", 2]
+    four, two = book.costs[replace(ANY, batch_size=4)], book.costs[replace(ANY, batch_size=2)]
     assert report.steps == 9
     assert report.macs == 3 * (2 * four.macs + two.macs)
     assert report.activation_bytes == four.activation_bytes > two.activation_bytes
@@ -154,18 +158,19 @@ def test_costs_are_measured_once_a_kind(
 ) -> None:
     measured = []
 
-    class CountingMeter(loop.StepMeter):
+    class CountingMeter(step_costs.StepMeter):
         def cost(self) -> StepCost:
             measured.append(super().cost())
             return measured[-1]
 
-    monkeypatch.setattr(loop, "StepMeter", CountingMeter)
+    monkeypatch.setattr(step_costs, "StepMeter", CountingMeter)
     model = make_model()
     model.attach(EndToEnd().stages(3, 1)[0])
     book = CostBook()
-    for kind in ("a", "a", "b", "a"):
-        train_epochs(model.method, noise(10), 2, 4, generator(), book, kind)
-    assert sorted(book.costs) == [("a", 2), ("a", 4), ("b", 2), ("b", 4)]
+    other = replace(ANY, remembers=True)
+    for key in (ANY, ANY, other, ANY):
+        train_epochs(model.method, noise(10), 2, 4, generator(), book, key)
+    assert set(book.costs) == {replace(key, batch_size=size) for key in (ANY, other) for size in (2, 4)}
     assert measured == list(book.costs.values())
     assert all(cost.macs > 0 and cost.activation_bytes > 0 for cost in measured)
 
@@ -174,13 +179,13 @@ def test_measuring_does_not_change_the_result(
     make_model: Callable[..., Any], noise: Callable[..., Any], snapshot: Callable[..., Any]
 ) -> None:
     outcomes = []
-    for known in ({}, {("any", 4): StepCost(1, 1), ("any", 2): StepCost(1, 1)}):
+    for known in ({}, {replace(ANY, batch_size=size): StepCost(1, 1) for size in (4, 2)}):
         model = make_model()
         model.attach(EndToEnd().stages(3, 1)[0])
         model.method.generator = generator(1)
         book = CostBook()
         book.costs = known
-        train_epochs(model.method, noise(10), 2, 4, generator(), book, "any")
+        train_epochs(model.method, noise(10), 2, 4, generator(), book, ANY)
         outcomes.append(snapshot(model))
     assert all(torch.equal(tensor, outcomes[1][key]) for key, tensor in outcomes[0].items())
 
