@@ -104,7 +104,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
     spec, batch = CASES[name], arguments.batch
     model = build_model(spec, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0)
     model.attach(EndToEnd().stages(len(model.encoder.blocks), 1)[0])
-    fake = FakeStep(model.method, spec, None, 0.0)
+    fake = FakeStep(model.method, spec)
 
     def activations(actions: Actions) -> Outcome:
         """A budget of this benchmark is one of the activations, not of the whole step."""

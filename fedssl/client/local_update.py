@@ -11,6 +11,7 @@ import torch
 
 from fedssl.client.bank import ActivationBank
 from fedssl.client.client_banks import ClientBanks, Source
+from fedssl.client.local_step import LocalStep
 from fedssl.client.start import StartRule
 from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.client.training_loop import LoopReport, MemoryPlans, NonFiniteLossError, train_epochs
@@ -21,8 +22,7 @@ from fedssl.utils.saved_state import check_same
 from fedssl.utils.seeding import derive_seed, torch_generator
 from layerwise import Stage
 from layerwise.memory import InfeasibleBudgetError
-from ssl_methods import SSLMethod
-from ssl_methods.alignment import Alignment, Memory, ProximalTerm
+from ssl_methods.alignment import Alignment, Memory
 
 
 @dataclass
@@ -79,8 +79,7 @@ class LocalUpdate:
         self.model = model
         self.epochs = epochs
         self.batch_size = batch_size
-        self.alignment = alignment
-        self.proximal = proximal
+        self.step = LocalStep(alignment, proximal)
         self.start = start
         self.seed = seed
         self.plans = plans
@@ -128,10 +127,7 @@ class LocalUpdate:
         for name in task.active:
             self._loaded.pop(name, None)
         if task.stage != self._stage:
-            self.model.attach(task.stage)
-            if self.alignment:
-                assert isinstance(self.model.method, SSLMethod)
-                self.alignment.attach(self.model.method)
+            self.step.attach(self.model, task.stage)
             self._stage = task.stage
 
     def _clean(self) -> None:
@@ -143,13 +139,7 @@ class LocalUpdate:
     def _start(self, task: Task, memory: ClientMemory | None) -> None:
         method = self.model.method
         method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
-        method.loss_terms = []
-        if self.alignment:
-            assert isinstance(method, SSLMethod)
-            self.alignment.start(method, memory.alignment if memory else None)
-            method.loss_terms.append(self.alignment)
-        if self.proximal:
-            method.loss_terms.append(ProximalTerm(method, self.proximal))
+        self.step.start(method, memory.alignment if memory else None)
         if self.start and memory:
             weights = self.start.start(flatten(task.active), memory.weights, memory.notes)
             self.model.write(unflatten(weights))
@@ -179,13 +169,7 @@ class LocalUpdate:
 
     def _remember(self, task: Task) -> None:
         bank = self._bank(task)
-        if not self.alignment and not self.start and not bank:
-            return
-        before, method = self._memory(task), self.model.method
-        alignment = None
-        if self.alignment:
-            assert isinstance(method, SSLMethod)
-            alignment = self.alignment.remember(method)
+        before, alignment = self._memory(task), self.step.remember(self.model.method)
         weights = flatten(self.model.read(task.active)) if self.start else {}
         kept = {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
         if kept or alignment is not None or bank:
@@ -205,8 +189,8 @@ class LocalUpdate:
             "local epochs": self.epochs,
             "batch size": self.batch_size,
             "micro-batch": self.model.micro_batch,
-            "proximal": self.proximal,
-            "alignment": type(self.alignment).__name__,
+            "proximal": self.step.proximal,
+            "alignment": type(self.step.alignment).__name__,
             "start": type(self.start).__name__,
             "bank": self.banks.rule.settings() if self.banks else None,
         }

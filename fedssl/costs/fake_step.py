@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.optim import Optimizer
 
+from fedssl.client.local_step import LocalStep
 from layerwise import LiveBytes, StagedSpec, StepCost, StepMeter, tensor_bytes
 from layerwise.memory import Actions, Outcome, PlannedStep, segments
-from ssl_methods import Inputs, Method, SSLMethod
-from ssl_methods.alignment import Alignment, ProximalTerm
+from ssl_methods import Inputs, Method
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,7 @@ class FakeStep:
     Args:
         method: Attached to a stage; it is copied.
         spec: Of the encoder; says how large inputs are.
-        alignment: Attached to the method, if any; it is copied.
-        proximal: mu of the FedProx term.
+        step: What clients add to the method's loss, attached to it; it is copied.
         from_bank: Whether the step gets stored outputs of the frozen prefix.
     """
 
@@ -85,15 +84,14 @@ class FakeStep:
         self,
         method: Method,
         spec: StagedSpec,
-        alignment: Alignment | None,
-        proximal: float,
+        step: LocalStep = LocalStep(),  # noqa: B008 (frozen)
         from_bank: bool = False,
     ) -> None:
         self._mode = FakeTensorMode()
-        self._method, alignment = _fake(self._mode, method, alignment)
+        self._method, step = _fake(self._mode, method, step)
         self._shape = spec.input_shape
         with self._mode:
-            self._copies = _add_terms(self._method, alignment, proximal)
+            self._copies = step.start(self._method, step.remember(self._method))
             optimizer = self._method.configure_optimizers()
         assert isinstance(optimizer, Optimizer)
         self._optimizer = optimizer
@@ -218,28 +216,12 @@ class _Levels(LiveBytes):
         return out
 
 
-def _fake(mode: FakeTensorMode, method: Method, alignment: Alignment | None) -> tuple[Method, Alignment | None]:
-    """Copies of method and alignment whose tensors have shapes but no data."""
+def _fake(mode: FakeTensorMode, method: Method, step: LocalStep) -> tuple[Method, LocalStep]:
+    """Copies of a method and what is attached to it, whose tensors have shapes but no data."""
     generator, method.generator = method.generator, torch.default_generator
     memo = {id(torch.default_generator): torch.default_generator}
     try:
         with FakeCopyMode(mode):
-            return copy.deepcopy((method, alignment), memo)
+            return copy.deepcopy((method, step), memo)
     finally:
         method.generator = generator
-
-
-def _add_terms(method: Method, alignment: Alignment | None, proximal: float) -> list[Tensor]:
-    """Adds the further loss terms of a client that has a memory; returns the tensors they hold."""
-    method.loss_terms = []
-    copies: list[Tensor] = []
-    if alignment:
-        assert isinstance(method, SSLMethod)
-        alignment.start(method, alignment.remember(method))
-        method.loss_terms.append(alignment)
-        copies += alignment.copies()
-    if proximal:
-        term = ProximalTerm(method, proximal)
-        method.loss_terms.append(term)
-        copies += term.received
-    return copies

@@ -11,10 +11,10 @@ from functools import cache
 from math import lcm, prod
 
 from fedssl.client.bank import ActivationBank
+from fedssl.client.local_step import LocalStep
 from fedssl.costs.fake_step import FakeStep, StepPrediction, StepTrace
 from fedssl.protocol.parts import SplitModel
 from layerwise import Stage
-from ssl_methods import Method, SSLMethod
 from ssl_methods.alignment import Alignment
 
 
@@ -36,8 +36,7 @@ class StepPredictor:
         self, model: SplitModel, alignment: Alignment | None, proximal: float, bank: ActivationBank | None = None
     ) -> None:
         self.model = model
-        self.alignment = alignment
-        self.proximal = proximal
+        self.step = LocalStep(alignment, proximal)
         self.bank = bank
         self._alike = _grows_evenly(model)
         self.fake_step = cache(self._make_step)
@@ -115,18 +114,9 @@ class StepPredictor:
             traces[batch_size] = trace
         return trace.step
 
-    def attach(self, stage: Stage) -> Method:
-        """The model's method, attached to a stage with its alignment."""
-        self.model.attach(stage)
-        method = self.model.method
-        if self.alignment:
-            assert isinstance(method, SSLMethod)
-            self.alignment.attach(method)
-        return method
-
     def _make_step(self, stage: Stage) -> FakeStep:
         from_bank = self.bank is not None and bool(stage.frozen_parts())
-        return FakeStep(self.attach(stage), self.model.encoder.spec, self.alignment, self.proximal, from_bank)
+        return FakeStep(self.step.attach(self.model, stage), self.model.encoder.spec, self.step, from_bank)
 
 
 def _grows_evenly(model: SplitModel) -> bool:

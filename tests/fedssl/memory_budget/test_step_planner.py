@@ -6,13 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from fedssl.memory_budget.planner import StepPlanner
 from layerwise import EndToEnd, LayerWise, LiveBytes, Stage
 from layerwise.memory import InfeasibleBudgetError, PlannedStep
-from ssl_methods import Method, SSLMethod
-from ssl_methods.alignment import GlobalAlignment, MoonAlignment, ProximalTerm
+from ssl_methods.alignment import GlobalAlignment, MoonAlignment
 
 Make = Callable[..., StepPlanner]
 WHOLE = EndToEnd().stages(2, 1)[0]
@@ -28,14 +26,8 @@ def between(planner: StepPlanner, share: float, stage: Stage = WHOLE, batch_size
 def measured_peak(planner: StepPlanner, budget: int, stage: Stage = WHOLE) -> int:
     """All bytes of tensors alive in the second step that is really run with the plan for a budget."""
     planned, predictor = planner.plan(stage, 16, budget), planner.predictor
-    method, alignment = predictor.attach(stage), predictor.alignment
-    if alignment:
-        assert isinstance(method, SSLMethod)
-        alignment.start(method, alignment.remember(method))
-    method.loss_terms = [alignment] if alignment else []
-    if predictor.proximal:
-        method.loss_terms.append(ProximalTerm(method, predictor.proximal))
-    copies = [*(alignment.copies() if alignment else []), *received(method)]
+    method = predictor.step.attach(predictor.model, stage)
+    copies = predictor.step.start(method, predictor.step.remember(method))
     optimizer = method.configure_optimizers()
     context: Any = PlannedStep(method, planned.actions) if planned else nullcontext()
     generator = torch.Generator().manual_seed(0)
@@ -54,11 +46,6 @@ def measured_peak(planner: StepPlanner, budget: int, stage: Stage = WHOLE) -> in
         return live.peak
 
     return [step() for _ in range(2)][1]
-
-
-def received(method: Method) -> list[Tensor]:
-    """Tensors of the proximal term."""
-    return [each for term in method.loss_terms if isinstance(term, ProximalTerm) for each in term.received]
 
 
 @pytest.mark.parametrize(

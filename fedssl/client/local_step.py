@@ -1,0 +1,64 @@
+"""The step that clients train with, put together in one place for training, costs and memory plans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from fedssl.protocol.parts import SplitModel
+from layerwise import Stage
+from ssl_methods import Method, SSLMethod
+from ssl_methods.alignment import Alignment, Memory, ProximalTerm
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """Losses of a client's step beyond the method's own.
+
+    Args:
+        alignment: Representation alignment, if any.
+        proximal: mu of the FedProx term; 0 switches it off.
+    """
+
+    alignment: Alignment | None = None
+    proximal: float = 0.0
+
+    def attach(self, model: SplitModel, stage: Stage) -> Method:
+        """Points the model's method and the alignment's copies at a stage; returns the method."""
+        model.attach(stage)
+        if self.alignment:
+            self.alignment.attach(_contrastive(model.method))
+        return model.method
+
+    def start(self, method: Method, memory: Memory | None) -> list[Tensor]:
+        """Gives an attached method the losses of a client's round; its weights are those that the client received.
+
+        Args:
+            method: Loses the terms of the client before.
+            memory: Kept by :meth:`remember` after the client's last round; ``None`` if there was none.
+
+        Returns:
+            The tensors that these losses hold.
+        """
+        method.loss_terms = []
+        held: list[Tensor] = []
+        if self.alignment:
+            self.alignment.start(_contrastive(method), memory)
+            method.loss_terms.append(self.alignment)
+            held += self.alignment.copies()
+        if self.proximal:
+            term = ProximalTerm(method, self.proximal)
+            method.loss_terms.append(term)
+            held += term.received
+        return held
+
+    def remember(self, method: Method) -> Memory | None:
+        """What the client keeps of the trained method until its next round; ``None`` if nothing."""
+        return self.alignment.remember(_contrastive(method)) if self.alignment else None
+
+
+def _contrastive(method: Method) -> SSLMethod:
+    """The method as one that an alignment can take; others were refused with the settings."""
+    assert isinstance(method, SSLMethod)
+    return method
