@@ -184,31 +184,31 @@ class Server:
             usable = len(intake.trained) or "no"
             raise AllClientsFailedError(f"round {self.round}: {usable} usable update{enough}; {intake.reasons()}")
         with self.times("aggregation"):
-            moved = self._aggregate(names, reference, intake)
+            changed = self._aggregate(names, reference, intake)
             (step or self.optimizer.step)()
             self.optimizer.zero_grad(set_to_none=True)
-        for name in names:
-            self._ids.pop(name, None)
+        self._forget_ids(changed)
         self.participation.observe(self.round, outcomes)
-        report = self._end_round(intake, moved)
+        report = self._end_round(intake, bool(changed))
         self._check_finite(report.round)
         return report
 
-    def _aggregate(self, names: list[str], reference: Tensors, intake: Intake) -> bool:
-        """Gives the optimizer its gradients; whether there are any."""
+    def _aggregate(self, names: list[str], reference: Tensors, intake: Intake) -> set[str]:
+        """Gives the optimizer its gradients, and the model its counters; returns the parts that change by it."""
         rule = self.aggregation
         if not intake.trained and not rule.always_steps:
-            return False
+            return set()
         aggregate = rule.finish()
         for part, reason in rule.refused.items():
             logger.warning("round %d: %s keeps its values: %s", self.round, part, reason)
         given = aggregate if rule.always_steps else {key: aggregate[key] for key in intake.given}
         moved = {key: tensor for key, tensor in given.items() if part_of(key) not in rule.refused}
         self._set_gradients(names, moved)
-        for key, counter in intake.counters.items() if rule.takes_counters else ():
-            if part_of(key) not in rule.refused:
-                reference[key].copy_(counter)
-        return bool(moved)
+        counters = intake.counters if rule.takes_counters else {}
+        counted = {key: counter for key, counter in counters.items() if part_of(key) not in rule.refused}
+        for key, counter in counted.items():
+            reference[key].copy_(counter)
+        return {part_of(key) for key in (*moved, *counted)}
 
     def _check_finite(self, round_: int) -> None:
         """Ends the run before a broken model gets into a checkpoint.
@@ -308,16 +308,21 @@ class Server:
         if stage.index == self._entered:
             return
         if stage.index > 0 and grew(self.stages[stage.index - 1], stage):
-            if self.scheme.weight_transfer:
-                transfer_weights(self.model.encoder, self.stages[stage.index - 1], stage)
-            if self.scheme.renew_heads:
-                for name in self.model.heads:
-                    renew(self.model.modules[name], derive_seed(self.seed, name, stage.index))
+            self._grow(self.stages[stage.index - 1], stage)
         self._entered = stage.index
-        self._ids = {}
         self.participation.begin_stage(stage)
         if self.pace:
             self.pace.begin(self._followed(), torch_generator(self.seed, "pace", stage.index))
+
+    def _grow(self, previous: Stage, stage: Stage) -> None:
+        """Gives the new blocks, and the heads, the weights that the scheme wants them to start from."""
+        if self.scheme.weight_transfer:
+            copied = transfer_weights(self.model.encoder, previous, stage)
+            self._forget_ids(f"block.{block}" for block in copied)
+        if self.scheme.renew_heads:
+            for name in self.model.heads:
+                renew(self.model.modules[name], derive_seed(self.seed, name, stage.index))
+            self._forget_ids(self.model.heads)
 
     def _followed(self) -> list[torch.Tensor]:
         """What the pace controller follows: the parameters of the trained stem and blocks."""
@@ -328,6 +333,11 @@ class Server:
         if name not in self._ids:
             self._ids[name] = content_id(self.model.read([name])[name])
         return self._ids[name]
+
+    def _forget_ids(self, names: Iterable[str]) -> None:
+        """Makes the content ids of parts whose tensors changed anew, once a client needs them."""
+        for name in names:
+            self._ids.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the weights and the optimizer, in plain types and tensors."""
