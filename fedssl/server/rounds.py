@@ -1,13 +1,38 @@
-"""What happened in one communication round."""
+"""What happens in one communication round."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from fedssl.protocol.messages import Failure, Result
+from fedssl.protocol.messages import Failure, Result, Task, num_bytes
+from fedssl.server.participation import Cohort
 from layerwise import PaceReading
+
+
+@dataclass(frozen=True)
+class OpenRound:
+    """What the server notes of a round until its end.
+
+    Args:
+        cohort: Its clients.
+        asked: Parts that each client was asked to train, in forward order, the heads last.
+        down_bytes: Sent to each client.
+        seconds: Until each client was done, on the virtual clock.
+    """
+
+    cohort: Cohort = Cohort(())  # noqa: RUF009 (frozen)
+    asked: dict[int, list[str]] = field(default_factory=dict)
+    down_bytes: dict[int, int] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+
+    def sent(self, task: Task) -> int:
+        """Notes a task; returns its bytes."""
+        sent = num_bytes(task.active) + num_bytes(task.frozen)
+        self.asked[task.client_id] = list(task.active)
+        self.down_bytes[task.client_id] = self.down_bytes.get(task.client_id, 0) + sent
+        return sent
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fedssl.server.aggregation import Aggregation
 from fedssl.server.calibration import Calibration
 from fedssl.server.client_stage import check_untied, client_stage, typical_choices
 from fedssl.server.participation import Cohort, Participation
-from fedssl.server.rounds import Ledger, RoundReport
+from fedssl.server.rounds import Ledger, OpenRound, RoundReport
 from fedssl.server.selection import Outcome
 from fedssl.server.updates import MAX_UPDATE, Intake, sample_update
 from fedssl.utils.resources import Stopwatch
@@ -55,6 +55,7 @@ class Server:
         seed: Seed of the run.
 
     Attributes:
+        current: What is noted of the round that runs, or ran last.
         quorum: Usable results that a round needs in which a client failed or was late; 0: one, if a client failed.
         max_update: Largest change of a tensor that a client may give, see :class:`fedssl.server.updates.Intake`.
 
@@ -95,6 +96,7 @@ class Server:
         self.pace = pace
         self.seed = seed
         self.round = 0
+        self.current = OpenRound()
         self.ledger = Ledger()
         self.times = Stopwatch()
         self.failed_updates = 0
@@ -132,11 +134,8 @@ class Server:
         """Grows the model if a stage begins, and draws this round's clients."""
         self._enter(self.stage)
         choices = typical_choices(self.scheme, self.stage, self.seed)
-        self._cohort = self.participation.draw(self.round, *choices)
-        self._sent: dict[int, list[str]] = {}
-        self._down_bytes: dict[int, int] = {}
-        self._seconds: dict[int, float] = {}
-        return self._cohort
+        self.current = OpenRound(self.participation.draw(self.round, *choices))
+        return self.current.cohort
 
     def make_task(self, client_id: int) -> Task:
         """What this client gets: the active part, and the frozen parts that it does not hold yet."""
@@ -148,10 +147,7 @@ class Server:
         active, frozen = self.model.read(self.model.trained_names(stage)), self.model.read(missing)
         task = Task(client_id, self.round, stage, active, needed, frozen)
         held.update(needed)
-        self._sent[client_id] = list(active)
-        sent = num_bytes(active) + num_bytes(frozen)
-        self._down_bytes[client_id] = self._down_bytes.get(client_id, 0) + sent
-        self.ledger.sent(client_id, sent)
+        self.ledger.sent(client_id, self.current.sent(task))
         return task
 
     def set_holdings(self, client_id: int, held: dict[str, str]) -> None:
@@ -226,10 +222,10 @@ class Server:
     def _take(self, result: Result | Failure, intake: Intake, reference: Tensors) -> list[Outcome]:
         """Takes what has arrived of a client's result; returns what the selector learns from it."""
         client, seconds = result.client_id, 0.0
-        asked = self._sent.get(client, [])
+        asked = self.current.asked.get(client, [])
         if self.participation.fleet and asked and isinstance(result, Result):
-            delivery = self.participation.fleet.deliver(result, self._down_bytes[client])
-            seconds = self._seconds[client] = delivery.seconds
+            delivery = self.participation.fleet.deliver(result, self.current.down_bytes[client])
+            seconds = self.current.seconds[client] = delivery.seconds
             if isinstance(delivery.result, Result) and delivery.result is not result:
                 asked = asked[-len(delivery.result.parts) :]
             result = delivery.result
@@ -263,7 +259,7 @@ class Server:
 
     def _end_round(self, intake: Intake, moved: bool) -> RoundReport:
         """Looks at the pace, calibrates if that is due, and closes the books of the round."""
-        stage = self.stage
+        stage, cohort = self.stage, self.current.cohort
         reading = self.pace.observe(self._followed()) if self.pace and moved else None
         self.stage_rounds[stage.index] += 1
         over = self.stage_rounds[stage.index] >= stage.rounds or (reading is not None and reading.freeze)
@@ -271,13 +267,13 @@ class Server:
             round=self.round,
             stage=stage.index,
             trained=tuple(intake.trained),
-            dropped=self._cohort.dropped,
-            ineligible=self._cohort.ineligible,
-            unavailable=self._cohort.unavailable,
+            dropped=cohort.dropped,
+            ineligible=cohort.ineligible,
+            unavailable=cohort.unavailable,
             failures=tuple(intake.failures),
             late=tuple(intake.late),
             loss=intake.mean_loss(),
-            down_bytes=sum(self._down_bytes.values()),
+            down_bytes=sum(self.current.down_bytes.values()),
             up_bytes=intake.up_bytes,
             macs=intake.macs,
             activation_bytes=intake.activation_bytes,
@@ -301,7 +297,7 @@ class Server:
 
     def _advance_clock(self) -> float | None:
         fleet = self.participation.fleet
-        return fleet.advance(list(self._seconds.values())) if fleet else None
+        return fleet.advance(list(self.current.seconds.values())) if fleet else None
 
     def _enter(self, stage: Stage) -> None:
         self.model.encoder.depth = stage.depth

@@ -103,7 +103,7 @@ def test_a_round_lasts_as_long_as_its_slowest_participant(make_world: Callable[.
     elapsed = 0.0
     for _ in range(6):
         results = kept_results(world)
-        received = world.server._down_bytes
+        received = world.server.current.down_bytes
         sizes = [num_bytes(result.parts) for result in results]
         expected = max(
             received[0] / down + results[0].macs / SPEED / 2 + sizes[0] / up,
@@ -155,7 +155,7 @@ def test_selectors_learn_what_a_round_took(make_world: Callable[..., Any]) -> No
     macs = {result.client_id: result.macs for result in kept_results(world)}
     assert [memory for _, _, memory, _ in asked[0]] == [math.inf, 10**9, math.inf]
     assert [seconds for *_, seconds in asked[0]] == pytest.approx([0.0, macs[1] / SPEED, macs[2] / SPEED])
-    world.server.absorb(world.results(world.server._cohort))
+    world.server.absorb(world.results(world.server.current.cohort))
     assert seen == [[(0, 4, 0.0, None), (1, 9, 1.0, None), (2, 8, 1.0, None)]]
 
 

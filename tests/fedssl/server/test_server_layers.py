@@ -208,6 +208,6 @@ def test_depth_dropout_and_late_clients_together(make_world: Callable[..., Any])
     skip_to_stage(world, 4)
     report = world.round()
     assert (report.trained, report.failures, report.late) == ((0, 1), (), ())
-    assert world.server._sent[1][0] == "stem"
-    given = world.server._sent[1][-int(0.7 * len(world.server._sent[1])) :]
+    assert world.server.current.asked[1][0] == "stem"
+    given = world.server.current.asked[1][-int(0.7 * len(world.server.current.asked[1])) :]
     assert world.server.ledger.clients[1].up_bytes == num_bytes(world.server.model.read(given))
