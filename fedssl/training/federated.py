@@ -146,6 +146,7 @@ class FederatedSSL(Pretraining):
         self.server: Server | None = None
         self.local: LocalUpdate | None = None
         self.engine: Engine | None = None
+        self._ranks: Ranks | None = None
         self.on_client: Callable[[Cohort, int], None] | None = None
         self.last_report: RoundReport | None = None
         self._prepared: ClientData | None = None
@@ -234,8 +235,7 @@ class FederatedSSL(Pretraining):
         """Lightning's hook; brings the resident client to the device."""
         assert self.local is not None
         assert self.server is not None
-        clients = self.trainer.datamodule.federation.clients  # type: ignore[attr-defined]
-        self._ranks = Ranks(self.local, clients, self.trainer.global_rank, self.trainer.world_size)
+        self._ranks = None
         self.model.to(self.device)
         self.local.model.to(self.device)
         for times in (self.times, self.server.times, self.local.book.times):
@@ -272,11 +272,11 @@ class FederatedSSL(Pretraining):
         )
 
     def training_step(self, batch: Federation, batch_idx: int) -> None:
-        """One communication round."""
+        """One communication round with the clients whose data the batch has."""
         assert self.server is not None
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        engine = self.engine or self._ranks
+        engine = self.engine or self._processes(batch)
         engine.gather(self.server)
         cohort = self.server.begin_round()
         report = self.server.absorb(self._announced(engine.train(self.server, cohort), cohort), optimizer.step)
@@ -292,9 +292,17 @@ class FederatedSSL(Pretraining):
                 *(len(report.failures), len(report.late)),
             )
         self.last_report = report
-        self._log(report)
+        self._log(report, engine)
         if self.server.done:
             self._end_run()
+
+    def _processes(self, federation: Federation) -> Ranks:
+        """The processes of this run; a fit has the same ones in all its rounds."""
+        assert self.local is not None
+        if self._ranks is None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            self._ranks = Ranks(self.local, federation.clients, rank, world_size)
+        return self._ranks
 
     def _end_run(self) -> None:
         """Stops the trainer; a run that ends early is validated at its end, whatever the interval."""
@@ -381,14 +389,14 @@ class FederatedSSL(Pretraining):
         profiles = self.devices.profiles(len(federation.clients), self.seed)
         return Fleet(profiles, federation.sizes, self.forecast(memory), self.deadline)
 
-    def _log(self, report: RoundReport) -> None:
+    def _log(self, report: RoundReport, engine: Engine) -> None:
         assert self.server is not None
         seconds = {f"time/{phase}": seconds for phase, seconds in self.seconds().items()}
         metrics = round_metrics(report) | self.aggregation.metrics(report.round + 1)
         metrics |= seconds | memory_metrics(self.device)
         if self.server.participation.fleet:
             metrics["time/simulated_seconds"] = self.server.participation.fleet.now
-        metrics |= (self.engine or self._ranks).metrics(report)
+        metrics |= engine.metrics(report)
         self.log_dict({key: float(value) for key, value in metrics.items()}, batch_size=1)
 
     def seconds(self) -> dict[str, float]:
