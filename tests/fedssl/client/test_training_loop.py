@@ -17,6 +17,7 @@ from fedssl.client import step_costs
 from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.client.training_loop import NonFiniteLossError, shuffled_batches, train_epochs
 from fedssl.data.datasets import ArrayImages, FileImages, ImageSet
+from fedssl.utils.saved_state import check_plain
 from layerwise import EndToEnd, StepCost
 from ssl_methods import StepOutput
 
@@ -173,6 +174,16 @@ def test_costs_are_measured_once_a_kind(
     assert set(book.costs) == {replace(key, batch_size=size) for key in (ANY, other) for size in (2, 4)}
     assert measured == list(book.costs.values())
     assert all(cost.macs > 0 and cost.activation_bytes > 0 for cost in measured)
+
+
+def test_costs_are_saved_as_plain_values() -> None:
+    book, other = CostBook(), CostBook()
+    book.costs = {ANY: StepCost(2, 3), replace(ANY, batch_size=4, banked=True, budget=5): StepCost(6, 7)}
+    state = book.state_dict()
+    check_plain(state)
+    other.load_state_dict(state)
+    assert other.costs == book.costs
+    assert other.state_dict() == state
 
 
 def test_measuring_does_not_change_the_result(
