@@ -90,6 +90,20 @@ class Method(LightningModule):
     def heads(self) -> dict[str, nn.Module]:
         """The heads that are trained with the backbone, by name."""
 
+    def state_parts(self) -> dict[str, nn.Module]:
+        """Modules whose tensors no optimizer trains but steps move, by name: a running centre of outputs.
+
+        They travel and are saved with the heads; the server averages them as it does batch norm's statistics.
+        """
+        return {}
+
+    def client_state(self) -> list[nn.Module]:
+        """Modules whose tensors stay on a client and have their initial values at the start of each of its rounds.
+
+        A queue of features is one: no client may see another's.
+        """
+        return []
+
     @abstractmethod
     def inputs(self, images: Tensor, labels: Tensor) -> Inputs:
         """What a step needs of a batch, augmented.

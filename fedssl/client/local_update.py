@@ -138,6 +138,7 @@ class LocalUpdate:
 
     def _start(self, task: Task, memory: ClientMemory | None) -> None:
         method = self.model.method
+        self.model.client_state.reset()
         method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
         self.step.start(method, memory.alignment if memory else None)
         if self.start and memory:

@@ -169,7 +169,7 @@ class FakeStep:
 
     def _prediction(self, gradients: int, cost: StepCost, filling_macs: int) -> StepPrediction:
         method, peak = self._method, max(self._live.levels)
-        modules = (self._prefix, method.backbone, *method.heads().values())
+        modules = (self._prefix, method.backbone, *method.heads().values(), *method.state_parts().values())
         parameters = tensor_bytes(t for m in modules for t in (*m.parameters(), *m.buffers()))
         values = [value for state in self._optimizer.state.values() for value in state.values()]
         state = tensor_bytes(value for value in values if isinstance(value, Tensor))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.protocol.messages import Parts
+from fedssl.protocol.method_state import ClientState, check_state
 from fedssl.utils.seeding import derive_seed
 from layerwise import MicroBatches, Stage, StagedEncoder, StagedSpec, build_encoder, check_micro_batch, split_encoder
 from ssl_methods import Method, OptimizerFactory, TwoViews
@@ -19,23 +20,32 @@ class SplitModel:
     """Server and clients each own one; both have the same part names.
 
     Part names are those of the encoder (``stem``, ``block.0``, ..., ``tail``, ``reshape.0``, ...) and
-    ``head.projector``, ``head.predictor``, ... of the method. Parts without tensors are left out everywhere.
+    ``head.projector``, ``head.predictor``, ..., ``state.center``, ... of the method. Parts without tensors are left out
+    everywhere.
 
     Attributes:
+        client_state: Of the method, which every client starts anew.
         micro_batch: Images that an attached stage's layers take at a time; ``None``: the whole batch.
+
+    Raises:
+        ValueError: A tensor of the method would leak from client to client.
     """
 
     def __init__(self, encoder: StagedEncoder, method: Method) -> None:
         self.encoder = encoder
         self.method = method
         self.micro_batch: int | None = None
+        check_state(method, encoder)
+        self.client_state = ClientState(method.client_state())
         modules = encoder.parts() | {f"head.{name}": head for name, head in method.heads().items()}
+        modules |= {f"state.{name}": state for name, state in method.state_parts().items()}
         self.modules = {name: module for name, module in modules.items() if module.state_dict()}
         self.heads = [name for name in self.modules if name.startswith("head.")]
+        self.states = [name for name in self.modules if name.startswith("state.")]
 
     def trained_names(self, stage: Stage) -> list[str]:
-        """Parts that are trained and travel both ways: the stage's layers and all heads."""
-        return [name for name in stage.trained_parts() if name in self.modules] + self.heads
+        """Parts that are trained and travel both ways: the stage's layers, all heads and the method's state."""
+        return [name for name in stage.trained_parts() if name in self.modules] + self.heads + self.states
 
     def frozen_names(self, stage: Stage) -> list[str]:
         """Parts that clients need but do not train."""

@@ -54,6 +54,7 @@ class Calibration:
         """
         method = model.method
         model.attach_whole(stage)
+        model.client_state.reset()
         method.generator = torch_generator(seed, "calibrate-augment", round_)
         shuffle = torch_generator(seed, "calibrate-shuffle", round_)
         clients_optimizer, method.optimizer_factory = (

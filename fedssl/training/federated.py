@@ -137,6 +137,7 @@ class FederatedSSL(Pretraining):
         check_method(self.model.method, alignment, bank)
         self.automatic_optimization = False
         self.heads = nn.ModuleDict(self.model.method.heads())
+        self.states = nn.ModuleDict(self.model.method.state_parts())
         self.scheme, self.rounds = scheme, rounds
         self.local_epochs, self.batch_size = local_epochs, batch_size
         self.participation, self.dropout, self.selector = participation, dropout, selector
