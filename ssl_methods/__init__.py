@@ -1,6 +1,7 @@
 """Training objectives as Lightning modules, losses, augmentation."""
 
 from ssl_methods.augment import DigitsViews, MedicalViews, NaturalViews, TwoViews
+from ssl_methods.barlow_twins import BarlowTwins
 from ssl_methods.byol import BYOL
 from ssl_methods.language_modelling import LanguageModelling
 from ssl_methods.losses import info_nce, nt_xent
@@ -14,6 +15,7 @@ from ssl_methods.twin import Twin
 
 __all__ = [
     "BYOL",
+    "BarlowTwins",
     "DigitsViews",
     "Inputs",
     "LanguageModelling",

@@ -31,7 +31,7 @@ from fedssl.server.selection import Selector
 from fedssl.server.server import Server
 from fedssl.training.federated import sgd
 from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme, Stage
-from ssl_methods import BYOL, DigitsViews, MoCoV3, SimCLR, Supervised, TwoViews
+from ssl_methods import BYOL, BarlowTwins, DigitsViews, MoCoV3, SimCLR, Supervised, TwoViews
 from ssl_methods.alignment import Alignment
 
 VIT = EncoderSpec(
@@ -54,6 +54,7 @@ PREDICTED: dict[str, dict[tuple[Stage, int], StepPrediction]] = {}
 METHODS: dict[str, Callable[..., Any]] = {
     "SimCLR": partial(SimCLR, hidden_dim=16, output_dim=8, projector_layers=2),
     "BYOL": partial(BYOL, hidden_dim=16, output_dim=8, projector_layers=2),
+    "BarlowTwins": partial(BarlowTwins, hidden_dim=16, output_dim=8),
     "MoCoV3": partial(MoCoV3, temperature=0.2, hidden_dim=16, output_dim=8, projector_layers=2),
     "Supervised": partial(Supervised, num_classes=3),
 }

@@ -26,6 +26,7 @@ def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "BYOL": {"method": "BYOL", "alignment": GlobalAlignment()},
+    "Barlow Twins": {"method": "BarlowTwins"},
     "MOON": {"method": "MoCoV3", "alignment": MoonAlignment()},
     "FedAvgM": {"server_optimizer": partial(SGD, lr=0.7, momentum=0.9)},
     "FedAdam": {"server_optimizer": partial(Adam, lr=0.01)},
