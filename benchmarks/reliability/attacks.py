@@ -120,7 +120,7 @@ ANSWERS: dict[str, Attack] = (
     | {f"squared_loss {value!r}": note(squared_loss=value) for value in (-5, float("nan"), 1e308)}
     | {
         f"{name} {value!r}": note(**{name: value})
-        for name in ("macs", "activation_bytes")
+        for name in ("macs", "activation_bytes", "steps")
         for value in (-1, 2**63 - 1, "1")
     }
     | {f"weights {value:g}": filled(value) for value in (float("nan"), float("inf"), 3e38, -3e38, 1e30, 1e6)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.record import write_record
-from fedssl.server.aggregation import Aggregation, CoordinateMedian, Krum, TrimmedMean, WeightedMean
+from fedssl.server.aggregation import Aggregation, CoordinateMedian, Krum, TrimmedMean, Update, WeightedMean
 
 CLIENTS, SIZE = 12, 1000
 LIARS = (1, 4, 5, 6)
@@ -47,7 +47,7 @@ def aggregate(rule: Aggregation, changes: list[Tensor]) -> Tensor:
     """One round of a rule, from a model of zeros."""
     rule.begin({"layer/weight": torch.zeros(SIZE)})
     for change in changes:
-        rule.add({"layer/weight": change}, 1)
+        rule.add(Update(0, {"layer/weight": change}, 1, 1, 1.0))
     return rule.finish()["layer/weight"]
 
 

@@ -180,7 +180,14 @@ class LocalUpdate:
     def _result(self, task: Task, num_images: int, report: LoopReport) -> Result:
         parts = self.model.read(self.model.trained_names(task.stage))
         return Result(
-            task.client_id, parts, num_images, report.loss, report.squared_loss, report.macs, report.activation_bytes
+            task.client_id,
+            parts,
+            num_images,
+            report.loss,
+            report.squared_loss,
+            report.macs,
+            report.activation_bytes,
+            report.steps,
         )
 
     def settings(self) -> dict[str, Any]:

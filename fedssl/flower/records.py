@@ -190,10 +190,11 @@ def _parts(content: RecordDict, name: str) -> Parts:
 
 def _result(note: dict[str, Any], parts: Parts, client_id: int) -> Result:
     loss, squared_loss = float(note["loss"]), float(note["squared_loss"])
-    images = _count(note, "num_images")
+    images, steps = _count(note, "num_images"), _count(note, "steps")
     if images < 1 or not math.isfinite(loss) or not math.isfinite(squared_loss):
         raise ValueError(f"{images} images with a loss of {loss}")
-    return Result(client_id, parts, images, loss, squared_loss, _count(note, "macs"), _count(note, "activation_bytes"))
+    macs, activation_bytes = _count(note, "macs"), _count(note, "activation_bytes")
+    return Result(client_id, parts, images, loss, squared_loss, macs, activation_bytes, steps)
 
 
 def _count(note: dict[str, Any], name: str) -> int:

@@ -48,6 +48,7 @@ class Result:
         squared_loss: Mean of the squared training loss over the local steps.
         macs: Multiply-accumulates of the local training.
         activation_bytes: Largest number of bytes kept for backward in one step.
+        steps: Optimizer steps of the local training.
     """
 
     client_id: int
@@ -57,6 +58,7 @@ class Result:
     squared_loss: float
     macs: int
     activation_bytes: int
+    steps: int
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedssl.protocol.messages import Failure, Result, Tensors, flatten, num_bytes, part_of
-from fedssl.server.aggregation import Aggregation
+from fedssl.server.aggregation import Aggregation, Update
 from fedssl.server.aggregation.rule import difference_to
 
 UPDATE_SAMPLE = 10_000
@@ -27,7 +27,7 @@ LARGEST_LOSS = 1e9
 """Of a step; larger ones are no losses. Negative ones are: an objective may be a negative similarity."""
 
 LARGEST_COUNTER = 2**53
-"""Of an integer tensor, such as batch norm's count of steps, which must not overflow when it goes on."""
+"""Of local steps, and of an integer tensor such as batch norm's count of them, which must not overflow later."""
 
 
 class Intake:
@@ -79,7 +79,7 @@ class Intake:
             return
         tensors = flatten(result.parts)
         floating = {k: t for k, t in tensors.items() if k in self._floating}
-        self._aggregation.add(floating, result.num_images)
+        self._aggregation.add(Update(result.client_id, floating, result.num_images, result.steps, result.loss))
         self.given.update(floating)
         _keep_largest(self.counters, {k: t for k, t in tensors.items() if k not in self._floating})
         self._count(result)
@@ -112,6 +112,8 @@ def find_fault(result: Result, reference: Tensors, max_update: float = MAX_UPDAT
     if result.num_images < 1 or not abs(result.loss) <= LARGEST_LOSS or not 0 <= result.squared_loss <= LARGEST_LOSS**2:
         trained = f"{result.num_images} images with a loss of {result.loss:g}"
         return Failure(result.client_id, f"{trained}, squared {result.squared_loss:g}, cannot be")
+    if not 1 <= result.steps <= LARGEST_COUNTER:
+        return Failure(result.client_id, f"{result.steps} local steps cannot be")
     tensors = flatten(result.parts)
     if tensors.keys() != reference.keys():
         return Failure(result.client_id, "its update has other tensors than its task")

@@ -1,20 +1,23 @@
 """Aggregation rules: how the clients' results become one."""
 
+from fedssl.server.aggregation.fednova import FedNova
 from fedssl.server.aggregation.means import LDAWA, NormWeightedMean, UnchangedMean, WeightedMean
 from fedssl.server.aggregation.private_mean import PrivateMean
 from fedssl.server.aggregation.robust import CoordinateMedian, Krum, TrimmedMean
-from fedssl.server.aggregation.rule import Aggregation
+from fedssl.server.aggregation.rule import Aggregation, Update
 from fedssl.server.aggregation.straggler_mean import StragglerMean
 
 __all__ = [
     "LDAWA",
     "Aggregation",
     "CoordinateMedian",
+    "FedNova",
     "Krum",
     "NormWeightedMean",
     "PrivateMean",
     "StragglerMean",
     "TrimmedMean",
     "UnchangedMean",
+    "Update",
     "WeightedMean",
 ]

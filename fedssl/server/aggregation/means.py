@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedssl.protocol.messages import Tensors
-from fedssl.server.aggregation.rule import Aggregation, difference_to
+from fedssl.server.aggregation.rule import Aggregation, Update, difference_to
 
 
 class WeightedMean(Aggregation):
@@ -26,14 +27,14 @@ class WeightedMean(Aggregation):
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, int] = {}
 
-    def add(self, tensors: Tensors, num_images: int) -> None:
-        for key, tensor in tensors.items():
+    def add(self, update: Update) -> None:
+        for key, tensor in update.tensors.items():
             difference = difference_to(self._reference[key], tensor)
             if key in self._sums:
-                self._sums[key].add_(difference, alpha=num_images)
+                self._sums[key].add_(difference, alpha=update.num_images)
             else:
-                self._sums[key] = difference.mul_(num_images)
-            self._totals[key] = self._totals.get(key, 0) + num_images
+                self._sums[key] = difference.mul_(update.num_images)
+            self._totals[key] = self._totals.get(key, 0) + update.num_images
 
     def finish(self) -> Tensors:
         return {
@@ -57,9 +58,9 @@ class UnchangedMean(WeightedMean):
         super().begin(reference)
         self._images = 0
 
-    def add(self, tensors: Tensors, num_images: int) -> None:
-        super().add(tensors, num_images)
-        self._images += num_images
+    def add(self, update: Update) -> None:
+        super().add(update)
+        self._images += update.num_images
 
     def finish(self) -> Tensors:
         self._totals = dict.fromkeys(self._totals, self._images)
@@ -83,9 +84,10 @@ class NormWeightedMean(WeightedMean):
         self._norms = 0.0
         self._adapted: Tensors = {}
 
-    def add(self, tensors: Tensors, num_images: int) -> None:
-        adapters = {key: tensor for key, tensor in tensors.items() if ADAPTER.fullmatch(key)}
-        super().add({key: tensor for key, tensor in tensors.items() if key not in adapters}, num_images)
+    def add(self, update: Update) -> None:
+        adapters = {key: tensor for key, tensor in update.tensors.items() if ADAPTER.fullmatch(key)}
+        others = {key: tensor for key, tensor in update.tensors.items() if key not in adapters}
+        super().add(replace(update, tensors=others))
         if not adapters:
             return
         norm = max(update_norm(adapters), torch.finfo(torch.float32).tiny)
@@ -129,8 +131,8 @@ class LDAWA(Aggregation):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, tensors: Tensors, num_images: int) -> None:
-        for key, tensor in tensors.items():
+    def add(self, update: Update) -> None:
+        for key, tensor in update.tensors.items():
             own = tensor.to(self._reference[key].device).float()
             scaled = own * angular_weight(self._reference[key].float(), own)
             self._sums[key] = self._sums[key].add_(scaled) if key in self._sums else scaled

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fedssl.protocol.messages import Tensors, content_id
-from fedssl.server.aggregation.rule import Aggregation, difference_to
+from fedssl.server.aggregation.rule import Aggregation, Update, difference_to
 from fedssl.server.participation import Participation
 from fedssl.server.selection import RandomSelector, RoundRobinSelector
 
@@ -99,8 +99,8 @@ class PrivateMean(Aggregation):
         self._reference = reference
         self._sums = {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in reference.items()}
 
-    def add(self, tensors: Tensors, num_images: int) -> None:
-        changes = {key: difference_to(self._reference[key], tensor) for key, tensor in tensors.items()}
+    def add(self, update: Update) -> None:
+        changes = {key: difference_to(self._reference[key], tensor) for key, tensor in update.tensors.items()}
         scale = min(1.0, self.clip / max(norm_of(changes), 1e-12))
         for key, change in changes.items():
             self._sums[key].add_(change, alpha=scale)

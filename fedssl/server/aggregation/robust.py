@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedssl.protocol.messages import Tensors, part_of
-from fedssl.server.aggregation.rule import Aggregation, difference_to
+from fedssl.server.aggregation.rule import Aggregation, Update, difference_to
 from fedssl.server.participation import Participation
 
 
@@ -41,9 +41,9 @@ class RobustAggregation(Aggregation):
         self._reference = reference
         self._changes: dict[str, list[Tensors]] = {}
 
-    def add(self, tensors: Tensors, num_images: int) -> None:
+    def add(self, update: Update) -> None:
         layers: dict[str, Tensors] = {}
-        for key, tensor in tensors.items():
+        for key, tensor in update.tensors.items():
             layers.setdefault(part_of(key), {})[key] = difference_to(self._reference[key], tensor)
         for layer, change in layers.items():
             self._changes.setdefault(layer, []).append(change)

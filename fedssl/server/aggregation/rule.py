@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from fedssl.protocol.messages import Tensors
 from fedssl.server.participation import Participation
+
+
+@dataclass(frozen=True)
+class Update:
+    """A client's result as rules see it.
+
+    Args:
+        client_id: Who gave it.
+        tensors: Floating-point tensors of the layers that it gave. They must not be kept: the next client overwrites
+            them.
+        num_images: Images it trained on, no more than the division gave it.
+        steps: Optimizer steps it took, as it says itself.
+        loss: Mean training loss over these steps, likewise.
+    """
+
+    client_id: int
+    tensors: Tensors
+    num_images: int
+    steps: int
+    loss: float
 
 
 class Aggregation(ABC):
@@ -56,8 +77,8 @@ class Aggregation(ABC):
         """Starts a round from the global tensors that were sent out."""
 
     @abstractmethod
-    def add(self, tensors: Tensors, num_images: int) -> None:
-        """Takes one client's tensors; they must not be kept, the next client overwrites them."""
+    def add(self, update: Update) -> None:
+        """Takes what one client gave."""
 
     @abstractmethod
     def finish(self) -> Tensors:

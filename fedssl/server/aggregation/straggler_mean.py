@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor
 
 from fedssl.protocol.messages import Tensors, part_of
-from fedssl.server.aggregation.rule import Aggregation, difference_to
+from fedssl.server.aggregation.rule import Aggregation, Update, difference_to
 
 Rule = Literal["contributors", "unbiased", "all"]
 
@@ -42,8 +42,8 @@ class StragglerMean(Aggregation):
         self._counts: dict[str, int] = {}
         self._clients = 0
 
-    def add(self, tensors: Tensors, num_images: int) -> None:
-        for key, tensor in tensors.items():
+    def add(self, update: Update) -> None:
+        for key, tensor in update.tensors.items():
             difference = difference_to(self._reference[key], tensor)
             self._sums[key] = self._sums[key].add_(difference) if key in self._sums else difference
             self._counts[key] = self._counts.get(key, 0) + 1

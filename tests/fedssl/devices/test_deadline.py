@@ -14,7 +14,7 @@ NAMES = ("stem", "block.0", "block.1", "tail", "head.projector")
 
 def result(names: tuple[str, ...] = NAMES, macs: int = 1000) -> Result:
     parts: Parts = {name: {"w": torch.full((2,), float(place))} for place, name in enumerate(names)}
-    return Result(7, parts, 12, 0.5, 0.3, macs, 99)
+    return Result(7, parts, 12, 0.5, 0.3, macs, 99, 3)
 
 
 def given(arrived: Result | Failure) -> list[str]:

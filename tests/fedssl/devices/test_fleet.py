@@ -32,7 +32,7 @@ def fleet_of(*profiles: DeviceProfile, images: list[int] | None = None, deadline
 
 def result(client: int, macs: int = 100, numbers: int = 10) -> Result:
     parts = {"stem": {"w": torch.zeros(numbers)}, "tail": {"w": torch.zeros(numbers)}}
-    return Result(client, parts, 8, 1.0, 1.0, macs, 0)
+    return Result(client, parts, 8, 1.0, 1.0, macs, 0, 1)
 
 
 # --- memory

@@ -69,6 +69,13 @@ def test_who_was_asked_counts_not_who_claims_to_answer() -> None:
     )
 
 
+def figures(**changes: str) -> str:
+    """What a result says beside its tensors."""
+    names = ("num_images", "loss", "squared_loss", "macs", "activation_bytes", "steps")
+    said = dict.fromkeys(names, "1") | changes
+    return '{"kind": "Result", ' + ", ".join(f'"{name}": {value}' for name, value in said.items()) + "}"
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -78,8 +85,10 @@ def test_who_was_asked_counts_not_who_claims_to_answer() -> None:
         note("{}"),
         note('{"kind": "Result"}'),
         note('{"kind": "Lacking", "held": [1]}'),
-        note('{"kind": "Result", "num_images": true, "loss": 1, "squared_loss": 1, "macs": 1, "activation_bytes": 1}'),
-        note('{"kind": "Result", "num_images": 1, "loss": NaN, "squared_loss": 1, "macs": 1, "activation_bytes": 1}'),
+        note(figures(num_images="true")),
+        note(figures(loss="NaN")),
+        note(figures(steps="-1")),
+        note(figures(steps="1.5")),
         note('{"kind": "Result"}', parts=ArrayRecord({"a/b": Array("float32", (9,), "pickle", b"\x80\x04.")})),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from torch.optim import SGD, Adam
 
 from fedssl.client.bank import ActivationBank
+from fedssl.server.aggregation import FedNova
 from fedssl.server.calibration import Calibration
 from layerwise import LayerWise, Progressive
 from ssl_methods.alignment import GlobalAlignment, MoonAlignment
@@ -30,6 +31,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "MOON": {"method": "MoCoV3", "alignment": MoonAlignment()},
     "FedAvgM": {"server_optimizer": partial(SGD, lr=0.7, momentum=0.9)},
     "FedAdam": {"server_optimizer": partial(Adam, lr=0.01)},
+    "FedNova": {"aggregation": FedNova(momentum=0.9), "sizes": (4, 9, 8)},
     "calibration": {"calibration": Calibration(batch_size=4)},
     "partial": {"cohort_size": 2, "dropout": 0.3},
     "growth": {"scheme": LayerWise(weight_transfer=True, renew_heads=True)},

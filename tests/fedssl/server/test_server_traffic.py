@@ -121,7 +121,7 @@ def test_ledger_totals_are_those_of_the_reports(make_world: Callable[..., Any]) 
 
 
 def result(client: int, macs: int, activation_bytes: int) -> Result:
-    return Result(client, {}, 1, 0.0, 0.0, macs, activation_bytes)
+    return Result(client, {}, 1, 0.0, 0.0, macs, activation_bytes, 1)
 
 
 def test_ledger_by_hand() -> None:

@@ -20,9 +20,8 @@ def parts(w: Tensor | None = None, n: int = 5, **others: Tensor) -> Parts:
 
 def result(client: int = 0, images: int = 1, loss: float = 1.0, **changes: Any) -> Result:
     sent = changes.pop("parts", parts())
-    return Result(
-        client, sent, images, loss, loss**2, macs=changes.get("macs", 0), activation_bytes=changes.get("peak", 0)
-    )
+    costs = {"macs": changes.get("macs", 0), "activation_bytes": changes.get("peak", 0)}
+    return Result(client, sent, images, loss, loss**2, **costs, steps=changes.get("steps", 1))
 
 
 def taken(*results: Result | Failure) -> tuple[Intake, WeightedMean]:
@@ -98,7 +97,7 @@ def test_bad_results_fail_and_touch_nothing(sent: Parts, reason: str) -> None:
 )
 def test_losses_that_cannot_be_are_dropped(changes: dict[str, float]) -> None:
     fields = {"num_images": int(changes.pop("images", 1)), "loss": 1.0, "squared_loss": 1.0} | changes
-    intake, _ = taken(result(1), Result(2, parts(), macs=0, activation_bytes=0, **fields), result(4))  # type: ignore[arg-type]
+    intake, _ = taken(result(1), Result(2, parts(), macs=0, activation_bytes=0, steps=1, **fields), result(4))  # type: ignore[arg-type]
     assert [failure.client_id for failure in intake.failures] == [2]
     assert "cannot be" in intake.failures[0].reason
     assert intake.mean_loss() == 1.0
@@ -158,3 +157,9 @@ def test_nobody_gives_no_loss() -> None:
     assert intake.reasons() == "client 0: a; client 1: b"
     many, _ = taken(*(Failure(client, "a") for client in range(6)), Failure(9, "b"))
     assert many.reasons() == "clients 0, 1, 2 and 3 more: a; client 9: b"
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2**60])
+def test_steps_that_cannot_be_are_dropped(steps: int) -> None:
+    intake, _ = taken(result(1), result(2, steps=steps))
+    assert [failure.reason for failure in intake.failures] == [f"{steps} local steps cannot be"]

@@ -19,7 +19,7 @@ from ssl_methods.alignment import MoonAlignment
 
 CPU = torch.device("cpu")
 RESULT = Result(
-    3, {"tail": {"weight": torch.randn(2, 3), "steps": torch.tensor(7), "none": torch.empty(0)}}, 4, 0.5, 0.25, 6, 7
+    3, {"tail": {"weight": torch.randn(2, 3), "steps": torch.tensor(7), "none": torch.empty(0)}}, 4, 0.5, 0.25, 6, 7, 8
 )
 MEMORY = ClientMemory(["tail"], [torch.ones(2, dtype=torch.bfloat16)], {"tail/weight": torch.zeros(3)}, {"mu": 0.1})
 

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from updates import update_of
 
 from fedssl.server.aggregation import WeightedMean
 
@@ -12,7 +13,7 @@ def aggregate(reference: dict[str, Tensor], clients: Clients) -> dict[str, Tenso
     rule = WeightedMean()
     rule.begin(reference)
     for tensors, num_images in clients:
-        rule.add(tensors, num_images)
+        rule.add(update_of(tensors, num_images))
     return rule.finish()
 
 
@@ -61,9 +62,9 @@ def test_clients_tensors_are_not_kept() -> None:
     resident = torch.tensor([1.0, 2.0, 3.0])
     rule = WeightedMean()
     rule.begin(reference)
-    rule.add({"w": resident}, 1)
+    rule.add(update_of({"w": resident}, 1))
     resident.copy_(torch.tensor([3.0, 4.0, 5.0]))
-    rule.add({"w": resident}, 1)
+    rule.add(update_of({"w": resident}, 1))
     resident.fill_(99.0)
     assert torch.equal(rule.finish()["w"], torch.tensor([2.0, 3.0, 4.0]))
 
@@ -79,5 +80,5 @@ def test_every_round_starts_anew() -> None:
     rule = WeightedMean()
     for value in (1.0, 5.0):
         rule.begin({"w": torch.zeros(1)})
-        rule.add({"w": torch.tensor([value])}, 2)
+        rule.add(update_of({"w": torch.tensor([value])}, 2))
         assert rule.finish()["w"].item() == value

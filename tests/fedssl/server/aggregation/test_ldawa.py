@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from updates import update_of
 
 from fedssl.server.aggregation import LDAWA
 from fedssl.server.aggregation.means import angular_weight
@@ -16,7 +17,7 @@ def aggregate(reference: Tensors, *clients: Tensors) -> Tensors:
     rule = LDAWA()
     rule.begin(reference)
     for place, tensors in enumerate(clients):
-        rule.add(tensors, 10**place)
+        rule.add(update_of(tensors, 10**place))
     return rule.finish()
 
 
@@ -71,9 +72,9 @@ def test_clients_tensors_are_neither_kept_nor_changed() -> None:
     reference, resident = {"w": torch.tensor([1.0, 0.0])}, torch.tensor([2.0, 0.0])
     rule = LDAWA()
     rule.begin(reference)
-    rule.add({"w": resident}, 1)
+    rule.add(update_of({"w": resident}, 1))
     resident.copy_(torch.tensor([4.0, 0.0]))
-    rule.add({"w": resident}, 1)
+    rule.add(update_of({"w": resident}, 1))
     assert torch.equal(resident, torch.tensor([4.0, 0.0]))
     resident.fill_(50.0)
     assert torch.equal(rule.finish()["w"], torch.tensor([3.0, 0.0]))
@@ -84,6 +85,6 @@ def test_every_round_starts_anew_and_keeps_the_dtype() -> None:
     rule = LDAWA()
     for value in (1.0, 5.0):
         rule.begin({"w": torch.ones(1, dtype=torch.bfloat16)})
-        rule.add({"w": torch.tensor([value])}, 2)
+        rule.add(update_of({"w": torch.tensor([value])}, 2))
         result = rule.finish()["w"]
         assert (result.item(), result.dtype) == (value, torch.bfloat16)

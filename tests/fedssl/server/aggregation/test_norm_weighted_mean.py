@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from updates import update_of
 
 from fedssl import NormWeightedMean
 from fedssl.server.aggregation.means import update_norm
@@ -39,7 +40,7 @@ def aggregate(*given: tuple[dict[str, Tensor], int]) -> dict[str, Tensor]:
     rule = NormWeightedMean()
     rule.begin(client(9, 2))
     for tensors, images in given:
-        rule.add(tensors, images)
+        rule.add(update_of(tensors, images))
     return rule.finish()
 
 

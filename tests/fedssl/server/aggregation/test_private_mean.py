@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
 
+from updates import update_of
+
 from fedssl.server.aggregation import PrivateMean
 from fedssl.server.aggregation.private_mean import epsilon_of, norm_of
 from fedssl.server.participation import Participation
@@ -29,8 +31,8 @@ def private(clip: float = 5.0, noise: float = 1e-9, clients: int = 2, key: int =
 def test_updates_are_clipped_as_one_vector_and_divided_by_the_cohort() -> None:
     rule = private(clients=4)
     rule.begin(REFERENCE)
-    rule.add({"a/w": torch.tensor([6.0, 0.0]), "b/w": torch.tensor([8.0])}, 1)
-    rule.add({"a/w": torch.tensor([0.0, 4.0]), "b/w": torch.tensor([0.0])}, 1000)
+    rule.add(update_of({"a/w": torch.tensor([6.0, 0.0]), "b/w": torch.tensor([8.0])}, 1))
+    rule.add(update_of({"a/w": torch.tensor([0.0, 4.0]), "b/w": torch.tensor([0.0])}, 1000))
     given = rule.finish()
     assert torch.allclose(given["a/w"], torch.tensor([0.75, 1.0]), atol=1e-6)
     assert torch.allclose(given["b/w"], torch.tensor([1.0]), atol=1e-6)
@@ -44,7 +46,7 @@ def noise(key: int = 7, reference: float = 0.0, given: float = 0.0) -> torch.Ten
     update = torch.zeros(200_000)
     update[:4] = given
     rule.begin(before)
-    rule.add({"a/w": before["a/w"] + update}, 1)
+    rule.add(update_of({"a/w": before["a/w"] + update}, 1))
     return rule.finish()["a/w"] - before["a/w"]
 
 

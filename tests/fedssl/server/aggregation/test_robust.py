@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from updates import update_of
 
 from fedssl.protocol.messages import Failure
 from fedssl.server.aggregation import Aggregation, CoordinateMedian, Krum, TrimmedMean
@@ -20,7 +21,7 @@ ROBUST = {"median": CoordinateMedian, "trimmed mean": lambda: TrimmedMean(0.25),
 def aggregate(rule: Aggregation, *clients: dict[str, list[float]]) -> dict[str, list[float]]:
     rule.begin({key: torch.full((2,), 10.0) for key in ("a/w", "b/w")})
     for number, client in enumerate(clients):
-        rule.add({key: torch.tensor(values) for key, values in client.items()}, 1000**number)
+        rule.add(update_of({key: torch.tensor(values) for key, values in client.items()}, 1000**number))
     return {key: tensor.tolist() for key, tensor in rule.finish().items()}
 
 

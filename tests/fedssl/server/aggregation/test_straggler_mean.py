@@ -6,6 +6,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor
+from updates import update_of
 
 from fedssl.protocol.messages import part_of
 from fedssl.server.aggregation import StragglerMean
@@ -19,7 +20,7 @@ def aggregate(rule: Any, reference: Tensors, clients: list[Tensors], images: int
     mean = StragglerMean(rule)
     mean.begin(reference)
     for place, tensors in enumerate(clients):
-        mean.add(tensors, images + 100 * place)
+        mean.add(update_of(tensors, images + 100 * place))
     return mean.finish()
 
 
@@ -129,9 +130,9 @@ def test_clients_tensors_are_neither_kept_nor_changed() -> None:
     reference, resident = {"a/w": torch.zeros(2)}, torch.tensor([1.0, 2.0])
     mean = StragglerMean()
     mean.begin(reference)
-    mean.add({"a/w": resident}, 1)
+    mean.add(update_of({"a/w": resident}, 1))
     resident.copy_(torch.tensor([3.0, 6.0]))
-    mean.add({"a/w": resident}, 1)
+    mean.add(update_of({"a/w": resident}, 1))
     assert torch.equal(resident, torch.tensor([3.0, 6.0]))
     resident.fill_(50.0)
     assert torch.equal(mean.finish()["a/w"], torch.tensor([2.0, 4.0]))
@@ -142,7 +143,7 @@ def test_every_round_starts_anew_and_keeps_the_dtype() -> None:
     mean = StragglerMean("unbiased")
     for value in (1.0, 5.0):
         mean.begin({"a/w": torch.zeros(1, dtype=torch.bfloat16)})
-        mean.add({"a/w": torch.tensor([value])}, 2)
+        mean.add(update_of({"a/w": torch.tensor([value])}, 2))
         result = mean.finish()["a/w"]
         assert (result.item(), result.dtype) == (value, torch.bfloat16)
 
