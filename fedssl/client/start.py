@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from fedssl.protocol.messages import Tensors
+from fedssl.protocol.messages import STATE, Tensors
 
 PREDICTOR = "head.predictor/"
 
@@ -55,7 +55,7 @@ def encoder_divergence(received: Tensors, own: Tensors) -> float:
     distances = [
         torch.linalg.vector_norm(tensor.float().cpu() - own[key].float().cpu())
         for key, tensor in received.items()
-        if tensor.ndim > 1 and not key.startswith(PREDICTOR)
+        if tensor.ndim > 1 and not key.startswith((PREDICTOR, STATE))
     ]
     return float(torch.stack(distances).mean()) if distances else 0.0
 

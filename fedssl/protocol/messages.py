@@ -13,6 +13,9 @@ from layerwise import Stage
 Tensors = dict[str, Tensor]
 Parts = dict[str, Tensors]
 
+STATE = "state."
+"""Begin of the names of parts that steps move and no optimizer trains, see :mod:`fedssl.protocol.method_state`."""
+
 
 @dataclass(frozen=True)
 class Task:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from fedssl.protocol.messages import Parts
+from fedssl.protocol.messages import STATE, Parts
 from fedssl.protocol.method_state import ClientState, check_state
 from fedssl.utils.seeding import derive_seed
 from layerwise import MicroBatches, Stage, StagedEncoder, StagedSpec, build_encoder, check_micro_batch, split_encoder
@@ -38,10 +38,10 @@ class SplitModel:
         check_state(method, encoder)
         self.client_state = ClientState(method.client_state())
         modules = encoder.parts() | {f"head.{name}": head for name, head in method.heads().items()}
-        modules |= {f"state.{name}": state for name, state in method.state_parts().items()}
+        modules |= {f"{STATE}{name}": state for name, state in method.state_parts().items()}
         self.modules = {name: module for name, module in modules.items() if module.state_dict()}
         self.heads = [name for name in self.modules if name.startswith("head.")]
-        self.states = [name for name in self.modules if name.startswith("state.")]
+        self.states = [name for name in self.modules if name.startswith(STATE)]
 
     def trained_names(self, stage: Stage) -> list[str]:
         """Parts that are trained and travel both ways: the stage's layers, all heads and the method's state."""
@@ -54,7 +54,7 @@ class SplitModel:
     def tied(self) -> dict[str, str]:
         """Encoder parts that share a parameter with a head, and the name of that head."""
         owner = {parameter: head for head in self.heads for parameter in self.modules[head].parameters()}
-        encoder = {name: module for name, module in self.modules.items() if name not in self.heads}
+        encoder = {name: module for name, module in self.modules.items() if name not in self.heads + self.states}
         return {name: owner[p] for name, module in encoder.items() for p in module.parameters() if p in owner}
 
     def read(self, names: Iterable[str]) -> Parts:

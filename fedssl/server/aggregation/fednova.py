@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedssl.protocol.messages import Tensors
+from fedssl.protocol.messages import STATE, Tensors
 from fedssl.server.aggregation.rule import Aggregation, Update, difference_to
 
 STATISTICS = ("running_mean", "running_var")
@@ -78,4 +78,4 @@ def path_length(steps: int, momentum: float = 0.0, proximal: float = 0.0) -> flo
 
 def moved_by_gradients(key: str) -> bool:
     """False for batch norm's statistics and a method's state; a key is ``part/tensor name``."""
-    return not key.startswith("state.") and not key.endswith(STATISTICS)
+    return not key.startswith(STATE) and not key.endswith(STATISTICS)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from stateful import Queued, Renewed, Travelling
 
+from fedssl.costs.prediction import StepPredictor
 from fedssl.protocol.messages import Result, Tensors, flatten
 from fedssl.server.calibration import Calibration
+from layerwise import LayerWise
 
 HEADS = {"hidden_dim": 16, "output_dim": 8, "projector_layers": 2}
 METHODS = [partial(method, **HEADS) for method in (Travelling, Renewed, Queued)]
@@ -54,3 +56,13 @@ def test_the_server_averages_what_travels(make_world: Callable[..., Any]) -> Non
     centre = copies.weights()["state.centre/center"]
     assert centre.abs().sum() > 0
     torch.testing.assert_close(centre, mean)
+
+
+def test_predicting_a_step_moves_no_state(make_model: Callable[..., Any]) -> None:
+    """A centre that travels counts with the weights, one that stays with the copies: eight float32 numbers."""
+    stage, steps = LayerWise().stages(3, 3)[1], []
+    for method in METHODS[:2]:
+        model = make_model(method)
+        steps.append(StepPredictor(model, None, 0.0).run(stage, 4))
+        assert not model.method.centred.center.any()
+    assert (steps[0].parameters - steps[1].parameters, steps[1].copies - steps[0].copies) == (32, 32)

@@ -205,3 +205,9 @@ def test_lambda_is_each_clients_own_and_chosen_once_a_stage(make_world: Callable
     assert len(set(first.values())) == 3
     world.run(2)
     assert {client: memory.notes["lambda"] for client, memory in world.local.memories.items()} == first
+
+
+def test_a_methods_state_is_no_part_of_the_divergence() -> None:
+    received, own = ({"stem/w": torch.full((2, 2), value), "state.centre/c": torch.ones(1, 9)} for value in (1.0, 2.0))
+    own["state.centre/c"] += 100
+    assert encoder_divergence(received, own) == 2.0
