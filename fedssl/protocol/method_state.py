@@ -30,10 +30,12 @@ class ClientState:
         """Gives all of them their initial values."""
         for owner, name, first in self._first:
             now = getattr(owner, name)
-            if first is not None and now is not None and first.shape == now.shape:
+            if first is None:
+                setattr(owner, name, None)
+            elif now is not None and now.shape == first.shape:
                 now.copy_(first)
             else:  # Some banks of features take their shape from the first batch.
-                setattr(owner, name, first if first is None or now is None else first.to(now.device, copy=True))
+                setattr(owner, name, first.to(first.device if now is None else now.device, copy=True))
 
 
 def check_state(method: Method, encoder: nn.Module) -> None:

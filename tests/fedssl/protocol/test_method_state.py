@@ -64,3 +64,6 @@ def test_tensors_that_change_their_shape_are_reset_too() -> None:
         state.reset()
         assert bank.rows.shape == (2, 0)
         assert bank.pointer is None
+    bank.rows = None
+    state.reset()
+    assert bank.rows.shape == (2, 0)
