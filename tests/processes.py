@@ -22,9 +22,9 @@ def start(folder: Path, config: str, settings: list[str]) -> subprocess.Popen[st
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    for _ in range(1200):
+    for _ in range(3600):
         if path.exists():
             return
         assert process.poll() is None, process.communicate()[0][-3000:]
         time.sleep(0.05)
-    raise AssertionError(f"{path} did not appear in a minute")
+    raise AssertionError(f"{path} did not appear in three minutes")

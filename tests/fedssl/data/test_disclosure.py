@@ -2,13 +2,14 @@
 
 import base64
 import io
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import wandb
 from PIL import Image
-from shrunk import TINY_FEDERATION
+from shrunk import ROOT, TINY_FEDERATION, environment
 from wandb_file import history
 
 from fedssl.__main__ import main
@@ -34,11 +35,15 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def own(hospital: Path, folder: Path, *arguments: str) -> Path:
-    wandb.finish()  # a run of another test would be taken for this one's
+def fit_own(hospital: Path, folder: Path) -> list[str]:
     data = ["--data.dataset=folder", f"--data.root={hospital}", "--data.image_size=16", "--data.channels=1"]
-    main([*FIT, *data, *arguments, f"--run_dir={folder}"])
-    wandb.finish()
+    return [*FIT, *data, f"--run_dir={folder}"]
+
+
+def own(hospital: Path, folder: Path, *arguments: str) -> Path:
+    command = [sys.executable, str(ROOT / "train.py"), *fit_own(hospital, folder), *arguments]
+    # A process of its own: what W&B keeps of runs of other tests is none of this one's.
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=environment())
     return folder
 
 
@@ -111,7 +116,7 @@ def test_images_of_public_data_can_be_kept_out(tmp_path: Path) -> None:
 
 
 def test_the_terminal_says_how_to_show_them(hospital: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own(hospital, tmp_path / "run", "--trainer.logger=false")
+    main([*fit_own(hospital, tmp_path / "run"), "--trainer.logger=false"])
     assert "(without your images; --show_images true shows them)" in capsys.readouterr().out
     assert pixels_of(tmp_path / "run") == (0, 0, 0)
 
