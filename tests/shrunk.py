@@ -39,8 +39,12 @@ TINY_TEXT = [
 
 
 def environment() -> dict[str, str]:
-    """One thread for each process, so that results do not depend on the machine's cores."""
-    return os.environ | {"OMP_NUM_THREADS": "1"}
+    """One thread for each process, so that results do not depend on the machine's cores, and a W&B service of its own.
+
+    A test that logs in this process leaves the address of its service behind. A run that finds it would share the
+    service, which still holds the run's id for a process that was killed.
+    """
+    return {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"} | {"OMP_NUM_THREADS": "1"}
 
 
 def hear_interrupts() -> None:
