@@ -153,11 +153,11 @@ def _finetune(task: Task, system: System, shares: Shares, rare: bool, seed: int)
     )
     data = task.data(_partition(rare), seed)
     fit(module, data, task.rounds)
-    server = module.server
-    assert server
-    choices = module.scheme.choices(server.stage)
-    found = [server.participation.fitting(client, choices) for client in range(CLIENTS)]
-    assert shares.extents == tuple(share.extent if share else 0 for share in found)
+    assert module.federation
+    server = module.federation.server
+    choices = module.settings.scheme.choices(server.stage)
+    found = [server.participation.choose(client, choices) for client in range(CLIENTS)]
+    assert shares.extents == tuple(0 if each is None else choices[each].extent for each in found)
     costs = server.ledger.summary() | {"depth": shares.depth, "extents": shares.extents}
     return task.quality(module, data) | costs | {"seed": seed, "processor_seconds": time.process_time() - start}
 

@@ -106,7 +106,7 @@ def _measured(task: Task, trained: int, rank: int) -> Step:
     with StepMeter(own) as meter:
         _take(model, inputs, optimizer)
     cost, upload = meter.cost(), num_bytes(model.read(model.trained_names(stage)))
-    predicted = StepPredictor(model, None, 0.0)(stage, BATCH).peak
+    predicted = StepPredictor(model)(stage, BATCH).peak
     return Step(task.name, trained, rank, predicted, tensors, process, cost.activation_bytes, cost.macs, upload)
 
 

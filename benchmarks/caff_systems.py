@@ -145,4 +145,4 @@ class Shareout:
         task = self._task
         spec = LoRA(RANKS).adapt(task.spec(DEPTH)) if adapters else task.spec(DEPTH)
         model = build_model(spec, task.method(), task.views, partial(AdamW, lr=1e-3), 0)
-        return Forecast(model, StepPredictor(model, None, 0.0), 1, task.batch_size)
+        return Forecast(StepPredictor(model), 1, task.batch_size)

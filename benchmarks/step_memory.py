@@ -154,7 +154,7 @@ def _predicted(stage: Stage, option: Option, batch: int) -> int | None:
     if option.recompute or option.bf16:
         return None
     size = max(1, batch // option.pieces) if option.pieces else None
-    return StepPredictor(attached(stage, size), None, 0.0).run(stage, batch).peak
+    return StepPredictor(attached(stage, size)).run(stage, batch).peak
 
 
 def _table(data: dict[str, dict[str, dict[str, Any]]]) -> list[dict[str, str]]:

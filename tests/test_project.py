@@ -24,6 +24,7 @@ FOLDERS = (
     "devices",
     "memory_budget",
     "server",
+    "federation",
     "training",
     "planning",
     "runs",
@@ -34,7 +35,7 @@ FOLDERS = (
 """The folders of the federation from the bottom up: each may import itself and those before it."""
 
 ROOT_MODULES = {"__init__", "__main__"}
-CORE = ("protocol", "client", "costs", "devices", "memory_budget", "server")
+CORE = ("protocol", "client", "costs", "devices", "memory_budget", "server", "federation")
 ENGINES = {"pytorch_lightning", "lightning", "flwr", "ray"}
 LIBRARIES = {"layerwise", "ssl_methods", "linear_eval"}
 OURS = LIBRARIES | {"fedssl"}

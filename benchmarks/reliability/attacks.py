@@ -173,7 +173,7 @@ def play(
         try:
             if content is not None:
                 results[0] = _read(server, content)
-            report = server.absorb(results)
+            report = server.end_round(results)
         except Exception as error:
             return {"outcome": f"run ends in round {round_}: {type(error).__name__} {error}"[:90], "moved": math.inf}
         if round_ < lies:

@@ -73,7 +73,7 @@ class Attack:
         server = self._server
         server.begin_round()
         others = [answer(server, client, {}) for client in range(1, self._clients)]
-        server.absorb([answer(server, 0, self._change) if present else NOTHING, *others])
+        server.end_round([answer(server, 0, self._change) if present else NOTHING, *others])
         moved = {key: tensor - before[key] for key, tensor in self._own.items()}
         if any(not each.any() for each in moved.values()):
             return -math.inf

@@ -190,7 +190,7 @@ class FedSSLCLI(LightningCLI):
         """Load the data, check that model and data fit, and print the division of the data."""
         self._started = time.perf_counter()
         if isinstance(self.model, FederatedSSL):
-            check_trainer(self.trainer, self.model.rounds)
+            check_trainer(self.trainer, self.model.settings.rounds)
         self.datamodule.setup("fit")
         if isinstance(self.model, Pretraining):
             with working("preparing"):
@@ -227,7 +227,7 @@ class FedSSLCLI(LightningCLI):
         if isinstance(self.datamodule, ClientData):
             print(self.datamodule.table(), file=sys.stderr)
         if isinstance(self.model, FederatedSSL):
-            for stage in self.model.eligibility():
+            for stage in self.model.federation.eligibility():
                 print(stage, file=sys.stderr)
 
     @rank_zero_only
@@ -239,7 +239,7 @@ class FedSSLCLI(LightningCLI):
             over_time = accuracy_over_simulated_time(self.folder / METRICS)
             results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
             results |= {"resumed_with_changes": self._notes["changes"]} if self._notes["changes"] else {}
-            if isinstance(self.model, FederatedSSL) and self.model.pace:
+            if isinstance(self.model, FederatedSSL) and self.model.settings.server.pace:
                 plot_pace(self.folder / METRICS, self.folder / "pace.png")
         write_results(results, self.folder / file)
         print_results(results, self.folder)

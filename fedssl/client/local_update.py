@@ -22,7 +22,7 @@ from fedssl.utils.saved_state import check_same
 from fedssl.utils.seeding import derive_seed, torch_generator
 from layerwise import Stage
 from layerwise.memory import InfeasibleBudgetError
-from ssl_methods.alignment import Alignment, Memory
+from ssl_methods.alignment import Memory
 
 
 @dataclass
@@ -51,11 +51,10 @@ class LocalUpdate:
         model: The resident model; its weights are overwritten by every task.
         epochs: Local epochs a round.
         batch_size: Images a step.
-        alignment: Representation alignment, if any.
-        proximal: mu of the FedProx term; 0 switches it off.
-        start: What clients start a round from; ``None``: the global weights.
         seed: Seed of the run.
         recall: Gives a frozen part that the client holds, by part name and content id.
+        step: Losses beyond the method's own.
+        start: What clients start a round from; ``None``: the global weights.
         plans: Keep local steps within a memory budget; ``None``: there is none.
         bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
 
@@ -66,20 +65,20 @@ class LocalUpdate:
     def __init__(
         self,
         model: SplitModel,
+        *,
         epochs: int,
         batch_size: int,
-        alignment: Alignment | None,
-        proximal: float,
-        start: StartRule | None,
         seed: int,
         recall: Callable[[str, str], Tensors],
+        step: LocalStep = LocalStep(),  # noqa: B008 (frozen)
+        start: StartRule | None = None,
         plans: MemoryPlans | None = None,
         bank: ActivationBank | None = None,
     ) -> None:
         self.model = model
         self.epochs = epochs
         self.batch_size = batch_size
-        self.step = LocalStep(alignment, proximal)
+        self.step = step
         self.start = start
         self.seed = seed
         self.plans = plans

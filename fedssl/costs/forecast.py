@@ -1,4 +1,4 @@
-"""What a round of a stage asks of a client, known before it takes part."""
+"""Forecast of what a round of a stage asks of a client."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from fedssl.client.bank import ActivationBank
-from fedssl.costs.prediction import StepPrediction, StepPredictor
+from fedssl.costs.prediction import StepPredictor
 from fedssl.protocol.messages import num_bytes
-from fedssl.protocol.parts import SplitModel
 from layerwise import Stage
 
 
 @dataclass(frozen=True)
 class Need:
-    """What one round asks of one client.
+    """Needs of one client in one round.
 
     Args:
         peak_memory_bytes: Of a local step at its largest batch; with a memory budget what its device must have.
@@ -32,53 +30,50 @@ class Forecast:
     """Predicts what a client with some number of images needs at a stage.
 
     Args:
-        model: Its method is attached to the stages asked for; its weights are not changed.
-        predictor: Predicts local steps of this model.
+        predictor: Predicts local steps; its model is attached to the stages asked for, its weights are not changed.
         epochs: Local epochs a round.
         batch_size: Images a step.
-        memory: What a device must have for a stage and batch size; ``None``: the step's predicted peak.
+        memory: Bytes that a device must have for a stage and batch size; ``None``: the step's predicted peak.
     """
 
     def __init__(
         self,
-        model: SplitModel,
         predictor: StepPredictor,
         epochs: int,
         batch_size: int,
         memory: Callable[[Stage, int], int] | None = None,
     ) -> None:
-        self._model = model
-        self._predictor = predictor
+        self.predictor = predictor
         self._epochs = epochs
         self._batch_size = batch_size
         self._memory = memory or (lambda stage, size: predictor(stage, size).peak)
         self._needs: dict[tuple[Stage, int], Need] = {}
 
     def __call__(self, stage: Stage, num_images: int) -> Need:
-        """The need; computed once for each stage and number of images."""
-        key = (stage, num_images)
-        if key not in self._needs:
-            steps = batches_of_epoch(num_images, self._batch_size)
-            macs = self._epochs * sum(count * self.step(stage, size).macs for size, count in steps.items())
-            active = num_bytes(self._model.read(self._model.trained_names(stage)))
-            peak = self._memory(stage, max(steps, default=2)) + self._predictor.bank_bytes(stage, num_images)
-            self._needs[key] = Need(peak, macs, active)
-        return self._needs[key]
-
-    @property
-    def bank(self) -> ActivationBank | None:
-        """What clients store of the frozen prefix's outputs, if they do."""
-        return self._predictor.bank
+        """Return the need; it is computed once for each form of a stage and number of images."""
+        form = self.predictor.form(stage)
+        if (form, num_images) not in self._needs:
+            self._needs[form, num_images] = self._compute(stage, num_images)
+        return self._needs[form, num_images]
 
     def filling_macs(self, stage: Stage, num_images: int) -> int:
-        """Multiply-accumulates of filling a client's bank once."""
-        if self.bank is None:
+        """Return the multiply-accumulates of filling a client's bank once."""
+        bank = self.predictor.bank
+        if bank is None:
             return 0
-        return self.bank.pairs * num_images * self.step(stage, self._batch_size).filling_macs // self._batch_size
+        step = self.predictor(stage, self._batch_size)
+        return bank.pairs * num_images * step.filling_macs // self._batch_size
 
-    def step(self, stage: Stage, batch_size: int) -> StepPrediction:
-        """One local step."""
-        return self._predictor(stage, batch_size)
+    def steps(self, num_images: int) -> int:
+        """Return the optimizer steps of a round."""
+        return self._epochs * batches_of_epoch(num_images, self._batch_size).total()
+
+    def _compute(self, stage: Stage, num_images: int) -> Need:
+        steps, model = batches_of_epoch(num_images, self._batch_size), self.predictor.model
+        macs = self._epochs * sum(count * self.predictor(stage, size).macs for size, count in steps.items())
+        active = num_bytes(model.read(model.trained_names(stage)))
+        peak = self._memory(stage, max(steps, default=2)) + self.predictor.bank_bytes(stage, num_images)
+        return Need(peak, macs, active)
 
 
 def batches_of_epoch(images: int, batch_size: int) -> Counter[int]:

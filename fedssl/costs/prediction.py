@@ -15,7 +15,6 @@ from fedssl.client.local_step import LocalStep
 from fedssl.costs.fake_step import FakeStep, StepPrediction, StepTrace
 from fedssl.protocol.parts import SplitModel
 from layerwise import Stage
-from ssl_methods.alignment import Alignment
 
 
 class StepPredictor:
@@ -27,16 +26,18 @@ class StepPredictor:
 
     Args:
         model: Its method is attached to the stages asked for; its weights are not changed.
-        alignment: Representation alignment, if any.
-        proximal: mu of the FedProx term.
+        step: Losses of a client's step beyond the method's own; its alignment is attached to the model.
         bank: Stores outputs of the frozen prefix, from which steps train; ``None``: they run it.
     """
 
     def __init__(
-        self, model: SplitModel, alignment: Alignment | None, proximal: float, bank: ActivationBank | None = None
+        self,
+        model: SplitModel,
+        step: LocalStep = LocalStep(),  # noqa: B008 (frozen)
+        bank: ActivationBank | None = None,
     ) -> None:
         self.model = model
-        self.step = LocalStep(alignment, proximal)
+        self.step = step
         self.bank = bank
         self._alike = _grows_evenly(model)
         self.fake_step = cache(self._make_step)

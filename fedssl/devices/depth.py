@@ -37,8 +37,8 @@ def device_extents(scheme: Scheme, variants: Variants, fleet: Fleet) -> list[lis
     found = []
     for stages in variants:
         choices = scheme.choices(stages[-1])
-        shares = [fleet.largest(client, choices) for client in range(len(fleet.profiles))]
-        found.append([share.extent if share else 0 for share in shares])
+        chosen = [fleet.choose(client, choices) for client in range(len(fleet.profiles))]
+        found.append([0 if each is None else choices[each].extent for each in chosen])
     return found
 
 

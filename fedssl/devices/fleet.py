@@ -108,9 +108,9 @@ class Fleet:
         """Return the shortage of a client's device for a round of a stage."""
         return shortage(self._forecast(stage, self._images[client]), self.profiles[client])
 
-    def largest(self, client: int, choices: Sequence[Stage]) -> Stage | None:
-        """Return the first of the choices that a client's device can train; ``None`` if it can train none."""
-        return next((stage for stage in choices if self.holds(client, stage)), None)
+    def choose(self, client: int, variants: Sequence[Stage]) -> int | None:
+        """Return the position of the first variant that a client's device can train; ``None`` if it can train none."""
+        return next((position for position, stage in enumerate(variants) if self.holds(client, stage)), None)
 
     def reachable(self, rng: np.random.Generator) -> list[bool]:
         """Draw the devices that can be reached now."""

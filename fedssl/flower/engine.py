@@ -69,7 +69,7 @@ class FlowerEngine(Engine):
         self._announced: dict[int, int] = {}
         self._most_bytes: dict[int, int] = {}
 
-    def gather(self, server: Server) -> None:
+    def connect(self, server: Server) -> None:
         """Wait until enough clients are connected, and tell the server which ones are.
 
         Raises:

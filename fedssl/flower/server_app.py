@@ -15,6 +15,7 @@ from fedssl.flower.recipe import write_recipe
 from fedssl.flower.settings import RoundSettings, command_line, round_settings
 from fedssl.memory_budget.setting import MemorySetting
 from fedssl.training.federated import FederatedSSL
+from layerwise import Stage
 
 app = ServerApp()
 
@@ -39,20 +40,25 @@ class FlowerCLI(FedSSLCLI):
         """
         if not isinstance(self.model, FederatedSSL):
             raise ValueError(f"Flower runs federations: model must be FederatedSSL, got {type(self.model).__name__}")
-        if self.model.memory != MemorySetting():
+        if self.model.settings.local.memory != MemorySetting():
             raise ValueError("memory_budget plans the steps of clients in one process; on Flower set a node's memory")
         if self.trainer.world_size > 1:
             raise ValueError(f"Flower's server is one process, got {self.trainer.world_size}: set trainer.devices to 1")
         self._dump_config()
-        forecast = self.model.forecast()
         self.model.engine = FlowerEngine(
             self._grid,
             self._rounds,
             write_recipe(self.config_dump),
             self.folder,
-            lambda stage, images: forecast(stage, images).peak_memory_bytes,
+            self._needed_bytes,
         )
         super().before_fit()
+
+    def _needed_bytes(self, stage: Stage, images: int) -> int:
+        """Predict the memory of a client's round; only nodes that state their memory are asked."""
+        assert isinstance(self.model, FederatedSSL)
+        assert self.model.federation is not None
+        return self.model.federation.forecast(stage, images).peak_memory_bytes
 
 
 @app.main()

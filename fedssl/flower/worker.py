@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from fedssl.client.local_update import LocalUpdate
 from fedssl.data.clients import ClientData
 from fedssl.data.datasets import SampleSet, load_images
 from fedssl.data.images import FederatedData
+from fedssl.federation.federation import make_client
 from fedssl.flower.cache import ClientCache
 from fedssl.flower.node import Node
 from fedssl.flower.own_images import OwnImages
@@ -52,7 +52,7 @@ class Worker:
 
     def __init__(self, recipe: str, data_root: str | None) -> None:
         self._recipe = read_recipe(recipe, data_root)
-        self._local: LocalUpdate = self._recipe.module.local_update(_never)
+        self._local = make_client(self._recipe.module.settings, _never)
         self._loaded = False
 
     @staticmethod

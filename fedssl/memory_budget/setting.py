@@ -86,22 +86,6 @@ class MemorySetting:
         planner = StepPlanner(predictor(), largest_batch(images, batch_size), self.bits)
         return MemoryRule(self, planner, step_sizes(images, batch_size), profiles)
 
-    def plans(self, predictor: Callable[[], StepPredictor], batch_size: int, seed: int) -> ClientPlans | None:
-        """Of a client that stands alone, without the others and their devices; ``None`` without a budget.
-
-        Args:
-            predictor: Makes a predictor of local steps.
-            batch_size: Images a step.
-            seed: Of the run.
-
-        Raises:
-            ValueError: The budget is that of simulated devices.
-        """
-        if self.size is None:
-            raise ValueError(f"memory_budget {DEVICE!r} is for simulated devices: give a size, or {AVAILABLE!r}")
-        rule = self.rule(predictor, [batch_size], batch_size, [])
-        return rule.plans(seed) if rule else None
-
 
 class MemoryRule:
     """A setting applied to the clients of a run.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +14,7 @@ from fedssl.costs.prediction import StepPredictor
 from fedssl.memory_budget.planner import StepPlanner
 from fedssl.planning.plan import Planner
 from fedssl.planning.table import amount, plain_table
-from fedssl.server.client_stage import typical_choices
+from fedssl.server.client_stage import StageOptions
 from fedssl.utils.units import format_bytes
 from layerwise import Scheme, Stage
 from layerwise.schemes import scheme_choices
@@ -63,13 +62,12 @@ class Choice:
 def choices(planner: Planner) -> list[Choice]:
     """Everything that is tried: schemes with equal stages and the configured one, batch sizes, options on and off."""
     found = []
+    local = planner.settings.local
     for alignment, proximal in _options(planner):
-        kept = copy.deepcopy(planner.module.alignment) if alignment else None
-        configured = (alignment, proximal) == (bool(planner.module.alignment), bool(planner.module.proximal))
-        predictor = StepPredictor(
-            planner.model, kept, planner.module.proximal if proximal else 0.0, planner.module.bank
+        tried = replace(
+            local, alignment=local.alignment if alignment else None, proximal=local.proximal if proximal else 0.0
         )
-        predictor = planner.predictor if configured else predictor
+        predictor = planner.predictor if tried == local else tried.predictor(planner.model)
         for (name, stages), batch_size in product(candidates(planner), batch_sizes(planner)):
             found.append(_choice(name, stages, predictor, batch_size, alignment, proximal))
     return found
@@ -77,9 +75,9 @@ def choices(planner: Planner) -> list[Choice]:
 
 def candidates(planner: Planner) -> list[tuple[str, list[Stage]]]:
     """Names and stages of the configured scheme and all with equal stages; equal ones occur once."""
-    configured = planner.module.scheme
-    stages = configured.stages(planner.num_blocks, planner.module.rounds)
-    choices = [typical_choices(configured, stage, planner.module.seed) for stage in stages]
+    configured, seed = planner.settings.scheme, planner.settings.seed
+    stages = configured.stages(planner.num_blocks, planner.settings.rounds)
+    choices = [StageOptions(configured, stage, seed).priced for stage in stages]
     named = [(configured.name, list(each)) for each in zip(*choices, strict=True)]
     named += [(each.name, _equal_stages(each, planner.num_blocks)) for each in scheme_choices(planner.num_blocks)]
     return list({tuple((s.present, s.trained) for s in each[1]): each for each in named}.values())
@@ -87,7 +85,7 @@ def candidates(planner: Planner) -> list[tuple[str, list[Stage]]]:
 
 def batch_sizes(planner: Planner) -> list[int]:
     """The configured batch size, then powers of two up to four times it; none that no client could fill."""
-    configured, filled = planner.module.batch_size, planner.largest_batch(planner.module.batch_size)
+    configured, filled = planner.settings.local.batch_size, planner.largest_batch(planner.settings.local.batch_size)
     most = min(LARGEST_FACTOR * configured, max(planner.images))
     powers = [2**i for i in range(SMALLEST_BATCH.bit_length() - 1, most.bit_length()) if 2**i <= most]
     return [filled, *(size for size in powers if size != filled)]
@@ -100,16 +98,16 @@ def fit_budget(planner: Planner, budget: int) -> dict[str, Any]:
         planner: Of the configured run.
         budget: Bytes that training may use on a device.
     """
-    tried, batch_size = choices(planner), planner.largest_batch(planner.module.batch_size)
+    tried, batch_size = choices(planner), planner.largest_batch(planner.settings.local.batch_size)
     return rank([*tried, *_planned_choices(planner, budget, batch_size)], batch_size, budget)
 
 
 def _planned_choices(planner: Planner, budget: int, batch_size: int) -> list[Choice]:
     """End-to-end training and the configured scheme inside the budget, where that takes and permits memory plans."""
-    if planner.module.micro_batch or planner.module.bank:
+    if planner.settings.model.micro_batch or planner.settings.local.bank:
         return []
     steps = StepPlanner(planner.predictor, batch_size)
-    configured = bool(planner.module.alignment), bool(planner.module.proximal)
+    configured = bool(planner.settings.local.alignment), bool(planner.settings.local.proximal)
     found = []
     for place, (name, stages) in enumerate(candidates(planner)):
         if place and len(stages) > 1:
@@ -189,7 +187,7 @@ def _blocks(row: dict[str, Any]) -> str:
 
 def _options(planner: Planner) -> Iterator[tuple[bool, bool]]:
     """Whether alignment and proximal term are on: as configured first, and never what is not configured."""
-    alignment, proximal = planner.module.alignment, planner.module.proximal
+    alignment, proximal = planner.settings.local.alignment, planner.settings.local.proximal
     return product([True, False] if alignment else [False], [True, False] if proximal else [False])
 
 

@@ -12,11 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from fedssl.costs.forecast import Need
-from fedssl.devices import DeviceProfile, Fleet, device_extents, fleet_stages
+from fedssl.devices import DeviceProfile, device_extents
+from fedssl.federation.dry import DryRound, dry_rounds
 from fedssl.planning.plan import Planner
 from fedssl.planning.table import MIB, amount, plain_table
-from fedssl.planning.traffic import RoundPlayer, RoundTraffic
-from fedssl.server.client_stage import typical_choices
 from fedssl.server.participation import Participation
 from fedssl.utils.units import format_bytes
 from layerwise import Scheme, Stage, reference_scheme
@@ -41,17 +40,17 @@ class StageTraffic:
     up: int
 
 
-def plan_fleet(planner: Planner, fleet: Fleet) -> dict[str, Any]:
-    """Memory and time of every class of devices in every stage, and of the rounds that the run would have.
+def plan_fleet(planner: Planner, profiles: list[DeviceProfile]) -> dict[str, Any]:
+    """Plan memory and time of every class of devices in every stage, and of the rounds that the run would have.
 
     Args:
-        planner: Of the configured run.
-        fleet: The clients' devices, with the clock at zero.
+        planner: Planner of the configured run.
+        profiles: Devices of the clients.
     """
-    scheme = planner.module.scheme
-    run, whole = _Run(planner, fleet, scheme), _Run(planner, fleet, reference_scheme())
+    scheme = planner.settings.scheme
+    run, whole = _Run(planner, profiles, scheme), _Run(planner, profiles, reference_scheme())
     devices = []
-    for profile, clients in _classes(fleet.profiles).items():
+    for profile, clients in _classes(profiles).items():
         stages = [run.device(profile, clients, i) | {"index": stage.index} for i, stage in enumerate(run.stages)]
         devices.append(
             {
@@ -71,22 +70,28 @@ def plan_fleet(planner: Planner, fleet: Fleet) -> dict[str, Any]:
 
 
 class _Run:
-    """One scheme on the fleet."""
+    """One scheme on the fleet, run dry."""
 
-    def __init__(self, planner: Planner, fleet: Fleet, scheme: Scheme) -> None:
-        self._planner = planner
-        self._fleet = fleet
-        self._scheme = scheme
-        self.stages = fleet_stages(scheme, planner.num_blocks, planner.module.rounds, fleet)
-        choices = [typical_choices(scheme, stage, planner.module.seed) for stage in self.stages]
-        self._shares = [planner.shares(each, fleet) for each in choices]
-        self._most = tuple(max(each, key=lambda share: share.extent) for each in self._shares)
-        self._known: dict[tuple[Stage, ...], list[StageTraffic]] = {}
-        fleet.now = 0.0
-        self._played = planner.rounds(scheme, self.stages, fleet)
+    def __init__(self, planner: Planner, profiles: list[DeviceProfile], scheme: Scheme) -> None:
+        self._planner, self._profiles, self._scheme = planner, profiles, scheme
+        federation = planner.federation(scheme, profiles)
+        server = federation.server
+        self.stages = server.stages
+        self._variants = [options.priced for options in server.options]
+        # A device that can hold no variant is shown with what the least one lacks.
+        self._chosen = [
+            [len(each) - 1 if chosen is None else chosen for chosen in self._choices(server.participation, each)]
+            for each in self._variants
+        ]
+        self._eligible = [
+            [client for client, chosen in enumerate(self._choices(server.participation, each)) if chosen is not None]
+            for each in self._variants
+        ]
+        self._known: dict[tuple[int, ...], list[StageTraffic]] = {}
+        self._seconds = [(each.report.stage, each.report.seconds or 0.0) for each in dry_rounds(federation)]
 
     def device(self, profile: DeviceProfile, clients: Sequence[int], position: int) -> dict[str, Any]:
-        """What a stage asks of a class of devices; of its slowest client, where they have different images."""
+        """Return what a stage asks of a class of devices; of its slowest client, where they have different images."""
         traffic = self._traffic(clients[0])[position]
         needs = [self._need(client, position) for client in clients]
         memory, macs = max(need.peak_memory_bytes for need in needs), max(need.macs for need in needs)
@@ -103,51 +108,63 @@ class _Run:
         }
 
     def rounds(self, position: int) -> dict[str, Any]:
-        """How many clients can take part in a stage, and how long its rounds take; ``None`` if nobody can."""
-        shares = self._shares[position]
-        eligible = [client for client, share in enumerate(shares) if self._fleet.holds(client, share)]
+        """Count the clients that can take part in a stage, and time its rounds; ``None`` if nobody can."""
         durations = []
-        for client in eligible:
+        for client in self._eligible[position]:
             traffic, macs = self._traffic(client)[position], self._need(client, position).macs
-            durations.append(self._fleet.profiles[client].seconds(traffic.later, macs, traffic.up))
-        drawn = [each.seconds for each in self._rounds_of(position) if each.seconds is not None]
+            durations.append(self._profiles[client].seconds(traffic.later, macs, traffic.up))
+        drawn = [seconds for stage, seconds in self._seconds if stage == position]
         return {
-            "eligible_clients": len(eligible),
+            "eligible_clients": len(durations),
             "slowest_seconds": max(durations, default=None),
-            "mean_round_seconds": mean(drawn) if eligible else None,
+            "mean_round_seconds": mean(drawn) if durations else None,
         }
 
     def hours(self) -> float | None:
-        """Of the whole run with the seed's cohorts; ``None`` if nobody can take part in some stage."""
-        if any(self.rounds(position)["eligible_clients"] == 0 for position in range(len(self.stages))):
+        """Return the duration of the whole run with the seed's cohorts; ``None`` if nobody can hold some stage."""
+        if not all(self._eligible):
             return None
-        return sum(each.seconds or 0.0 for each in self._played) / 3600
+        return sum(seconds for _, seconds in self._seconds) / 3600
 
-    def _rounds_of(self, position: int) -> list[RoundTraffic]:
-        return [each for each in self._played if each.stage == position]
+    def _choices(self, participation: Participation, variants: Sequence[Stage]) -> list[int | None]:
+        return [participation.choose(client, variants) for client in range(len(self._profiles))]
 
     def _need(self, client: int, position: int) -> Need:
-        return self._planner.forecast(self._shares[position][client], self._planner.images[client])
+        stage = self._variants[position][self._chosen[position][client]]
+        return self._planner.forecast(stage, self._planner.images[client])
 
     def _traffic(self, client: int) -> list[StageTraffic]:
-        """Traffic of the stages for a client that takes part in every round, beside one that trains the most."""
-        own = tuple(shares[client] for shares in self._shares)
+        """Return a client's traffic if it takes part in every round, beside one that trains the most."""
+        own = tuple(chosen[client] for chosen in self._chosen)
         if own not in self._known:
-            self._known[own] = self._play(own)
+            most = tuple(min(chosen) for chosen in self._chosen)
+            pair = FixedVariants([max(self._planner.images)] * 2, [own, most])
+            played = dry_rounds(self._planner.federation(self._scheme, [], pair))
+            self._known[own] = [_stage_traffic(played, stage.index) for stage in self.stages]
         return self._known[own]
 
-    def _play(self, own: tuple[Stage, ...]) -> list[StageTraffic]:
-        planner, module = self._planner, self._planner.module
-        two = Participation([2, 2], 1.0, seed=module.seed)
 
-        def share(client: int, choices: Sequence[Stage]) -> Stage:
-            return next(stage for stage in (self._most if client else own) if stage in choices)
+class FixedVariants(Participation):
+    """Participation of all clients in every round, each with its own variants.
 
-        player = RoundPlayer(planner.model, self._scheme, two, planner.forecast, module.calibration, module.seed, share)
-        by_stage: dict[int, list[RoundTraffic]] = defaultdict(list)
-        for each in player.play(self.stages):
-            by_stage[each.stage].append(each)
-        return [StageTraffic(each[0].down[0], each[-1].down[0], each[-1].up[0]) for each in by_stage.values()]
+    Args:
+        images: Number of images of every client.
+        variants: Position of each client's variant, for every stage.
+    """
+
+    def __init__(self, images: Sequence[int], variants: Sequence[Sequence[int]]) -> None:
+        super().__init__(images)
+        self._fixed = variants
+
+    def choose(self, client: int, variants: Sequence[Stage]) -> int | None:
+        """Return the position of the client's variant."""
+        return self._fixed[client][variants[0].index]
+
+
+def _stage_traffic(played: Sequence[DryRound], stage: int) -> StageTraffic:
+    """Return the traffic of client 0 in a stage."""
+    notes = [each.notes for each in played if each.report.stage == stage]
+    return StageTraffic(notes[0].down_bytes[0], notes[-1].down_bytes[0], notes[-1].up_bytes[0])
 
 
 def print_fleet(fleet: dict[str, Any], console: Console) -> None:
@@ -213,15 +230,18 @@ def _finite(value: float) -> float | None:
     return None if math.isinf(value) else value
 
 
-def layer_table(planner: Planner, fleet: Fleet) -> dict[str, Any]:
-    """Costs by (l, t), trained layers of each client by l, and the depth that the fleet chooses.
+def layer_table(planner: Planner, profiles: list[DeviceProfile]) -> dict[str, Any]:
+    """Return costs by (l, t), trained layers of each client by l, and the depth that the fleet chooses.
 
     Args:
-        planner: Of a run whose scheme offers choices.
-        fleet: The clients' devices.
+        planner: Planner of a run whose scheme offers choices.
+        profiles: Devices of the clients.
     """
-    scheme, rounds, most = planner.module.scheme, planner.module.rounds, max(planner.images)
-    variants = scheme.variants(planner.num_blocks, rounds)
+    scheme, most = planner.settings.scheme, max(planner.images)
+    server = planner.federation(scheme, profiles).server
+    fleet = server.participation.fleet
+    assert fleet is not None
+    variants = scheme.variants(planner.num_blocks, planner.settings.rounds)
     rows = []
     for *_, stage in variants:
         for choice in reversed(scheme.choices(stage)):
@@ -229,8 +249,7 @@ def layer_table(planner: Planner, fleet: Fleet) -> dict[str, Any]:
             rows.append(row | asdict(planner.forecast(choice, most)))
     extents = device_extents(scheme, variants, fleet)
     trained = {stages[-1].depth: counts for stages, counts in zip(variants, extents, strict=True)}
-    chosen = fleet_stages(scheme, planner.num_blocks, rounds, fleet)[-1].depth
-    return {"images": most, "costs": rows, "trained_layers": trained, "depth": chosen}
+    return {"images": most, "costs": rows, "trained_layers": trained, "depth": server.stages[-1].depth}
 
 
 def print_layer_table(table: dict[str, Any], console: Console) -> None:

@@ -1,19 +1,22 @@
-"""What a run will cost each device, before any training."""
+"""Plan of a run: its cost for each device, from the ledger of a dry run."""
 
 from __future__ import annotations
 
-import copy
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from fedssl.costs.fake_step import StepPrediction
 from fedssl.costs.forecast import Forecast, largest_batch
-from fedssl.devices import DeviceProfile, DeviceSource, Fleet, fleet_stages
-from fedssl.planning.traffic import ClientTraffic, RoundPlayer, RoundTraffic, by_client
-from fedssl.server.client_stage import typical_choices
+from fedssl.devices import DeviceProfile
+from fedssl.federation.dry import dry_federation, dry_rounds
+from fedssl.federation.federation import Federation
+from fedssl.federation.settings import FederationSettings
+from fedssl.protocol.parts import SplitModel
+from fedssl.server.client_stage import StageOptions
 from fedssl.server.participation import Participation
-from fedssl.training.federated import FederatedSSL
+from fedssl.server.rounds import RoundReport
 from layerwise import Scheme, Stage, layer_shares, paper_cost, reference_scheme
 
 
@@ -51,83 +54,87 @@ class StagePlan:
 
 
 class Planner:
-    """Plans a configured run under any scheme; what local steps cost is found once for all of them.
+    """Plans a run under any scheme. The cost of local steps is found once for all of them.
 
     Args:
-        module: The configured run; its weights are not changed.
-        images: Images of each client.
+        settings: Settings of the configured run.
+        images: Number of images of each client.
     """
 
-    def __init__(self, module: FederatedSSL, images: list[int]) -> None:
-        self.module = module
+    def __init__(self, settings: FederationSettings, images: list[int]) -> None:
+        self.settings = settings
         self.images = images
-        self.predictor = module.predictor()
-        self.model = self.predictor.model
-        self.forecast = self._forecast([])
+        self.predictor = settings.local.predictor(settings.build())
+
+    @property
+    def model(self) -> SplitModel:
+        """Model of the predictor; the values of its weights mean nothing."""
+        return self.predictor.model
 
     @property
     def num_blocks(self) -> int:
-        """Blocks of the full encoder."""
+        """Number of blocks of the full encoder."""
         return len(self.model.encoder.blocks)
 
+    @cached_property
+    def forecast(self) -> Forecast:
+        """Needs of a client, whatever the devices."""
+        return self.federation(self.settings.scheme, []).forecast
+
     def largest_batch(self, batch_size: int) -> int:
-        """Images of the largest local step of any client."""
+        """Return the images of the largest local step of any client."""
         return largest_batch(self.images, batch_size)
 
-    def fleet(self, devices: DeviceSource, limited: bool = True) -> Fleet:
-        """The clients' devices with a clock at zero; their memory counts only if ``limited``."""
-        profiles = devices.profiles(len(self.images), self.module.seed)
-        if not limited:
-            profiles = [replace(profile, memory_bytes=math.inf) for profile in profiles]
-        return Fleet(profiles, self.images, self._forecast(profiles), self.module.deadline)
-
-    def _forecast(self, profiles: list[DeviceProfile]) -> Forecast:
-        module, predictor = self.module, self.predictor
-        rule = module.memory.rule(lambda: predictor, self.images, module.batch_size, profiles)
-        need = rule.need if rule else None
-        return Forecast(self.model, predictor, module.local_epochs, module.batch_size, need)
-
-    def rounds(self, scheme: Scheme, stages: list[Stage], fleet: Fleet | None) -> list[RoundTraffic]:
-        """Traffic of every round."""
-        module = self.module
-        selector = copy.deepcopy(module.selector)
-        participation = Participation(self.images, module.participation, module.dropout, selector, fleet, module.seed)
-        player = RoundPlayer(self.model, scheme, participation, self.forecast, module.calibration, module.seed)
-        return player.play(stages)
-
-    def plan(self, scheme: Scheme, limited: bool = True) -> list[StagePlan]:
-        """Plans every stage of the run under a scheme.
+    def federation(
+        self,
+        scheme: Scheme,
+        profiles: list[DeviceProfile] | None = None,
+        participation: Participation | None = None,
+    ) -> Federation:
+        """Return the run as it would be under a scheme, to be run dry.
 
         Args:
             scheme: Cuts the run into stages.
-            limited: Whether devices without the memory for a stage sit it out, where the run has devices.
+            profiles: Devices of the clients; ``None`` takes those of the run, an empty list none.
+            participation: Draws the cohorts; ``None`` draws as the settings say.
+        """
+        settings = replace(self.settings, scheme=scheme)
+        images = self.images if participation is None else participation.images
+        return dry_federation(settings, images, self.predictor, profiles=profiles, participation=participation)
+
+    def plan(self, scheme: Scheme, limited: bool = True) -> list[StagePlan]:
+        """Plan every stage of the run under a scheme.
+
+        Args:
+            scheme: Cuts the run into stages.
+            limited: False gives every device as much memory as it needs, where the run has devices.
 
         Raises:
             ValueError: No device has the memory.
         """
-        fleet = self.fleet(self.module.devices, limited) if self.module.devices else None
-        stages = fleet_stages(scheme, self.num_blocks, self.module.rounds, fleet)
-        choices = [typical_choices(scheme, stage, self.module.seed) for stage in stages]
-        if fleet:
-            fleet.check([each[-1] for each in choices])
-        traffic = by_client(self.rounds(scheme, stages, fleet), len(stages), len(self.images))
-        shares = [self.shares(each, fleet) for each in choices]
-        return [self._plan(*each) for each in zip(stages, shares, traffic, strict=True)]
+        federation = self.federation(scheme, None if limited else self._unlimited())
+        federation.check_devices()
+        server, reports = federation.server, [each.report for each in dry_rounds(federation)]
+        shares = [server.participation.trained(options.priced) for options in server.options]
+        return [
+            self._plan(stage, own, [report for report in reports if report.stage == stage.index])
+            for stage, own in zip(server.stages, shares, strict=True)
+        ]
 
-    def shares(self, choices: list[Stage], fleet: Fleet | None) -> list[Stage]:
-        """Which of the choices each client takes; the last if none fits."""
-        clients = range(len(self.images))
-        return [(fleet.largest(client, choices) or choices[-1]) if fleet else choices[0] for client in clients]
+    def _unlimited(self) -> list[DeviceProfile]:
+        devices = self.settings.cohort.devices
+        profiles = devices.profiles(len(self.images), self.settings.seed) if devices else []
+        return [replace(profile, memory_bytes=math.inf) for profile in profiles]
 
-    def _plan(self, stage: Stage, shares: list[Stage], clients: list[ClientTraffic]) -> StagePlan:
+    def _plan(self, stage: Stage, shares: list[Stage], reports: list[RoundReport]) -> StagePlan:
         largest = max(shares, key=lambda share: share.extent)
-        step = self.predictor(largest, self.largest_batch(self.module.batch_size))
-        each = [each for each in zip(clients, shares, self.images, strict=True) if each[0].rounds]
-        macs = sum(client.rounds * self.forecast(share, size).macs for client, share, size in each)
-        macs += sum(client.fills * self.forecast.filling_macs(share, size) for client, share, size in each)
+        step = self.predictor(largest, self.largest_batch(self.settings.local.batch_size))
         bank = max(self.predictor.bank_bytes(share, size) for share, size in zip(shares, self.images, strict=True))
-        down, up = sum(client.down_bytes for client in clients), sum(client.up_bytes for client in clients)
-        return StagePlan(stage, step, bank, macs / len(clients), down / len(clients), up / len(clients))
+        macs, down, up = (
+            sum(getattr(report, cost) for report in reports) / len(self.images)
+            for cost in ("macs", "down_bytes", "up_bytes")
+        )
+        return StagePlan(stage, step, bank, macs, down, up)
 
 
 def total(plans: list[StagePlan]) -> dict[str, float]:
@@ -146,39 +153,44 @@ def plan_as_dict(planner: Planner) -> dict[str, Any]:
     The two conventions stand side by side: ``ours`` is what this code executes and sends, for the mean client;
     ``paper`` is counted as LW-FedSSL's table 2 counts, for one sample and a client that takes part in every round.
     """
-    module = planner.module
-    plans, whole = planner.plan(module.scheme), total(planner.plan(reference_scheme(), limited=False))
+    settings = planner.settings
+    plans, whole = planner.plan(settings.scheme), total(planner.plan(reference_scheme(), limited=False))
     planned = total(plans)
     ours = {"total": planned, "end_to_end": whole, "ratio": _ratio(whole, planned)}
     return {
-        "convention": {"ours": ours, "paper": paper_convention(module)},
-        "summary": module.summary | {"clients": len(planner.images), "rounds": module.rounds},
+        "convention": {"ours": ours, "paper": paper_convention(planner)},
+        "summary": {
+            "scheme": settings.scheme.name,
+            "method": type(planner.model.method).__name__,
+            "clients": len(planner.images),
+            "rounds": settings.rounds,
+        },
         "stages": [plan.as_dict() for plan in plans],
         **ours,
     }
 
 
-def paper_convention(module: FederatedSSL) -> dict[str, Any]:
+def paper_convention(planner: Planner) -> dict[str, Any]:
     """The figures that the papers would print for this run.
 
     Those of LW-FedSSL (:mod:`layerwise.paper_cost`), and for each stage the shares of end-to-end training in units of
     layers, as FLL counts (:mod:`layerwise.layer_cost`).
     """
-    model = module.model
+    model, settings = planner.model, planner.settings
     heads, views = model.method.heads(), model.method.views_in_paper
 
     def stages_of(scheme: Scheme) -> list[Stage]:
-        stages = scheme.stages(len(model.encoder.blocks), module.rounds)
-        return [typical_choices(scheme, stage, module.seed)[0] for stage in stages]
+        stages = scheme.stages(planner.num_blocks, settings.rounds)
+        return [StageOptions(scheme, stage, settings.seed).priced[0] for stage in stages]
 
     def figures(scheme: Scheme) -> dict[str, float]:
         stages = stages_of(scheme)
-        cost = paper_cost(model.encoder, stages, heads, module.local_epochs, views)
-        worst = paper_cost(model.encoder, stages, heads, module.local_epochs, views, downloads_all=True)
+        cost = paper_cost(model.encoder, stages, heads, settings.local.epochs, views)
+        worst = paper_cost(model.encoder, stages, heads, settings.local.epochs, views, downloads_all=True)
         return {"gflops": cost.gflops, "traffic_gb": cost.traffic_gb, "worst_traffic_gb": worst.traffic_gb}
 
-    planned, whole = figures(module.scheme), figures(reference_scheme())
-    layers = [asdict(share) for share in layer_shares(model.encoder, stages_of(module.scheme))]
+    planned, whole = figures(settings.scheme), figures(reference_scheme())
+    layers = [asdict(share) for share in layer_shares(model.encoder, stages_of(settings.scheme))]
     return {"total": planned, "end_to_end": whole, "ratio": _ratio(whole, planned), "layers": layers}
 
 

@@ -8,9 +8,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fedssl.federation.dry import dry_rounds
 from fedssl.planning.plan import Planner
-from fedssl.planning.traffic import RoundPlayer
-from fedssl.server.client_stage import typical_choices
 from fedssl.server.participation import Participation
 from layerwise import Scheme
 from layerwise.schemes import scheme_choices
@@ -71,7 +70,7 @@ def plot_plan(planner: Planner, path: Path) -> None:
 
 def all_curves(planner: Planner) -> list[Curves]:
     """Curves of every kind of scheme whose stages share the run's rounds equally, with as few blocks as possible."""
-    configured = planner.module.scheme
+    configured = planner.settings.scheme
     own = _curves(planner, configured, f"{configured.name} (configured)")
     found: dict[str, Curves] = {}
     for scheme in scheme_choices(planner.num_blocks):
@@ -120,22 +119,18 @@ def _label(panel: Axes, title: str) -> None:
 
 def _divides(planner: Planner, scheme: Scheme) -> bool:
     stages = len(scheme.stages(planner.num_blocks, planner.num_blocks))
-    return planner.module.rounds % stages == 0
+    return planner.settings.rounds % stages == 0
 
 
 def _curves(planner: Planner, scheme: Scheme, name: str) -> Curves:
-    module = planner.module
-    stages = scheme.stages(planner.num_blocks, module.rounds)
-    typical = [typical_choices(scheme, stage, module.seed)[0] for stage in stages]
-    images = round(sum(planner.images) / len(planner.images))
-    needs = [planner.forecast(stage, images) for stage in typical]
-    alone = Participation([max(2, images)], 1.0, seed=module.seed)
-    player = RoundPlayer(planner.model, scheme, alone, planner.forecast, module.calibration, module.seed)
-    played = player.play(stages)
-    sent = accumulate(each.down[0] + each.up[0] for each in played)
+    images = max(2, round(sum(planner.images) / len(planner.images)))
+    federation = planner.federation(scheme, [], Participation([images]))
+    needs = [federation.forecast(options.priced[0], images) for options in federation.server.options]
+    reports = [each.report for each in dry_rounds(federation)]
+    sent = accumulate(report.down_bytes + report.up_bytes for report in reports)
     return Curves(
         name,
-        [needs[each.stage].peak_memory_bytes / 2**20 for each in played],
-        [needs[each.stage].macs / 1e9 for each in played],
+        [needs[report.stage].peak_memory_bytes / 2**20 for report in reports],
+        [needs[report.stage].macs / 1e9 for report in reports],
         [total / 2**20 for total in sent],
     )

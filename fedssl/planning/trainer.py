@@ -54,16 +54,17 @@ class PlanningTrainer(Trainer):
             raise ValueError(f"only federated runs can be planned, this is a {type(model).__name__}")
         size = None if budget is None else parse_bytes(budget)
         picture = None if plot is None else check_plot(Path(plot))
-        devices = model.devices if device_profile is None else DeviceFile(device_profile)
-        planner = Planner(model, _images_of_clients(datamodule, images_per_client))
-        fleet = planner.fleet(devices) if devices else None
+        settings, images = model.settings, _images_of_clients(datamodule, images_per_client)
+        devices = settings.cohort.devices if device_profile is None else DeviceFile(device_profile)
+        planner = Planner(settings, images)
+        profiles = devices.profiles(len(images), settings.seed) if devices else []
         plan = plan_as_dict(planner)
         if size:
             plan["budget"] = fit_budget(planner, size)
-        if fleet:
-            plan["fleet"] = plan_fleet(planner, fleet)
-            if model.scheme.offers_choices:
-                plan["layers"] = layer_table(planner, fleet)
+        if profiles:
+            plan["fleet"] = plan_fleet(planner, profiles)
+            if settings.scheme.offers_choices:
+                plan["layers"] = layer_table(planner, profiles)
         if picture:
             plot_plan(planner, picture)
         if json:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from fedssl.protocol.messages import STATE, Parts
+from fedssl.protocol.messages import STATE, Parts, content_id
 from fedssl.protocol.method_state import ClientState, check_state
 from fedssl.utils.seeding import derive_seed
 from layerwise import MicroBatches, Stage, StagedEncoder, StagedSpec, build_encoder, check_micro_batch, split_encoder
@@ -60,6 +60,10 @@ class SplitModel:
     def read(self, names: Iterable[str]) -> Parts:
         """Tensors of the named parts, sharing memory with the model."""
         return {name: dict(self.modules[name].state_dict()) for name in names}
+
+    def content_id(self, name: str) -> str:
+        """Return the content hash of a part."""
+        return content_id(self.read([name])[name])
 
     @torch.no_grad()
     def write(self, parts: Parts) -> None:

@@ -44,14 +44,14 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
             "depth": module.model.encoder.depth,
         }
         results |= module.progress.as_dict() if module.progress else {}
-    if isinstance(module, FederatedSSL) and module.server:
-        server = module.server
+    if isinstance(module, FederatedSSL) and module.federation:
+        server = module.federation.server
         results |= {
             "rounds": server.round,
             "clients": server.participation.num_clients,
             "clients_per_round": server.participation.size,
             "stage_rounds": server.stage_rounds,
-            "local_epochs": module.local_epochs,
+            "local_epochs": module.settings.local.epochs,
             "failed_updates": server.failed_updates,
             "seconds": {phase: round(seconds, 3) for phase, seconds in module.seconds().items()},
             "process_peak_bytes": peak_process_bytes(),

@@ -42,16 +42,29 @@ class Calibration:
         if self.when not in ("round", "stage"):
             raise ValueError(f"calibration.when must be 'round' or 'stage', got {self.when!r}")
 
+    def check(self, auxiliary: SampleSet | None) -> None:
+        """Refuse to calibrate without images.
+
+        Raises:
+            ValueError: There are fewer than two.
+        """
+        if auxiliary is None or len(auxiliary) < 2:
+            raise ValueError(
+                "calibration needs auxiliary images that no client holds: set auxiliary_fraction above 0 or "
+                "name an auxiliary_dataset"
+            )
+
     def due(self, trained: bool, last_of_stage: bool) -> bool:
         """Tell if the server calibrates: after every round with trained clients, or at the end of every stage."""
         return trained if self.when == "round" else last_of_stage
 
-    def run(self, model: SplitModel, stage: Stage, images: SampleSet, round_: int, seed: int) -> LoopReport:
+    def run(self, model: SplitModel, stage: Stage, images: SampleSet | None, round_: int, seed: int) -> LoopReport:
         """Calibrate the global model in place.
 
         Raises:
             NonFiniteLossError: The loss is not finite.
         """
+        assert images is not None
         method = model.method
         model.attach_whole(stage)
         model.client_state.reset()

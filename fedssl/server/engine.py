@@ -1,4 +1,4 @@
-"""Engine interface: reaches a round's clients in the run's own processes or over a network."""
+"""Engine interface: reaches a round's clients in the run's own processes, over a network, or dry."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from fedssl.server.server import Server
 
 
 class Engine(ABC):
-    """Way to reach clients and train them. A round calls ``gather``, ``train`` and ``metrics`` in this order."""
+    """Way to reach clients and train them. A round calls ``connect``, ``train`` and ``metrics`` in this order."""
 
     @abstractmethod
-    def gather(self, server: Server) -> None:
+    def connect(self, server: Server) -> None:
         """Tell the server which clients are connected, before it draws those of a round."""
 
     @abstractmethod

@@ -75,15 +75,15 @@ class Participation:
         """Tell the selector that a stage begins."""
         self.selector.begin_stage(stage.index)
 
-    def draw(self, round_: int, *choices: Stage) -> Cohort:
+    def draw(self, round_: int, variants: Sequence[Stage]) -> Cohort:
         """Draw the cohort of a round.
 
         Args:
             round_: Communication round, from 0.
-            choices: Variants of the stage, largest first; each client holds the first one that its device can train.
+            variants: Variants of the stage, largest first; each client holds the first one that its device can train.
         """
-        shares = {client: self.fitting(client, choices) for client in range(self.num_clients)}
-        holding = {client: stage for client, stage in shares.items() if stage}
+        chosen = {client: self.choose(client, variants) for client in range(self.num_clients)}
+        holding = {client: variants[each] for client, each in chosen.items() if each is not None}
         reachable = self._reachable(round_)
         candidates = [self._candidate(client, stage) for client, stage in holding.items() if reachable[client]]
         rng = numpy_generator(self.seed, "cohort", round_)
@@ -97,13 +97,14 @@ class Participation:
             tuple(client for client in holding if not reachable[client]),
         )
 
-    def fitting(self, client: int, choices: Sequence[Stage]) -> Stage | None:
-        """Find the first of the variants that a client's device can train; ``None`` if it can train none."""
-        return self.fleet.largest(client, choices) if self.fleet else choices[0]
+    def choose(self, client: int, variants: Sequence[Stage]) -> int | None:
+        """Return the position of the variant that a client trains; ``None`` if its device can train none."""
+        return self.fleet.choose(client, variants) if self.fleet else 0
 
-    def share(self, client: int, choices: Sequence[Stage]) -> Stage:
-        """Find the first of the variants that a client's device can train, or the last one if none fits."""
-        return self.fitting(client, choices) or choices[-1]
+    def trained(self, variants: Sequence[Stage]) -> list[Stage]:
+        """Return the variant of every client; the last, which is the smallest, where none fits."""
+        chosen = [self.choose(client, variants) for client in range(self.num_clients)]
+        return [variants[-1 if each is None else each] for each in chosen]
 
     def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
         """Tell the selector how the round went."""

@@ -19,12 +19,14 @@ class OpenRound:
         cohort: Its clients.
         asked: Parts that each client was asked to train, in forward order, the heads last.
         down_bytes: Sent to each client.
+        up_bytes: Received from each client whose update counts.
         seconds: Until each client was done, on the virtual clock.
     """
 
     cohort: Cohort = Cohort(())  # noqa: RUF009 (frozen)
     asked: dict[int, list[str]] = field(default_factory=dict)
     down_bytes: dict[int, int] = field(default_factory=dict)
+    up_bytes: dict[int, int] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
 
     def sent(self, task: Task) -> int:

@@ -1,16 +1,16 @@
-"""Takes in the results of one round, one client at a time."""
+"""Updates of one round: what is checked of them, and what is kept."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedssl.protocol.messages import Failure, Result, Tensors, flatten, num_bytes, part_of
-from fedssl.server.aggregation import Aggregation, Update
+from fedssl.protocol.messages import Failure, Result, Tensors, flatten, part_of
+from fedssl.server.aggregation import Update
 from fedssl.server.aggregation.rule import difference_to
 
 UPDATE_SAMPLE = 10_000
@@ -30,78 +30,78 @@ LARGEST_COUNTER = 2**53
 """Of local steps, and of an integer tensor such as batch norm's count of them, which must not overflow later."""
 
 
-class Intake:
-    """Checks results, hands the good ones to the aggregation rule and keeps running totals.
+class ReceivedUpdates:
+    """Updates of one round: checks them, hands the good ones to the aggregation rule and keeps running totals.
 
     Args:
-        reference: The global tensors of the trained parts.
-        aggregation: The rule; it gets the floating-point tensors. Of integer tensors (batch norm's step
-            counters) the largest one counts.
+        reference: Global tensors of the trained parts.
+        add: Hands a good update on to the aggregation rule: its floating-point tensors. Of integer tensors (batch
+            norm's step counters) the largest one counts.
         max_update: A client is dropped if a tensor of its update changed by more, as a root mean square, in units of
             one plus that of the global tensor.
+
+    Attributes:
+        given: Keys of the floating-point tensors that some client gave.
     """
 
-    def __init__(self, reference: Tensors, aggregation: Aggregation, max_update: float = MAX_UPDATE) -> None:
+    def __init__(self, reference: Tensors, add: Callable[[Update], None], max_update: float = MAX_UPDATE) -> None:
+        self.reference = reference
         self.trained: list[int] = []
         self.failures: list[Failure] = []
         self.late: list[Failure] = []
         self.counters: Tensors = {}
         self.given: set[str] = set()
-        self.up_bytes = 0
         self.macs = 0
         self.activation_bytes = 0
-        self._reference = reference
-        self._floating = {key: tensor for key, tensor in reference.items() if tensor.is_floating_point()}
-        self._aggregation = aggregation
+        self._hand_on = add
         self._max_update = max_update
         self._images = 0
         self._loss = 0.0
-        aggregation.begin(self._floating)
 
     def check(self, result: Result | Failure, parts: Iterable[str]) -> Result | Failure:
-        """The result, or why it cannot be used.
+        """Return the result, or the reason why it cannot be used.
 
         Args:
-            result: From a client.
-            parts: The parts that the client was to train.
+            result: Result of a client.
+            parts: Parts that the client was to train.
         """
         if isinstance(result, Failure):
             return result
         asked = set(parts)
-        expected = {key: own for key, own in self._reference.items() if part_of(key) in asked}
+        expected = {key: own for key, own in self.reference.items() if part_of(key) in asked}
         return find_fault(result, expected, self._max_update) or result
 
     def take(self, result: Result | Failure) -> None:
-        """Adds one client."""
+        """Add one client."""
+        self.macs += result.macs
         if isinstance(result, Failure):
             (self.late if result.late else self.failures).append(result)
-            self.macs += result.macs
             return
-        tensors = flatten(result.parts)
-        floating = {k: t for k, t in tensors.items() if k in self._floating}
-        self._aggregation.add(Update(result.client_id, floating, result.num_images, result.steps, result.loss))
-        self.given.update(floating)
-        _keep_largest(self.counters, {k: t for k, t in tensors.items() if k not in self._floating})
-        self._count(result)
+        self._add(result)
+        self.trained.append(result.client_id)
+        self._images += result.num_images
+        self._loss += result.loss * result.num_images
+        self.activation_bytes = max(self.activation_bytes, result.activation_bytes)
 
     def mean_loss(self) -> float:
         """Mean training loss weighted by images; NaN if no client gave a result."""
         return self._loss / self._images if self._images else math.nan
 
     def reasons(self) -> str:
-        """Why clients gave nothing usable; those with one reason together."""
+        """Reasons why clients gave nothing usable; clients with the same reason are named together."""
         clients: dict[str, list[int]] = {}
         for failure in [*self.failures, *self.late]:
             clients.setdefault(failure.reason, []).append(failure.client_id)
         return "; ".join(f"{_clients(ids)}: {reason}" for reason, ids in clients.items())
 
-    def _count(self, result: Result) -> None:
-        self.trained.append(result.client_id)
-        self._images += result.num_images
-        self._loss += result.loss * result.num_images
-        self.up_bytes += num_bytes(result.parts)
-        self.macs += result.macs
-        self.activation_bytes = max(self.activation_bytes, result.activation_bytes)
+    def _add(self, result: Result) -> None:
+        floating: Tensors = {}
+        counters: Tensors = {}
+        for key, tensor in flatten(result.parts).items():
+            (floating if self.reference[key].is_floating_point() else counters)[key] = tensor
+        self._hand_on(Update(result.client_id, floating, result.num_images, result.steps, result.loss))
+        self.given.update(floating)
+        _keep_largest(self.counters, counters)
 
 
 def find_fault(result: Result, reference: Tensors, max_update: float = MAX_UPDATE) -> Failure | None:

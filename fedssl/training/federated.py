@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from fedssl.client.bank import ActivationBank
-from fedssl.client.local_update import LocalUpdate
 from fedssl.client.start import StartRule
-from fedssl.costs.forecast import Forecast
-from fedssl.costs.prediction import StepPredictor
-from fedssl.data.clients import ClientData, Federation
+from fedssl.data.clients import ClientData, ClientDatasets
 from fedssl.data.images import ImageData
-from fedssl.devices import Deadline, DeviceSource, Eligibility, Fleet
-from fedssl.memory_budget.planner import ClientPlans
-from fedssl.memory_budget.setting import MemoryRule, MemorySetting
-from fedssl.protocol.messages import Failure, Result, Tensors
+from fedssl.devices import Deadline, DeviceSource
+from fedssl.federation.federation import Federation
+from fedssl.federation.settings import (
+    CohortSettings,
+    FederationSettings,
+    LocalSettings,
+    ModelSettings,
+    ServerSettings,
+    sgd,
+)
+from fedssl.memory_budget.setting import MemorySetting
 from fedssl.protocol.parts import MethodFactory, SplitModel
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
-from fedssl.server.client_stage import typical_choices
 from fedssl.server.engine import Engine
-from fedssl.server.participation import Cohort, Participation, check_dropout
+from fedssl.server.participation import Cohort
 from fedssl.server.rounds import RoundReport, round_metrics
 from fedssl.server.selection import Selector
-from fedssl.server.server import AllClientsFailedError, Server
-from fedssl.server.updates import MAX_UPDATE, check_max_update
+from fedssl.server.server import AllClientsFailedError
+from fedssl.server.updates import MAX_UPDATE
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.processes import check_monitors, check_trainer
 from fedssl.training.ranks import Ranks
 from fedssl.training.run_progress import RunProgress, reason_of_end
-from fedssl.utils.checks import check_method, check_together
 from fedssl.utils.resources import memory_metrics, start_device_peak
 from fedssl.utils.saved_state import check_same, restoring
+from fedssl.utils.seeding import run_seed
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
-from ssl_methods import OptimizerFactory, TwoViews, check_at_least, check_optimizer
-from ssl_methods.alignment import LARGEST_WEIGHT, Alignment
+from ssl_methods import OptimizerFactory, TwoViews
+from ssl_methods.alignment import Alignment
 
 logger = logging.getLogger(__name__)
-
-
-def sgd(parameters: Any) -> Optimizer:
-    """SGD with learning rate 1, which makes the server step plain FedAvg."""
-    return SGD(parameters, lr=1.0)
 
 
 class FederatedSSL(Pretraining):
@@ -121,48 +118,65 @@ class FederatedSSL(Pretraining):
         finetuning: FinetuneSettings | None = None,
         seed: int | None = None,
     ) -> None:
-        check_at_least(1, local_epochs=local_epochs)
-        check_at_least(2, batch_size=batch_size)
-        check_at_least(0, LARGEST_WEIGHT, proximal=proximal)
-        check_optimizer("server_optimizer", server_optimizer)
-        check_dropout(dropout)
-        check_max_update(max_update)
-        check_together(deadline, devices, memory_budget, micro_batch, bank)
-        self.memory, self.micro_batch = MemorySetting.parse(memory_budget, devices), micro_batch
-        super().__init__(scheme.adapt(encoder), method, augment, optimizer, evaluation, finetuning, seed)
-        scheme.check(self.model.encoder)
-        scheme.stages(len(self.model.encoder.blocks), rounds)
-        if start:
-            start.check(self.model.heads)
-        check_method(self.model.method, alignment, bank)
+        seed, encoder = run_seed(seed), scheme.adapt(encoder)
+        self.settings = FederationSettings(
+            model=ModelSettings(
+                encoder=encoder,
+                method=method,
+                augment=augment,
+                optimizer=optimizer,
+                micro_batch=micro_batch,
+            ),
+            scheme=scheme,
+            rounds=rounds,
+            local=LocalSettings(
+                epochs=local_epochs,
+                batch_size=batch_size,
+                alignment=alignment,
+                proximal=proximal,
+                start=start,
+                bank=bank,
+                memory=MemorySetting.parse(memory_budget, devices),
+            ),
+            cohort=CohortSettings(
+                participation=participation,
+                dropout=dropout,
+                selector=selector,
+                devices=devices,
+                deadline=deadline,
+            ),
+            server=ServerSettings(
+                aggregation=aggregation,
+                max_update=max_update,
+                optimizer=server_optimizer,
+                calibration=calibration,
+                pace=pace,
+            ),
+            seed=seed,
+        )
+        super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
+        self.settings.check(self.model)
         self.automatic_optimization = False
         self.heads = nn.ModuleDict(self.model.method.heads())
         self.states = nn.ModuleDict(self.model.method.state_parts())
-        self.scheme, self.rounds = scheme, rounds
-        self.local_epochs, self.batch_size = local_epochs, batch_size
-        self.participation, self.dropout, self.selector = participation, dropout, selector
-        self.devices, self.deadline, self.pace, self.start, self.bank = devices, deadline, pace, start, bank
-        self.alignment, self.proximal, self.calibration = alignment, proximal, calibration
-        self.aggregation, self.max_update, self.server_optimizer = aggregation, max_update, server_optimizer
-        self.server: Server | None = None
-        self.local: LocalUpdate | None = None
+        self.federation: Federation | None = None
         self.engine: Engine | None = None
-        self._ranks: Ranks | None = None
         self.on_client: Callable[[Cohort, int], None] | None = None
         self.last_report: RoundReport | None = None
+        self._ranks: Ranks | None = None
         self._prepared: ClientData | None = None
 
     @property
     def summary(self) -> dict[str, str]:
         """Scheme and method, for tables and results."""
-        return super().summary | {"scheme": self.scheme.name}
+        return super().summary | {"scheme": self.settings.scheme.name}
 
     def build(self) -> SplitModel:
-        """A freshly initialised model, with micro-batches if they are set."""
-        return super().build().in_micro_batches(self.micro_batch)
+        """Build a freshly initialised model."""
+        return self.settings.build()
 
     def setup(self, stage: str) -> None:
-        """Lightning's hook; prepares training if that was not done yet.
+        """Lightning's hook; prepare training if that was not done yet.
 
         Raises:
             ValueError: Trainer, data and model do not fit together.
@@ -171,14 +185,14 @@ class FederatedSSL(Pretraining):
         if stage != "fit":
             data.eval_test.check_encoder(self.model.encoder.spec)
             return
-        check_trainer(self.trainer, self.rounds)
-        if self.aggregation.always_steps:
+        check_trainer(self.trainer, self.settings.rounds)
+        if self.settings.server.aggregation.always_steps:
             check_monitors(self.trainer)
         if self._prepared is not data:
             self.prepare(data)
 
     def prepare(self, data: ImageData | ClientData) -> None:
-        """Builds server and resident client from the data module's federation.
+        """Build the federation of the data module's clients.
 
         Raises:
             ValueError: Data and model do not fit together.
@@ -186,222 +200,152 @@ class FederatedSSL(Pretraining):
         if not isinstance(data, ClientData):
             raise ValueError(f"FederatedSSL needs FederatedData or FederatedText, got {type(data).__name__}")
         super().prepare(data)
-        if max(len(images) for images in data.federation.clients) < 2:
+        clients = data.federation
+        if max(clients.sizes) < 2:
             raise ValueError("no client has two images to contrast: use fewer clients or more images")
-        if self.calibration and data.federation.auxiliary:
-            data.federation.auxiliary.check_encoder(self.model.encoder.spec)
-            self.model.method.check_labels(data.federation.auxiliary.labels)
+        if self.settings.server.calibration and clients.auxiliary:
+            clients.auxiliary.check_encoder(self.model.encoder.spec)
+            self.model.method.check_labels(clients.auxiliary.labels)
+        self.federation = Federation(self.settings, clients.sizes, model=self.model, auxiliary=clients.auxiliary)
+        self.federation.check_devices()
+        self.federation.check_memory()
         self._prepared = data
-        profiles = self.devices.profiles(data.num_clients, self.seed) if self.devices else []
-        memory = self.memory.rule(self.predictor, data.federation.sizes, self.batch_size, profiles)
-        self.server = self._make_server(data.federation, memory)
-        if memory:
-            memory.check(self.server.least_stages())
-        if self.bank:
-            shares = [each for stage in self.server.stages for each in typical_choices(self.scheme, stage, self.seed)]
-            self.predictor().check_bank(shares, max(data.federation.sizes))
-        self.local = self.local_update(self._recall, memory.plans(self.seed) if memory else None)
 
-    def local_update(self, recall: Callable[[str, str], Tensors], plans: ClientPlans | None = None) -> LocalUpdate:
-        """A resident model for clients, whose frozen parts ``recall`` gives; ``plans`` keep a memory budget."""
-        return LocalUpdate(
-            self.build(),
-            self.local_epochs,
-            self.batch_size,
-            self.alignment,
-            self.proximal,
-            self.start,
-            self.seed,
-            recall,
-            plans or self.memory.plans(self.predictor, self.batch_size, self.seed),
-            self.bank,
-        )
-
-    def eligibility(self) -> list[Eligibility]:
-        """Who can train each stage; empty without devices."""
-        assert self.server is not None
-        fleet = self.server.participation.fleet
-        return fleet.eligibility(self.server.least_stages()) if fleet else []
+    @property
+    def _running(self) -> Federation:
+        assert self.federation is not None
+        return self.federation
 
     def configure_optimizers(self) -> Optimizer:
-        """The server optimizer; it steps once a round."""
-        assert self.server is not None
-        return self.server.optimizer
+        """Return the server optimizer; it steps once a round."""
+        return self._running.server.optimizer
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Clients move their own batches."""
+        """Leave the batch where it is: clients move their own."""
         return batch
 
     def on_fit_start(self) -> None:
-        """Lightning's hook; brings the resident client to the device."""
-        assert self.local is not None
-        assert self.server is not None
+        """Lightning's hook; bring the resident client to the device."""
+        server, client = self._running.server, self._running.client
         self._ranks = None
         self.model.to(self.device)
-        self.local.model.to(self.device)
-        for times in (self.times, self.server.times, self.local.book.times):
+        client.model.to(self.device)
+        for times in (self.times, server.times, client.book.times):
             times.device = self.device
         start_device_peak(self.device)
 
     def on_train_start(self) -> None:
         """Lightning's hook; a run that had ended before its last possible round does not go on when resumed."""
-        assert self.server is not None
-        if self.server.done:
+        if self._running.server.done:
             self.trainer.should_stop = True
 
     def on_fit_end(self) -> None:
-        """Lightning's hook; another fit starts with a new server."""
+        """Lightning's hook; another fit starts with a new federation."""
         super().on_fit_end()
         self._prepared = None
 
-    def _progress(self) -> RunProgress:
-        assert self.server is not None
-        server, reason = self.server, "" if self.server.done else reason_of_end(self.trainer)
-        incomplete, untrained = server.open_stages()
-        begun = [stage for stage in server.stages if server.stage_rounds[stage.index]]
-        trained = {block for stage in begun for block in stage.trained}
-        return RunProgress(
-            "rounds",
-            server.round,
-            self.rounds,
-            server.done,
-            len(server.stages),
-            incomplete,
-            untrained,
-            (len(trained), len(self.model.encoder.blocks)),
-            reason,
-        )
-
-    def training_step(self, batch: Federation, batch_idx: int) -> None:
-        """One communication round with the clients whose data the batch has."""
-        assert self.server is not None
+    def training_step(self, batch: ClientDatasets, batch_idx: int) -> None:
+        """Run one communication round with the clients whose data the batch has."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         engine = self.engine or self._processes(batch)
-        engine.gather(self.server)
-        cohort = self.server.begin_round()
-        report = self.server.absorb(self._announced(engine.train(self.server, cohort), cohort), optimizer.step)
-        for failure in report.failures:
-            logger.warning(
-                "round %d: the update of client %d is dropped: %s", report.round, failure.client_id, failure.reason
-            )
-        if not report.trained:
-            logger.warning(
-                "round %d: nobody was trained; dropped out: %d, too small a device: %d, out of reach: %d, failed: %d, "
-                "late: %d",
-                *(report.round, len(report.dropped), len(report.ineligible), len(report.unavailable)),
-                *(len(report.failures), len(report.late)),
-            )
+        self._running.on_client = self.on_client
+        report = self._running.round(engine, optimizer.step)
+        _warn(report)
         self.last_report = report
         self._log(report, engine)
-        if self.server.done:
+        if self._running.server.done:
             self._end_run()
 
-    def _processes(self, federation: Federation) -> Ranks:
-        """The processes of this run; a fit has the same ones in all its rounds."""
-        assert self.local is not None
-        if self._ranks is None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            self._ranks = Ranks(self.local, federation.clients, rank, world_size)
-        return self._ranks
-
-    def _end_run(self) -> None:
-        """Stops the trainer; a run that ends early is validated at its end, whatever the interval."""
-        assert self.server is not None
-        if not any(cost.rounds for cost in self.server.ledger.clients.values()):
-            raise AllClientsFailedError(
-                f"no client was trained in any of {self.server.round} rounds: raise model.participation, lower "
-                f"model.dropout ({self.dropout}), or give devices more memory, time or availability"
-            )
-        self.trainer.should_stop = True
-        if self.server.round < self.rounds:
-            self.trainer.check_val_every_n_epoch = 1
+    def seconds(self) -> dict[str, float]:
+        """Return wall-clock seconds by phase since the run began, interrupted processes included."""
+        server, client = self._running.server, self._running.client
+        return client.book.times.seconds() | server.times.seconds() | self.times.seconds()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what Lightning does not know: the server's books and what clients remember."""
-        assert self.server is not None
-        assert self.local is not None
+        """Add what Lightning does not know: the server's books and what clients remember."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["server"] = self.server.state_dict()
-        checkpoint["local"] = self.local.state_dict()
+        checkpoint["server"] = self._running.server.state_dict()
+        checkpoint["local"] = self._running.client.state_dict()
         checkpoint["depth"] = self.model.encoder.depth
         checkpoint["seconds"] = self.times.seconds()
         checkpoint["data"] = self._data_settings()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restores it.
+        """Restore it.
 
         Raises:
-            ValueError: The checkpoint is of another run.
+            ValueError: The checkpoint belongs to another run.
         """
         super().on_load_checkpoint(checkpoint)
         with restoring():
             self.model.encoder.depth = checkpoint["depth"]
-            if self.server is not None and self.local is not None:
-                self.server.load_state_dict(checkpoint["server"])
-                self.local.load_state_dict(checkpoint["local"])
+            if self.federation is not None:
+                self.federation.server.load_state_dict(checkpoint["server"])
+                self.federation.client.load_state_dict(checkpoint["local"])
                 self.times.restore(checkpoint["seconds"])
                 check_same(checkpoint["data"], self._data_settings())
 
     def _data_settings(self) -> dict[str, Any]:
         return {"images of the clients": self.trainer.datamodule.federation.sizes}  # type: ignore[attr-defined]
 
-    def _announced(self, results: Iterator[Result | Failure], cohort: Cohort) -> Iterator[Result | Failure]:
-        for result in results:
-            yield result
-            if self.on_client:
-                self.on_client(cohort, result.client_id)
-
-    def _recall(self, name: str, content: str) -> Tensors:
-        """In one process a frozen part that a client holds is read from the server's model."""
-        return self.model.read([name])[name]
-
-    def _make_server(self, federation: Federation, memory: MemoryRule | None) -> Server:
-        parameters = dict.fromkeys(p for module in self.model.modules.values() for p in module.parameters())
-        fleet, sizes = self._fleet(federation, memory), federation.sizes
-        participation = Participation(sizes, self.participation, self.dropout, self.selector, fleet, self.seed)
-        server = Server(
-            self.model,
-            self.scheme,
-            self.rounds,
-            participation,
-            self.aggregation,
-            self.server_optimizer(list(parameters)),
-            self.calibration,
-            federation.auxiliary,
-            self.pace,
-            self.seed,
-        )
-        server.max_update = self.max_update
-        return server
-
-    def predictor(self) -> StepPredictor:
-        """Predicts local steps of this run, in a model of its own."""
-        return StepPredictor(self.build(), copy.deepcopy(self.alignment), self.proximal, self.bank)
-
-    def forecast(self, memory: MemoryRule | None = None) -> Forecast:
-        """Predicts what stages of this run ask of a client, whose steps a memory rule keeps within a budget."""
-        predictor, need = (memory.planner.predictor, memory.need) if memory else (self.predictor(), None)
-        return Forecast(predictor.model, predictor, self.local_epochs, self.batch_size, need)
-
-    def _fleet(self, federation: Federation, memory: MemoryRule | None) -> Fleet | None:
-        if not self.devices:
-            return None
-        profiles = self.devices.profiles(len(federation.clients), self.seed)
-        return Fleet(profiles, federation.sizes, self.forecast(memory), self.deadline)
+    def _processes(self, clients: ClientDatasets) -> Ranks:
+        """Return the processes of this run; a fit has the same ones in all its rounds."""
+        if self._ranks is None:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            self._ranks = Ranks(self._running.client, clients.clients, rank, world_size)
+        return self._ranks
 
     def _log(self, report: RoundReport, engine: Engine) -> None:
-        assert self.server is not None
-        seconds = {f"time/{phase}": seconds for phase, seconds in self.seconds().items()}
-        metrics = round_metrics(report) | self.aggregation.metrics(report.round + 1)
-        metrics |= seconds | memory_metrics(self.device)
-        if self.server.participation.fleet:
-            metrics["time/simulated_seconds"] = self.server.participation.fleet.now
+        server = self._running.server
+        metrics = round_metrics(report) | server.aggregation.metrics(report.round + 1)
+        metrics |= {f"time/{phase}": seconds for phase, seconds in self.seconds().items()}
+        metrics |= memory_metrics(self.device)
+        if server.participation.fleet:
+            metrics["time/simulated_seconds"] = server.participation.fleet.now
         metrics |= engine.metrics(report)
         self.log_dict({key: float(value) for key, value in metrics.items()}, batch_size=1)
 
-    def seconds(self) -> dict[str, float]:
-        """Wall-clock seconds by phase since the run began, interrupted processes included."""
-        assert self.server is not None
-        assert self.local is not None
-        return self.local.book.times.seconds() | self.server.times.seconds() | self.times.seconds()
+    def _end_run(self) -> None:
+        """Stop the trainer; a run that ends early is validated at its end, whatever the interval."""
+        server = self._running.server
+        if not any(cost.rounds for cost in server.ledger.clients.values()):
+            raise AllClientsFailedError(
+                f"no client was trained in any of {server.round} rounds: raise model.participation, lower "
+                f"model.dropout ({self.settings.cohort.dropout}), or give devices more memory, time or availability"
+            )
+        self.trainer.should_stop = True
+        if server.round < self.settings.rounds:
+            self.trainer.check_val_every_n_epoch = 1
+
+    def _progress(self) -> RunProgress:
+        server = self._running.server
+        incomplete, untrained = server.open_stages()
+        begun = [stage for stage in server.stages if server.stage_rounds[stage.index]]
+        trained = {block for stage in begun for block in stage.trained}
+        return RunProgress(
+            "rounds",
+            server.round,
+            self.settings.rounds,
+            server.done,
+            len(server.stages),
+            incomplete,
+            untrained,
+            (len(trained), len(self.model.encoder.blocks)),
+            "" if server.done else reason_of_end(self.trainer),
+        )
+
+
+def _warn(report: RoundReport) -> None:
+    """Say whose updates were dropped, and why nobody was trained."""
+    for failure in report.failures:
+        logger.warning(
+            "round %d: the update of client %d is dropped: %s", report.round, failure.client_id, failure.reason
+        )
+    if not report.trained:
+        logger.warning(
+            "round %d: nobody was trained; dropped out: %d, too small a device: %d, out of reach: %d, failed: %d, "
+            "late: %d",
+            *(report.round, len(report.dropped), len(report.ineligible), len(report.unavailable)),
+            *(len(report.failures), len(report.late)),
+        )

@@ -62,7 +62,7 @@ class RoundProgress(ProgressBar):
             return
         federated = isinstance(pl_module, FederatedSSL)
         if federated:
-            self._after_clients = "calibration" if pl_module.calibration else "aggregation"
+            self._after_clients = "calibration" if pl_module.settings.server.calibration else "aggregation"
             pl_module.on_client = self._client_done
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn(), TimeElapsedColumn())
@@ -170,8 +170,8 @@ class RoundProgress(ProgressBar):
         metrics: dict[str, Any] = trainer.callback_metrics
         evaluated = metrics if self._evaluated else {}
         parts = []
-        if isinstance(pl_module, FederatedSSL) and pl_module.server and pl_module.last_report:
-            report, stages = pl_module.last_report, len(pl_module.server.stages)
+        if isinstance(pl_module, FederatedSSL) and pl_module.federation and pl_module.last_report:
+            report, stages = pl_module.last_report, len(pl_module.federation.server.stages)
             parts += [f"stage {report.stage + 1}/{stages}", f"clients {len(report.trained)}"]
             parts += [f"dropped {len(report.dropped)}"] * bool(report.dropped)
             parts += [f"failed {len(report.failures)}"] * bool(report.failures)

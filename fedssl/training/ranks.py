@@ -52,7 +52,7 @@ class Ranks(Engine):
         self._world_size = world_size
         self._checked = world_size == 1
 
-    def gather(self, server: Server) -> None:
+    def connect(self, server: Server) -> None:
         """Synchronise the replicated servers; afterwards they need no communication of their own.
 
         Raises:

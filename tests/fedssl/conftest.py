@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,19 +16,27 @@ from fedssl.client.bank import ActivationBank
 from fedssl.client.local_update import LocalUpdate
 from fedssl.client.start import StartRule
 from fedssl.costs.fake_step import StepPrediction
-from fedssl.costs.forecast import Forecast
 from fedssl.costs.prediction import StepPredictor
 from fedssl.data.datasets import ArrayImages
-from fedssl.devices import Deadline, DeviceProfile, Fleet
+from fedssl.devices import Deadline, DeviceProfile, DeviceSource
+from fedssl.federation.federation import Federation
+from fedssl.federation.settings import (
+    CohortSettings,
+    FederationSettings,
+    LocalSettings,
+    ModelSettings,
+    ServerSettings,
+    sgd,
+)
 from fedssl.protocol.messages import Failure, Result, Task, flatten
 from fedssl.protocol.parts import SplitModel, build_model
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
-from fedssl.server.participation import Cohort, Participation
+from fedssl.server.engine import Engine
+from fedssl.server.participation import Cohort
 from fedssl.server.rounds import RoundReport
 from fedssl.server.selection import Selector
 from fedssl.server.server import Server
-from fedssl.training.federated import sgd
 from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme, Stage
 from ssl_methods import BYOL, BarlowTwins, DigitsViews, MoCoV3, SimCLR, Supervised, TwoViews
 from ssl_methods.alignment import Alignment
@@ -85,22 +92,36 @@ def weights_of(model: SplitModel) -> dict[str, Tensor]:
     return {key: tensor.clone() for key, tensor in flatten(model.read(model.modules)).items()}
 
 
-@dataclass
-class World:
-    """A server, its resident client and everybody's images."""
+class InTurn(Engine):
+    """Trains one client after the other in the resident model."""
 
-    server: Server
-    local: LocalUpdate
-    clients: list[ArrayImages]
+    def __init__(self, local: LocalUpdate, clients: Sequence[ArrayImages]) -> None:
+        self._local, self._clients = local, clients
+
+    def connect(self, server: Server) -> None: ...
+
+    def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
+        return (self._local(server.make_task(client), self._clients[client]) for client in cohort.participants)
+
+    def metrics(self, report: RoundReport) -> dict[str, float]:
+        return {}
+
+
+class World:
+    """A federation and everybody's images."""
+
+    def __init__(self, federation: Federation, clients: list[ArrayImages]) -> None:
+        self.federation, self.clients = federation, clients
+        self.server, self.local = federation.server, federation.client
+        self._engine = InTurn(self.local, clients)
 
     def results(self, cohort: Cohort) -> Iterator[Result | Failure]:
-        """Trains one client after the other in one model."""
-        for client in cohort.participants:
-            yield self.local(self.server.make_task(client), self.clients[client])
+        """Trains a cohort."""
+        return self._engine.train(self.server, cohort)
 
     def round(self, step: Callable[[], Any] | None = None) -> RoundReport:
         """One communication round."""
-        return self.server.absorb(self.results(self.server.begin_round()), step)
+        return self.federation.round(self._engine, step)
 
     def run(self, rounds: int) -> list[RoundReport]:
         """Several rounds."""
@@ -134,6 +155,31 @@ class World:
         self.local.load_state_dict(checkpoint["local"])
 
 
+def make_settings(
+    scheme: Scheme | None = None,
+    rounds: int = 3,
+    method: str | Callable[..., Any] = "SimCLR",
+    spec: EncoderSpec = VIT,
+    optimizer: Callable[..., Any] = CLIENT_OPTIMIZER,
+    augment: TwoViews | None = None,
+    seed: int = 0,
+    local: dict[str, Any] | None = None,
+    cohort: dict[str, Any] | None = None,
+    server: dict[str, Any] | None = None,
+) -> FederationSettings:
+    """Settings of a tiny federation; batches have 4 images."""
+    factory = METHODS[method] if isinstance(method, str) else method
+    return FederationSettings(
+        model=ModelSettings(encoder=spec, method=factory, augment=augment or DigitsViews(), optimizer=optimizer),
+        scheme=scheme or LayerWise(),
+        rounds=rounds,
+        local=LocalSettings(**{"batch_size": 4} | (local or {})),
+        cohort=CohortSettings(**cohort or {}),
+        server=ServerSettings(**server or {}),
+        seed=seed,
+    )
+
+
 def make_small_world(
     scheme: Scheme | None = None,
     rounds: int = 3,
@@ -160,37 +206,26 @@ def make_small_world(
     bank: ActivationBank | None = None,
 ) -> World:
     """A federation of clients of the given sizes."""
-    model, resident = (small_model(method, spec, seed, augment, optimizer) for _ in range(2))
-    fleet = None
-    if devices:
-        planned = small_model(method, spec, seed, augment, optimizer)
-        forecast = Forecast(planned, StepPredictor(planned, copy.copy(alignment), proximal, bank), epochs, 4)
-        fleet = Fleet(devices, list(sizes), forecast, deadline)
-    server = Server(
-        model,
-        scheme or LayerWise(),
-        rounds,
-        Participation(sizes, cohort_size or len(sizes), dropout, selector, fleet, seed),
-        aggregation or WeightedMean(),
-        server_optimizer(list(dict.fromkeys(p for module in model.modules.values() for p in module.parameters()))),
-        calibration,
-        random_images(auxiliary, 999, spec.image_size) if calibration else None,
-        pace,
-        seed,
-    )
-    local = LocalUpdate(
-        resident,
-        epochs,
-        4,
-        copy.copy(alignment),
-        proximal,
-        start,
-        seed,
-        lambda name, content: model.read([name])[name],
-        bank=bank,
-    )
-    clients = [random_images(size, 1 + i, spec.image_size) for i, size in enumerate(sizes)]
-    return World(server, local, clients)
+    local = {"epochs": epochs, "alignment": copy.copy(alignment), "proximal": proximal, "start": start, "bank": bank}
+    cohort = {"participation": cohort_size or len(sizes), "dropout": dropout, "selector": selector}
+    cohort |= {"devices": Given(devices) if devices else None, "deadline": deadline}
+    server = {"aggregation": aggregation or WeightedMean(), "optimizer": server_optimizer}
+    server |= {"calibration": calibration, "pace": pace}
+    settings = make_settings(scheme, rounds, method, spec, optimizer, augment, seed, local, cohort, server)
+    images = random_images(auxiliary, 999, spec.image_size) if calibration else None
+    federation = Federation(settings, sizes, auxiliary=images)
+    federation.check_devices()
+    return World(federation, [random_images(size, 1 + i, spec.image_size) for i, size in enumerate(sizes)])
+
+
+class Given(DeviceSource):
+    """Devices that a test names one by one."""
+
+    def __init__(self, profiles: list[DeviceProfile]) -> None:
+        self._profiles = profiles
+
+    def profiles(self, num_clients: int, seed: int) -> list[DeviceProfile]:
+        return self._profiles
 
 
 @pytest.fixture(scope="session")

@@ -194,8 +194,8 @@ def read_details(path: Path) -> tuple[EvaluationDetails | None, ClientDetails | 
 
 def client_details(module: FederatedSSL, data: ClientData) -> ClientDetails:
     """Collect client details from the server's ledger and the division of the data."""
-    assert module.server is not None
-    paid = module.server.ledger.clients
+    assert module.federation is not None
+    paid = module.federation.server.ledger.clients
     costs = [vars(paid.get(client, ClientCost())) for client in range(data.num_clients)]
     return ClientDetails(
         classes=np.asarray(data.pool.classes, dtype=str),

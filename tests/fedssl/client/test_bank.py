@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fedssl.utils.checks import check_method
 from torch import nn
 from torch.optim import SGD
 
@@ -13,7 +14,6 @@ from fedssl import ActivationBank, Calibration, FederatedData, FederatedSSL
 from fedssl.client.client_banks import ClientBanks
 from fedssl.costs.prediction import StepPredictor
 from fedssl.protocol.messages import Failure, Task
-from fedssl.utils.checks import check_method
 from layerwise import EncoderSpec, EndToEnd, LayerWise, LoRA
 from layerwise.memory import InfeasibleBudgetError
 from ssl_methods import DigitsViews, LanguageModelling, TwoViews

@@ -41,7 +41,7 @@ def test_frozen_parts_stay_bit_for_bit(
             frozen.update(held)
 
     for _ in range(12):
-        world.server.absorb(trained(world.server.begin_round().participants))
+        world.server.end_round(trained(world.server.begin_round().participants))
     assert frozen == {"stem", *(f"block.{i}" for i in range(len(world.server.stages) - 1))}
 
 

@@ -160,7 +160,7 @@ def test_a_new_stage_starts_from_what_was_received(rule: StartRule, make_world: 
     for round_ in range(6):
         world.server.begin_round()
         received = world.weights()
-        world.server.absorb(world.results(world.server.current.cohort))
+        world.server.end_round(world.results(world.server.current.cohort))
         mixed = [any(not torch.equal(t, received[k]) for k, t in seen[client].items()) for client in range(3)]
         assert mixed == [round_ % 2 == 1] * 3
     assert all(memory.layers[0] == "block.2" for memory in world.local.memories.values())

@@ -30,7 +30,7 @@ def play(run: FederatedSSL, data: FederatedData, rounds: int = 2) -> list[RoundR
     assert run.server is not None
     assert run.local is not None
     ranks = Ranks(run.local, data.federation.clients)
-    return [run.server.absorb(ranks.train(run.server, run.server.begin_round())) for _ in range(rounds)]
+    return [run.server.end_round(ranks.train(run.server, run.server.begin_round())) for _ in range(rounds)]
 
 
 def weights(run: FederatedSSL) -> dict[str, Tensor]:

@@ -141,7 +141,7 @@ def test_a_round_of_clients_with_too_few_images_is_an_empty_one(make_world: Call
     world = make_world()
     before = world.weights()
     world.server.begin_round()
-    report = world.server.absorb([Failure(0, "1 images are too few to contrast", skipped=True)])
+    report = world.server.end_round([Failure(0, "1 images are too few to contrast", skipped=True)])
     assert (report.trained, len(report.failures), world.server.round) == ((), 1, 1)
     after = world.weights()
     assert all(torch.equal(after[key], before[key]) for key in before)

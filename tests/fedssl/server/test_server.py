@@ -102,7 +102,7 @@ def test_fedavg_is_the_weighted_mean_by_hand(make_world: Callable[..., Any]) -> 
     results = kept_results(world)
     sizes = [result.num_images for result in results]
     assert sizes == [4, 9, 8]
-    report = world.server.absorb(results)
+    report = world.server.end_round(results)
     after = world.weights()
     clients = [flatten(result.parts) for result in results]
     for key in clients[0]:
@@ -127,7 +127,7 @@ def test_results_may_share_the_memory_of_one_model(make_world: Callable[..., Any
     streamed, collected = make_world(rounds=3), make_world(rounds=3)
     for _ in range(3):
         streamed.round()
-        collected.server.absorb(kept_results(collected))
+        collected.server.end_round(kept_results(collected))
     assert not changed_parts(streamed.weights(), collected.weights())
 
 
@@ -235,7 +235,7 @@ def test_all_clients_failing_is_an_error_and_changes_nothing(make_world: Callabl
     results = [broken, Failure(1, "battery"), Failure(2, "loss nan")]
     message = "round 1: no usable update; client 0: stem/model.pos_embed is not finite; client 1: battery; client 2"
     with pytest.raises(AllClientsFailedError, match=message):
-        world.server.absorb(results, lambda: steps.append(1))
+        world.server.end_round(results, lambda: steps.append(1))
     assert not steps
     assert not changed_parts(before, world.weights())
     assert world.server.round == 1
@@ -260,7 +260,7 @@ def test_a_bad_update_counts_as_if_its_client_had_not_been_there(
     poisoned, without = make_world(EndToEnd()), make_world(EndToEnd())
     results = kept_results(poisoned)
     results[1].parts["tail"]["fc_norm.bias"][3] = math.inf
-    poisoned.server.absorb(results)
+    poisoned.server.end_round(results)
     without.round()
     assert not changed_parts(poisoned.weights(), without.weights())
 
@@ -334,10 +334,10 @@ def test_fewer_results_than_the_quorum_are_an_error_if_somebody_failed(make_worl
     before, results = world.weights(), list(world.results(world.server.begin_round()))
     late = [*results[:2], Failure(2, "no answer", late=True)]
     with pytest.raises(AllClientsFailedError, match="2 usable update; 3 are needed; client 2: no answer"):
-        world.server.absorb(late)
+        world.server.end_round(late)
     assert all(torch.equal(tensor, before[key]) for key, tensor in world.weights().items())
     world.server.quorum = 2
-    assert world.server.absorb(late).trained == (0, 1)
+    assert world.server.end_round(late).trained == (0, 1)
 
 
 def test_a_client_gets_again_what_it_says_it_lacks(make_world: Callable[..., Any]) -> None:

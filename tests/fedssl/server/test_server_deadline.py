@@ -39,7 +39,7 @@ def whole_round(make_world: Callable[..., Any], **settings: Any) -> Any:
     """The report and the clients' results of a first round without a deadline."""
     world = make_world(EndToEnd(), rounds=3, **settings)
     results = kept_results(world)
-    return world.server.absorb(results), results
+    return world.server.end_round(results), results
 
 
 @pytest.mark.parametrize("late", ["drop", "send_finished_layers"])
@@ -162,7 +162,7 @@ def test_broken_layers_that_never_arrived_do_no_harm(late: Any, make_world: Call
     world = make_world(EndToEnd(), devices=[FAST, slow(), FAST], deadline=deadline)
     sent = kept_results(world)
     sent[1].parts["stem"]["model.pos_embed"].fill_(math.nan)
-    report = world.server.absorb(sent)
+    report = world.server.end_round(sent)
     assert report.failures == ()
     assert report.trained == ((0, 2) if late == "drop" else (0, 1, 2))
     assert all(tensor.isfinite().all() for tensor in world.weights().values())
@@ -174,7 +174,7 @@ def test_a_late_client_with_a_broken_last_layer_fails(make_world: Callable[..., 
     world = make_world(EndToEnd(), devices=[FAST, slow(), FAST], deadline=deadline)
     sent = kept_results(world)
     sent[1].parts["tail"]["fc_norm.bias"].fill_(math.nan)
-    report = world.server.absorb(sent)
+    report = world.server.end_round(sent)
     assert report.failures == (Failure(1, "tail/fc_norm.bias is not finite"),)
     assert (report.trained, report.late, report.seconds) == ((0, 2), (), deadline.seconds)
 
@@ -197,7 +197,7 @@ def test_wrong_parts_are_refused_late_or_not(share: float, spoil: str, make_worl
     world = make_world(EndToEnd(), devices=[FAST, slow(), FAST], deadline=deadline)
     sent = kept_results(world)
     sent[1] = replace(sent[1], parts=SPOILS[spoil](sent[1].parts))
-    report = world.server.absorb(sent)
+    report = world.server.end_round(sent)
     assert report.failures == (Failure(1, "its update has other tensors than its task"),)
     assert report.trained == (0, 2)
 
@@ -208,7 +208,7 @@ def test_a_client_that_was_not_asked_is_refused(
     plan_cohorts((0, 2))
     world = make_world(EndToEnd(), devices=[FAST] * 3)
     results = kept_results(world)
-    report = world.server.absorb([results[0], replace(results[1], client_id=1)])
+    report = world.server.end_round([results[0], replace(results[1], client_id=1)])
     assert report.failures == (Failure(1, "its update has other tensors than its task"),)
     assert report.trained == (0,)
 
@@ -218,7 +218,7 @@ def test_a_bad_update_takes_its_time(make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd(), devices=[FAST, slow(), FAST])
     sent = kept_results(world)
     sent[1].parts["tail"]["fc_norm.bias"].fill_(math.inf)
-    report = world.server.absorb(sent)
+    report = world.server.end_round(sent)
     assert report.seconds == results[1].macs / SPEED
     assert report.trained == (0, 2)
 
@@ -230,14 +230,14 @@ def test_failures_beside_late_clients_are_an_error_only_without_any_update(make_
         sent = kept_results(world)
         sent[0].parts["tail"]["fc_norm.bias"].fill_(math.nan)
         if world is some:
-            assert world.server.absorb(sent).trained == (1,)
+            assert world.server.end_round(sent).trained == (1,)
         else:
             with pytest.raises(AllClientsFailedError, match=r"client 0: tail/fc_norm\.bias is not finite"):
-                world.server.absorb(sent)
+                world.server.end_round(sent)
 
 
 def test_a_result_is_not_shortened_for_the_client(make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd(), devices=[slow()] * 3, deadline=Deadline(1.0, "send_finished_layers"))
     results = kept_results(world)
-    world.server.absorb(results)
+    world.server.end_round(results)
     assert all(isinstance(result, Result) and len(result.parts) == 6 for result in results)

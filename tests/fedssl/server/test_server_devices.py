@@ -110,7 +110,7 @@ def test_a_round_lasts_as_long_as_its_slowest_participant(make_world: Callable[.
             results[1].macs / SPEED,
             received[2] / down + sizes[2] / up * 2,
         )
-        report = world.server.absorb(results)
+        report = world.server.end_round(results)
         elapsed += expected
         assert report.seconds == pytest.approx(expected)
         assert world.server.participation.fleet.now == pytest.approx(elapsed)
@@ -155,7 +155,7 @@ def test_selectors_learn_what_a_round_took(make_world: Callable[..., Any]) -> No
     macs = {result.client_id: result.macs for result in kept_results(world)}
     assert [memory for _, _, memory, _ in asked[0]] == [math.inf, 10**9, math.inf]
     assert [seconds for *_, seconds in asked[0]] == pytest.approx([0.0, macs[1] / SPEED, macs[2] / SPEED])
-    world.server.absorb(world.results(world.server.current.cohort))
+    world.server.end_round(world.results(world.server.current.cohort))
     assert seen == [[(0, 4, 0.0, None), (1, 9, 1.0, None), (2, 8, 1.0, None)]]
 
 

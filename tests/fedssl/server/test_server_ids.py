@@ -49,7 +49,7 @@ def test_known_ids_are_those_of_the_tensors(
         cohort = world.server.begin_round()
         known = ids(world)
         assert known == {name: content_id(world.server.model.read([name])[name]) for name in known}
-        world.server.absorb(world.results(cohort))
+        world.server.end_round(world.results(cohort))
     assert ids(world) == {name: content_id(world.server.model.read([name])[name]) for name in known}
 
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from fedssl.planning.traffic import RoundPlayer
 from torch import Tensor
 
 from fedssl import UnchangedMean
 from fedssl.costs.prediction import StepPredictor
 from fedssl.devices import DeviceProfile
-from fedssl.planning.traffic import RoundPlayer
 from fedssl.protocol.messages import num_bytes
 from layerwise import LastLayers, Stage
 
@@ -56,7 +56,7 @@ def test_every_client_trains_and_sends_what_its_device_holds(world: Any) -> None
         result = world.local(task, world.clients[client])
         assert set(result.parts) == parts
         sent.append(copy.deepcopy(result))
-    report = world.server.absorb(sent)
+    report = world.server.end_round(sent)
     assert report.up_bytes == sum(num_bytes(result.parts) for result in sent)
     assert [world.server.ledger.clients[c].up_bytes for c in range(3)] == [num_bytes(r.parts) for r in sent]
 
@@ -71,7 +71,7 @@ def test_frozen_layers_are_bit_identical_after_a_round(world: Any) -> None:
         f"{part}/{key}": t for part, ts in world.local.model.read(before_parts(before)).items() for key, t in ts.items()
     }
     assert changed_parts(before, own) == {"block.2", "tail", "head.classifier"}
-    world.server.absorb([world.local(world.server.make_task(client), world.clients[client]) for client in (2,)])
+    world.server.end_round([world.local(world.server.make_task(client), world.clients[client]) for client in (2,)])
     assert changed_parts(before, world.weights()) == {"block.2", "tail", "head.classifier"}
 
 

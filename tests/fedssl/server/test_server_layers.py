@@ -34,7 +34,7 @@ def skip_to_stage(world: Any, index: int) -> None:
     """Rounds without training, up to the first one of a stage."""
     while world.server.stage.index < index:
         world.server.begin_round()
-        world.server.absorb([])
+        world.server.end_round([])
 
 
 def tasks_of(world: Any) -> list[Task]:
@@ -61,7 +61,7 @@ def test_clients_get_the_layers_of_their_own_draw(make_world: Callable[..., Any]
             assert len(task.stage.present) == min(stage + 1, 3)
             assert task.stage.present[0] == 0
             assert list(held) == sorted(held)
-        world.server.absorb([])
+        world.server.end_round([])
 
 
 def test_draws_differ_between_clients_and_rounds_but_not_between_runs(make_world: Callable[..., Any]) -> None:
@@ -71,7 +71,7 @@ def test_draws_differ_between_clients_and_rounds_but_not_between_runs(make_world
         found = []
         for _ in range(10):
             found += [task.stage.present for task in tasks_of(world)]
-            world.server.absorb([])
+            world.server.end_round([])
         return found
 
     first, again, other = (drawn(seed) for seed in (1, 1, 2))
@@ -89,7 +89,7 @@ def test_draws_are_uniform_over_clients_and_rounds(scheme: Any, make_world: Call
     counts: Counter[tuple[int, ...]] = Counter()
     for _ in range(60):
         counts.update(task.stage.present for task in tasks_of(world))
-        world.server.absorb([])
+        world.server.end_round([])
     assert counts.keys() == {(0, *pair, 4) for pair in combinations((1, 2, 3), 2)}
     assert all(abs(count - 200) < 4 * math.sqrt(600 * 2 / 9) for count in counts.values())
 
@@ -113,7 +113,7 @@ def test_traffic_is_what_each_client_lacks(make_world: Callable[..., Any]) -> No
             total, up, down[client] = total + sent, up + sum(size[name] for name in active), down[client] + sent
             held[client] |= needed
             results.append(kept(world.local(task, world.clients[client])))
-        report = world.server.absorb(results)
+        report = world.server.end_round(results)
         assert (report.down_bytes, report.up_bytes) == (total, up)
     assert {client: cost.down_bytes for client, cost in world.server.ledger.clients.items()} == down
 
@@ -150,7 +150,7 @@ def test_each_block_is_averaged_over_those_who_had_it(server_optimizer: Any, mak
         before = world.weights()
         results = [kept(result) for result in world.results(world.server.begin_round())]
         assert all(len(blocks(result.parts)) == 3 for result in results)
-        world.server.absorb(results)
+        world.server.end_round(results)
         after = world.weights()
         for key, old in before.items():
             part, _, name = key.partition("/")
@@ -171,7 +171,7 @@ def test_a_client_that_diverges_is_left_out(scheme: Any, make_world: Callable[..
     world.run(2)
     results = [kept(result) for result in world.results(world.server.begin_round())]
     next(iter(results[1].parts["block.2"].values())).fill_(math.nan)
-    report = world.server.absorb(results)
+    report = world.server.end_round(results)
     assert report.trained == (0, 2)
     assert [failure.client_id for failure in report.failures] == [1]
     assert "block.2/" in report.failures[0].reason
@@ -190,7 +190,7 @@ def test_layers_that_were_not_the_clients_are_refused(make_world: Callable[..., 
     reason = "its update has other tensors than its task"
     world.server.make_task(2)
     third = world.local(world.server.make_task(2), world.clients[2])
-    report = world.server.absorb([more, other, third])
+    report = world.server.end_round([more, other, third])
     assert report.failures == (Failure(0, reason), Failure(1, reason))
     assert report.trained == (2,)
 

@@ -31,9 +31,9 @@ def shifted(result: Result, value: float) -> Result:
 @pytest.mark.parametrize("claim", [10**18, 2**63 - 1])
 def test_claimed_images_weigh_no_more_than_the_divisions(claim: int, make_world: Callable[..., Any]) -> None:
     plain, lied_to = (make_world(EndToEnd()) for _ in range(2))
-    plain.server.absorb(honest(plain))
+    plain.server.end_round(honest(plain))
     first, *others = honest(lied_to)
-    report = lied_to.server.absorb([replace(first, num_images=claim), *others])
+    report = lied_to.server.end_round([replace(first, num_images=claim), *others])
     assert report.trained == (0, 1, 2)
     assert all(torch.equal(a, b) for a, b in zip(plain.weights().values(), lied_to.weights().values(), strict=True))
 
@@ -42,7 +42,7 @@ def test_claimed_images_weigh_no_more_than_the_divisions(claim: int, make_world:
 def test_a_destructive_update_is_dropped_and_the_others_count(value: float, make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd())
     first, *others = honest(world)
-    report = world.server.absorb([shifted(first, value), *others])
+    report = world.server.end_round([shifted(first, value), *others])
     assert report.trained == (1, 2)
     assert "changed by" in report.failures[0].reason
     assert max(tensor.abs().max() for tensor in world.weights().values() if tensor.is_floating_point()) < 100
@@ -56,7 +56,7 @@ def test_selectors_never_see_impossible_losses(
 ) -> None:
     world = make_world(EndToEnd(), rounds=4, selector=selector(), cohort_size=2)
     first, *others = honest(world)
-    world.server.absorb([replace(first, squared_loss=squared_loss), *others])
+    world.server.end_round([replace(first, squared_loss=squared_loss), *others])
     world.run(3)
 
 

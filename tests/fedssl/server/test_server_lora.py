@@ -68,7 +68,7 @@ def test_every_client_gets_and_sends_the_first_ranks(make_lora: Callable[..., An
         assert all(
             task.active["adapter.0.0"][key].shape[int(key.endswith("up"))] == 1 for key in task.active["adapter.0.0"]
         )
-    report = world.server.absorb(results)
+    report = world.server.end_round(results)
     assert report.up_bytes == sum(num_bytes(result.parts) for result in results)
     assert changed_parts(before, world.weights()) == adapters(3) | HEAD
 

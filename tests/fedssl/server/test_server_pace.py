@@ -114,7 +114,7 @@ def test_the_real_controller_ends_stages_by_what_it_saw(make_world: Callable[...
         world.server.begin_round()
         if world.server.stage_rounds[world.server.stage.index] == 0:
             controller.begin(world.server._followed(), torch.Generator())
-        reports.append(world.server.absorb(world.results(world.server.current.cohort)))
+        reports.append(world.server.end_round(world.results(world.server.current.cohort)))
         block = world.server.model.modules[f"block.{reports[-1].stage}"]
         stem = list(world.server.model.modules["stem"].parameters()) if reports[-1].stage == 0 else []
         assert repr(controller.observe([*stem, *block.parameters()])) == repr(reports[-1].pace)

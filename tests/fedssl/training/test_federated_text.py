@@ -143,7 +143,7 @@ def _round(module: FederatedSSL, data: FederatedText) -> None:
     results = [
         module.local(server.make_task(client), data.federation.clients[client]) for client in cohort.participants
     ]
-    server.absorb(iter(results))
+    server.end_round(iter(results))
 
 
 def test_a_plan_has_the_costs_of_the_run(data) -> None:

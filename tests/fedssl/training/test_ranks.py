@@ -42,7 +42,7 @@ def test_one_process_trains_all_clients(make_world: Callable[..., Any]) -> None:
     ranks = Ranks(world.local, world.clients)
     for _ in range(2):
         ranks.gather(world.server)
-        report = world.server.absorb(ranks.train(world.server, world.server.begin_round()))
+        report = world.server.end_round(ranks.train(world.server, world.server.begin_round()))
         assert report == by_hand.round()
         assert ranks.metrics(report) == {}
     assert_same(world.checkpoint(), by_hand.checkpoint())
@@ -64,7 +64,7 @@ def test_an_exception_is_the_failure_of_its_client(make_world: Callable[..., Any
     world = make_world(EndToEnd())
     fail(world, RuntimeError("no memory left"), 1)
     ranks = Ranks(world.local, world.clients)
-    report = world.server.absorb(ranks.train(world.server, world.server.begin_round()))
+    report = world.server.end_round(ranks.train(world.server, world.server.begin_round()))
     assert report.trained == (0, 2)
     assert report.failures == (Failure(1, "RuntimeError: no memory left"),)
 
@@ -74,7 +74,7 @@ def test_a_run_in_which_all_clients_raise_ends_with_the_reason(make_world: Calla
     fail(world, RuntimeError("no memory left"), 0, 1, 2)
     ranks = Ranks(world.local, world.clients)
     with pytest.raises(AllClientsFailedError, match="update; clients 0, 1, 2: RuntimeError: no memory left"):
-        world.server.absorb(ranks.train(world.server, world.server.begin_round()))
+        world.server.end_round(ranks.train(world.server, world.server.begin_round()))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), AssertionError("ours")])

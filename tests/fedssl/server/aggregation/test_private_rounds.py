@@ -44,7 +44,7 @@ def test_a_round_without_answers_gets_noise_on_every_tensor(nothing: Failure, ma
     before = world.weights()
     client = world.server.begin_round().participants[0]
     world.server.make_task(client)
-    report = world.server.absorb([Failure(client, nothing.reason, nothing.skipped, nothing.late)])
+    report = world.server.end_round([Failure(client, nothing.reason, nothing.skipped, nothing.late)])
     assert moved(before, world.weights()) == floating(world)
     assert report.round == 0
     assert world.server.round == 1
@@ -57,7 +57,7 @@ def test_layers_that_no_client_gave_get_noise(make_world: Callable[..., Any]) ->
     tasks = [copy.deepcopy(world.server.make_task(client)) for client in world.server.begin_round().participants]
     assert not any("block.1" in task.active for task in tasks)
     before = world.weights()
-    world.server.absorb([Failure(0, "gone"), world.local(tasks[1], world.clients[1])])
+    world.server.end_round([Failure(0, "gone"), world.local(tasks[1], world.clients[1])])
     assert moved(before, world.weights()) == floating(world)
 
 
@@ -77,7 +77,7 @@ def test_the_pace_and_the_stages_do_not_tell_who_answered(make_world: Callable[.
         Progressive(), rounds=6, aggregation=PrivateMean(1.0, 2.0, 1e-3), cohort_size=1, pace=BlockPerturbation()
     )
     world.server.begin_round()
-    assert world.server.absorb([Failure(0, "gone")]).pace is not None
+    assert world.server.end_round([Failure(0, "gone")]).pace is not None
 
 
 def test_devices_whose_availability_follows_the_clock_are_refused(make_world: Callable[..., Any]) -> None:

@@ -96,7 +96,7 @@ def test_a_round_of_too_few_is_an_empty_round(make_world: Callable[..., Any], ca
     world.round()
     before = world.weights()
     results = [_copy(world, client) for client in world.server.begin_round().participants]
-    report = world.server.absorb([*results[:4], Failure(4, "gone")])
+    report = world.server.end_round([*results[:4], Failure(4, "gone")])
     assert all(torch.equal(before[key], tensor) for key, tensor in world.weights().items())
     assert len(report.trained) == 4
     assert "round 1: stem keeps its values: TrimmedMean with trim 0.2 needs 5 clients, 4 gave it" in caplog.text
@@ -113,7 +113,7 @@ def test_a_liar_moves_nothing(name: str, make_world: Callable[..., Any]) -> None
                 for tensor in tensors.values():
                     if tensor.is_floating_point():
                         tensor.add_(500.0)
-        world.server.absorb(results)
+        world.server.end_round(results)
         after = world.weights()
         return max((after[key] - before[key]).abs().max().item() for key in before)
 

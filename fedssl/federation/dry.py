@@ -1,0 +1,225 @@
+"""A dry run: the same server and the same rounds, on parts that have a size and no values.
+
+Cohorts, depth dropout, the parts that travel and the clock are those of the real run with this seed, because the same
+code decides them. Training itself is not run: losses are unknown, so nobody fails, a selector learns nothing, and no
+pace controller ends a stage early.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedssl.client.training_loop import LoopReport
+from fedssl.costs.forecast import Forecast
+from fedssl.costs.prediction import StepPredictor
+from fedssl.data.datasets import SampleSet
+from fedssl.devices import DeviceProfile
+from fedssl.federation.federation import Federation
+from fedssl.federation.settings import FederationSettings
+from fedssl.protocol.messages import Failure, Parts, Result, Task, num_bytes
+from fedssl.protocol.parts import SplitModel
+from fedssl.server.aggregation import Update
+from fedssl.server.calibration import Calibration
+from fedssl.server.engine import Engine
+from fedssl.server.global_step import GlobalStep
+from fedssl.server.participation import Cohort, Participation
+from fedssl.server.rounds import OpenRound, RoundReport
+from fedssl.server.selection import Candidate, Selector
+from fedssl.server.server import Server
+from fedssl.server.updates import ReceivedUpdates
+
+
+@dataclass(frozen=True)
+class DryRound:
+    """A round without training: the server's notes on each client, and its report."""
+
+    notes: OpenRound
+    report: RoundReport
+
+
+def dry_federation(
+    settings: FederationSettings,
+    sizes: Sequence[int],
+    predictor: StepPredictor,
+    *,
+    profiles: list[DeviceProfile] | None = None,
+    participation: Participation | None = None,
+) -> Federation:
+    """Build a federation that can be run dry.
+
+    Args:
+        settings: Settings of the run.
+        sizes: Number of images of each client.
+        predictor: Predicts local steps of the run; its weights are not changed.
+        profiles: Devices of the clients; ``None`` takes those of the settings, an empty list none.
+        participation: Draws the cohorts; ``None`` draws as the settings say.
+
+    Raises:
+        ValueError: The settings do not suit each other.
+    """
+    return Federation(
+        _dry(settings),
+        sizes,
+        model=ModelWithoutValues(predictor.model),
+        predictor=predictor,
+        profiles=profiles,
+        participation=participation,
+        step=CountedStep(),
+    )
+
+
+def dry_rounds(federation: Federation) -> list[DryRound]:
+    """Run all rounds of a dry federation."""
+    server, engine = federation.server, DryEngine(federation.forecast, federation.sizes)
+    rounds = []
+    while not server.done:
+        report = federation.round(engine)
+        rounds.append(DryRound(server.current, report))
+    return rounds
+
+
+class DryEngine(Engine):
+    """Engine whose clients give back the parts that they got, and the operations that training would take.
+
+    Args:
+        forecast: Predicts what a round asks of a client.
+        sizes: Number of images of each client.
+    """
+
+    def __init__(self, forecast: Forecast, sizes: Sequence[int]) -> None:
+        self._forecast = forecast
+        self._sizes = sizes
+        self._banks: dict[int, str] = {}
+
+    def connect(self, server: Server) -> None:
+        """All clients are there."""
+
+    def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
+        """Answer for every participant."""
+        return (self._answer(server.make_task(client)) for client in cohort.participants)
+
+    def metrics(self, report: RoundReport) -> dict[str, float]:
+        """No extra metrics."""
+        return {}
+
+    def _answer(self, task: Task) -> Result | Failure:
+        images = self._sizes[task.client_id]
+        steps = self._forecast.steps(images)
+        if not steps:
+            return Failure(task.client_id, f"{images} images are too few to contrast", skipped=True)
+        macs = self._forecast(task.stage, images).macs
+        if self._fills_bank(task):
+            macs += self._forecast.filling_macs(task.stage, images)
+        return Result(task.client_id, task.active, images, math.nan, math.nan, macs, 0, steps)
+
+    def _fills_bank(self, task: Task) -> bool:
+        """Return True if the client's bank is not yet what the task needs; it is from now on."""
+        bank = self._forecast.predictor.bank
+        content = bank.content(task) if bank else ""
+        outdated = self._banks.get(task.client_id, "") != content
+        self._banks[task.client_id] = content
+        return bool(content) and outdated
+
+
+class ModelWithoutValues(SplitModel):
+    """Model whose parts are read as one tensor each, of as many bytes and without values.
+
+    Args:
+        model: Model with the sizes of all parts.
+    """
+
+    def __init__(self, model: SplitModel) -> None:
+        super().__init__(model.encoder, model.method)
+        sizes = {name: num_bytes(model.read([name])) for name in self.modules}
+        self._parts = {
+            name: {"bytes": torch.empty(size, dtype=torch.uint8, device="meta")} for name, size in sizes.items()
+        }
+        self._contents = count()
+
+    def read(self, names: Iterable[str]) -> Parts:
+        """Return parts without values."""
+        return {name: self._parts[name] for name in names}
+
+    def content_id(self, name: str) -> str:
+        """Return an id that no part has had: the server asks only after a part has changed."""
+        return str(next(self._contents))
+
+
+class CountedStep(GlobalStep):
+    """Step of a model without values: every part that some client gave counts as changed."""
+
+    def begin(self, names: list[str]) -> ReceivedUpdates:
+        """Open a round whose updates are only counted."""
+        return CountedUpdates({}, _not_handed_on)
+
+    def finish(self, updates: ReceivedUpdates, round_: int, step: Callable[[], Any] | None = None) -> set[str]:
+        """Return the names of the parts that some client gave."""
+        return updates.given
+
+
+class CountedUpdates(ReceivedUpdates):
+    """Updates without values; ``given`` has the names of their parts."""
+
+    def check(self, result: Result | Failure, parts: Iterable[str]) -> Result | Failure:
+        """Return the result: a dry client sends what it was asked for."""
+        return result
+
+    def _add(self, result: Result) -> None:
+        self.given.update(result.parts)
+
+
+class Unobserved(Selector):
+    """Selector that learns nothing of the rounds, since a dry run has no outcomes to show.
+
+    Args:
+        selector: Chooses as it would before its first observation.
+    """
+
+    def __init__(self, selector: Selector) -> None:
+        self._selector = copy.deepcopy(selector)
+
+    def begin(self, num_clients: int, seed: int) -> None:
+        """Begin a run."""
+        self._selector.begin(num_clients, seed)
+
+    def begin_stage(self, index: int) -> None:
+        """Begin a stage."""
+        self._selector.begin_stage(index)
+
+    def select(self, candidates: Sequence[Candidate], size: int, round_: int, rng: np.random.Generator) -> list[int]:
+        """Choose as the selector does."""
+        return self._selector.select(candidates, size, round_, rng)
+
+
+@dataclass(frozen=True)
+class DryCalibration(Calibration):
+    """Calibration that is due when the real one is, and trains nothing."""
+
+    def check(self, auxiliary: SampleSet | None) -> None:
+        """Do without images."""
+
+    def run(self, *_: Any) -> LoopReport:
+        """Report no step."""
+        return LoopReport(math.nan, math.nan, 0, 0, 0)
+
+
+def _dry(settings: FederationSettings) -> FederationSettings:
+    """Return settings whose selector, calibration and pace controller need no values."""
+    calibration, selector = settings.server.calibration, settings.cohort.selector
+    if calibration:
+        calibration = DryCalibration(**{each.name: getattr(calibration, each.name) for each in fields(calibration)})
+    server = replace(settings.server, calibration=calibration, pace=None)
+    cohort = replace(settings.cohort, selector=Unobserved(selector) if selector else None)
+    return replace(settings, server=server, cohort=cohort)
+
+
+def _not_handed_on(update: Update) -> None:
+    raise AssertionError("a dry run aggregates nothing")

@@ -1,0 +1,186 @@
+"""Settings of a federated run, in the groups that its parts need."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.optim import SGD, Optimizer
+
+from fedssl.client.bank import ActivationBank
+from fedssl.client.local_step import LocalStep
+from fedssl.client.start import StartRule
+from fedssl.costs.prediction import StepPredictor
+from fedssl.devices import Deadline, DeviceSource
+from fedssl.memory_budget.setting import MemorySetting
+from fedssl.protocol.parts import MethodFactory, SplitModel, build_model
+from fedssl.server.aggregation import Aggregation, WeightedMean
+from fedssl.server.calibration import Calibration
+from fedssl.server.participation import check_dropout
+from fedssl.server.selection import Selector
+from fedssl.server.updates import MAX_UPDATE, check_max_update
+from layerwise import BlockPerturbation, Scheme, StagedSpec
+from ssl_methods import OptimizerFactory, SSLMethod, TwoViews, check_at_least, check_optimizer
+from ssl_methods.alignment import LARGEST_WEIGHT, Alignment
+
+
+def sgd(parameters: Any) -> Optimizer:
+    """SGD with learning rate 1, which makes the server step plain FedAvg."""
+    return SGD(parameters, lr=1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """Network, objective and clients' optimizer.
+
+    Args:
+        encoder: Architecture of the encoder.
+        method: Objective.
+        augment: Augmentation that makes two views of a batch of images; ``None`` for text.
+        optimizer: Optimizer of local training.
+        micro_batch: Images that the encoder takes at a time in a step; ``None``: all.
+    """
+
+    encoder: StagedSpec
+    method: MethodFactory
+    augment: TwoViews | None
+    optimizer: OptimizerFactory
+    micro_batch: int | None = None
+
+    def build(self, seed: int) -> SplitModel:
+        """Build a freshly initialised model; equal seeds give equal weights."""
+        model = build_model(self.encoder, self.method, self.augment, self.optimizer, seed)
+        return model.in_micro_batches(self.micro_batch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSettings:
+    """Local training.
+
+    Args:
+        epochs: Epochs of a round.
+        batch_size: Images a step.
+        alignment: Representation alignment; ``None`` switches it off.
+        proximal: mu of the FedProx term; 0 switches it off.
+        start: Weights that clients start a round from; ``None``: the global ones.
+        bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
+        memory: Memory budget of a step.
+    """
+
+    epochs: int = 1
+    batch_size: int = 64
+    alignment: Alignment | None = None
+    proximal: float = 0.0
+    start: StartRule | None = None
+    bank: ActivationBank | None = None
+    memory: MemorySetting = MemorySetting()  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        check_at_least(1, local_epochs=self.epochs)
+        check_at_least(2, batch_size=self.batch_size)
+        check_at_least(0, LARGEST_WEIGHT, proximal=self.proximal)
+        if self.memory != MemorySetting() and self.bank:
+            raise ValueError(
+                "a memory_budget plans steps that run the frozen prefix: leave out the bank, or the budget"
+            )
+
+    def predictor(self, model: SplitModel) -> StepPredictor:
+        """Return a predictor of local steps, which takes over the model."""
+        return StepPredictor(model, LocalStep(copy.deepcopy(self.alignment), self.proximal), self.bank)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortSettings:
+    """The clients that take part, and their devices.
+
+    Args:
+        participation: Clients a round: an ``int`` is a number, a ``float`` a fraction of all.
+        dropout: Probability that a selected client cannot be reached.
+        selector: Selects each round's clients; ``None`` draws them at random.
+        devices: Devices of the clients; ``None``: no limits, and no virtual clock.
+        deadline: Deadline of every round on the virtual clock; needs ``devices``.
+    """
+
+    participation: int | float = 1.0
+    dropout: float = 0.0
+    selector: Selector | None = None
+    devices: DeviceSource | None = None
+    deadline: Deadline | None = None
+
+    def __post_init__(self) -> None:
+        check_dropout(self.dropout)
+        if self.deadline and not self.devices:
+            raise ValueError("a deadline needs devices, whose speed says who is late: set model.devices")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What the server does with updates.
+
+    Args:
+        aggregation: Rule that combines the clients' updates.
+        max_update: Largest change of a tensor that a client may give, see ``fedssl.server.updates``.
+        optimizer: Steps the global model along ``global - aggregate``.
+        calibration: Server-side calibration on auxiliary images; ``None`` switches it off.
+        pace: Freezes blocks as soon as they have converged; ``None`` never does.
+    """
+
+    aggregation: Aggregation = field(default_factory=WeightedMean)
+    max_update: float = MAX_UPDATE
+    optimizer: OptimizerFactory = sgd
+    calibration: Calibration | None = None
+    pace: BlockPerturbation | None = None
+
+    def __post_init__(self) -> None:
+        check_optimizer("server_optimizer", self.optimizer)
+        check_max_update(self.max_update)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationSettings:
+    """All settings of a federated run.
+
+    Args:
+        model: Network, objective and clients' optimizer.
+        scheme: Cuts the run into stages.
+        rounds: Communication rounds of the run, at most.
+        local: Local training.
+        cohort: The clients that take part.
+        server: What the server does with updates.
+        seed: Seed of every random choice.
+    """
+
+    model: ModelSettings
+    scheme: Scheme
+    rounds: int
+    local: LocalSettings = LocalSettings()
+    cohort: CohortSettings = CohortSettings()
+    server: ServerSettings = field(default_factory=ServerSettings)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.local.memory != MemorySetting() and self.model.micro_batch:
+            raise ValueError(
+                f"a memory_budget plans whole batches: leave out micro_batch {self.model.micro_batch}, or the budget"
+            )
+
+    def build(self) -> SplitModel:
+        """Build a freshly initialised model; every call gives the same weights."""
+        return self.model.build(self.seed)
+
+    def check(self, model: SplitModel) -> None:
+        """Refuse settings that do not suit the built model.
+
+        Raises:
+            ValueError: Scheme, start rule, alignment or bank do not suit it.
+        """
+        method, local = model.method, self.local
+        self.scheme.check(model.encoder)
+        self.scheme.stages(len(model.encoder.blocks), self.rounds)
+        if local.start:
+            local.start.check(model.heads)
+        if local.alignment and not isinstance(method, SSLMethod):
+            raise ValueError(f"alignment compares views: {type(method).__name__} has none, leave it out")
+        if local.bank and method.modality != "images":
+            raise ValueError(f"a bank stores views of images: {type(method).__name__} has none, leave it out")
