@@ -164,7 +164,7 @@ def play(
 ) -> dict[str, Any]:
     """Rounds in the first of which client 0 lies, and two more; how it ended, and how far the model went until then."""
     server, outcome = tiny_server(rule, CLIENTS, selector), ""
-    server.max_update = bound
+    server.step.max_update = bound
     before = {key: tensor.clone() for key, tensor in weights(server).items()}
     for round_ in range(lies + 2):
         cohort = server.begin_round().participants

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch.optim import SGD
 
+from fedssl.federation.federation import Federation
+from fedssl.federation.settings import CohortSettings, FederationSettings, ModelSettings, ServerSettings
 from fedssl.protocol.messages import Result, Tensors, flatten
-from fedssl.protocol.parts import build_model
 from fedssl.server.aggregation import Aggregation
-from fedssl.server.participation import Participation
 from fedssl.server.selection import Selector
 from fedssl.server.server import Server
 from layerwise import EncoderSpec, EndToEnd
@@ -25,11 +25,15 @@ def tiny_server(rule: Aggregation, clients: int, selector: Selector | None = Non
     """A ViT of one block and width 16, trained end to end by clients of 100 images each, all in every round."""
     spec = EncoderSpec("vit_tiny_patch16_224", 8, 1, "sincos", OPTIONS | {"depth": 1})
     method = partial(SimCLR, hidden_dim=16, output_dim=8)
-    model = build_model(spec, method, TwoViews(), partial(SGD, lr=0.1), seed)
-    parameters = list(dict.fromkeys(p for module in model.modules.values() for p in module.parameters()))
-    participation = Participation([IMAGES] * clients, clients, 0.0, selector, None, seed)
-    optimizer = SGD(parameters, lr=1.0)
-    return Server(model, EndToEnd(), 1000, participation, rule, optimizer, None, None, None, seed)
+    settings = FederationSettings(
+        model=ModelSettings(encoder=spec, method=method, augment=TwoViews(), optimizer=partial(SGD, lr=0.1)),
+        scheme=EndToEnd(),
+        rounds=1000,
+        cohort=CohortSettings(selector=selector),
+        server=ServerSettings(aggregation=rule),
+        seed=seed,
+    )
+    return Federation(settings, [IMAGES] * clients).server
 
 
 def weights(server: Server) -> Tensors:

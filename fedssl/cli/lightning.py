@@ -226,7 +226,7 @@ class FedSSLCLI(LightningCLI):
     def _describe(self) -> None:
         if isinstance(self.datamodule, ClientData):
             print(self.datamodule.table(), file=sys.stderr)
-        if isinstance(self.model, FederatedSSL):
+        if isinstance(self.model, FederatedSSL) and self.model.federation:
             for stage in self.model.federation.eligibility():
                 print(stage, file=sys.stderr)
 

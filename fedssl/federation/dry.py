@@ -137,7 +137,7 @@ class ModelWithoutValues(SplitModel):
     """
 
     def __init__(self, model: SplitModel) -> None:
-        super().__init__(model.encoder, model.method)
+        vars(self).update(vars(model))  # no second model: it shares the modules, and only reads them as sizes
         sizes = {name: num_bytes(model.read([name])) for name in self.modules}
         self._parts = {
             name: {"bytes": torch.empty(size, dtype=torch.uint8, device="meta")} for name, size in sizes.items()

@@ -155,7 +155,7 @@ class World:
         self.local.load_state_dict(checkpoint["local"])
 
 
-def make_settings(
+def small_settings(
     scheme: Scheme | None = None,
     rounds: int = 3,
     method: str | Callable[..., Any] = "SimCLR",
@@ -211,7 +211,7 @@ def make_small_world(
     cohort |= {"devices": Given(devices) if devices else None, "deadline": deadline}
     server = {"aggregation": aggregation or WeightedMean(), "optimizer": server_optimizer}
     server |= {"calibration": calibration, "pace": pace}
-    settings = make_settings(scheme, rounds, method, spec, optimizer, augment, seed, local, cohort, server)
+    settings = small_settings(scheme, rounds, method, spec, optimizer, augment, seed, local, cohort, server)
     images = random_images(auxiliary, 999, spec.image_size) if calibration else None
     federation = Federation(settings, sizes, auxiliary=images)
     federation.check_devices()
@@ -256,6 +256,11 @@ def make_model() -> Callable[..., SplitModel]:
 @pytest.fixture
 def snapshot() -> Callable[[SplitModel], dict[str, Tensor]]:
     return weights_of
+
+
+@pytest.fixture
+def make_settings() -> Callable[..., FederationSettings]:
+    return small_settings
 
 
 @pytest.fixture

@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 import torch
-from fedssl.utils.checks import check_method
-from torch import nn
 from torch.optim import SGD
 
 from fedssl import ActivationBank, Calibration, FederatedData, FederatedSSL
 from fedssl.client.client_banks import ClientBanks
 from fedssl.costs.prediction import StepPredictor
+from fedssl.federation.federation import Federation
 from fedssl.protocol.messages import Failure, Task
-from layerwise import EncoderSpec, EndToEnd, LayerWise, LoRA
+from layerwise import CausalTransformerSpec, EncoderSpec, EndToEnd, LayerWise, LoRA
 from layerwise.memory import InfeasibleBudgetError
 from ssl_methods import DigitsViews, LanguageModelling, TwoViews
 
+TEXT = CausalTransformerSpec(context=8, depth=3, width=16, heads=2)
 PLAIN = TwoViews()
 """Every view is the image itself, so that a stored view is what the prefix would give."""
 
@@ -60,10 +60,10 @@ def test_the_prefix_runs_only_to_fill(make_world: Callable[..., Any]) -> None:
     batches, views, epochs = 2, 2, 2
     assert len(calls) == bank.pairs * batches * views
     stage, model = world.server.stages[1], world.local.model
-    predicted = StepPredictor(model, None, 0.0, bank)(stage, 4)
+    predicted = StepPredictor(model, bank=bank)(stage, 4)
     assert second.macs == epochs * batches * predicted.macs
     assert first.macs == second.macs + bank.pairs * batches * predicted.filling_macs
-    plain = StepPredictor(model, None, 0.0)(stage, 4)
+    plain = StepPredictor(model)(stage, 4)
     assert (plain.macs, plain.filling_macs) == (predicted.macs + predicted.filling_macs, 0)
 
 
@@ -72,7 +72,7 @@ def test_adapters_train_from_the_bank_of_the_stem(make_world: Callable[..., Any]
     scheme, bank = LoRA([1, 2]), ActivationBank(2)
     world = make_world(scheme, method="Supervised", spec=scheme.adapt(vit_spec), rounds=2, sizes=(8,), bank=bank)
     first, second = world.run(2)
-    predicted = StepPredictor(world.local.model, None, 0.0, bank)(world.server.stage, 4)
+    predicted = StepPredictor(world.local.model, bank=bank)(world.server.stage, 4)
     assert predicted.filling_macs > 0
     assert second.macs == 2 * predicted.macs
     assert first.macs == second.macs + 2 * 2 * predicted.filling_macs
@@ -158,13 +158,14 @@ def test_bad_settings_are_refused(make_module: Callable[..., FederatedSSL]) -> N
     with pytest.raises(ValueError, match="many"):
         ActivationBank(budget="many")
     with pytest.raises(ValueError, match="a bank stores views of images: LanguageModelling has none"):
-        check_method(LanguageModelling(nn.Identity(), 4, None, SGD), None, ActivationBank())
+        FederatedSSL(TEXT, LanguageModelling, None, SGD, LayerWise(), 3, bank=ActivationBank(), seed=0)
 
 
 def test_the_bank_in_memory_is_predicted(make_module: Callable[..., FederatedSSL]) -> None:
     """Four tokens of 16 halves, 2 views, 4 pairs, 100 images; a bank in files is not in memory."""
     in_memory, in_files = (
-        make_module(bank=bank).predictor() for bank in (ActivationBank(), ActivationBank(folder="banks"))
+        Federation(make_module(bank=bank).settings, [4]).predictor
+        for bank in (ActivationBank(), ActivationBank(folder="banks"))
     )
     stages = LayerWise().stages(3, 3)
     in_memory(stages[1], 4)

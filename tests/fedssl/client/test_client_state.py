@@ -63,6 +63,6 @@ def test_predicting_a_step_moves_no_state(make_model: Callable[..., Any]) -> Non
     stage, steps = LayerWise().stages(3, 3)[1], []
     for method in METHODS[:2]:
         model = make_model(method)
-        steps.append(StepPredictor(model, None, 0.0).run(stage, 4))
+        steps.append(StepPredictor(model).run(stage, 4))
         assert not model.method.centred.center.any()
     assert (steps[0].parameters - steps[1].parameters, steps[1].copies - steps[0].copies) == (32, 32)

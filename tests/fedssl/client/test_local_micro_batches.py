@@ -9,6 +9,7 @@ import torch
 from torch.optim import SGD
 
 from fedssl import FederatedSSL, GlobalAlignment
+from fedssl.federation.federation import Federation
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Scheme
 from ssl_methods import DigitsViews
 
@@ -47,8 +48,9 @@ def make_module(vit_spec: EncoderSpec, methods: dict[str, Any]) -> Callable[...,
 
 def test_the_setting_reaches_clients_and_plans(make_module: Callable[..., FederatedSSL]) -> None:
     module = make_module(micro_batch=4)
-    local = module.local_update(lambda name, content: {})
-    assert local.model.micro_batch == module.predictor().model.micro_batch == 4
+    federation = Federation(module.settings, [8])
+    local = federation.client
+    assert local.model.micro_batch == federation.predictor.model.micro_batch == 4
     assert local.settings()["micro-batch"] == 4
 
 

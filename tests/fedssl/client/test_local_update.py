@@ -37,9 +37,13 @@ def fresh(world: Any, make_model: Callable[..., Any], **settings: Any) -> LocalU
     """Another device with the same software; frozen parts come from the world's server."""
     model = make_model(**settings)
     local = world.local
-    alignment = copy.copy(local.step.alignment)
     return LocalUpdate(
-        model, local.epochs, local.batch_size, alignment, local.step.proximal, None, local.seed, local._recall
+        model,
+        epochs=local.epochs,
+        batch_size=local.batch_size,
+        seed=local.seed,
+        recall=local._recall,
+        step=copy.copy(local.step),
     )
 
 

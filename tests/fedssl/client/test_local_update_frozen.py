@@ -57,7 +57,7 @@ def test_recall_gives_the_parts_that_were_not_sent(
         asked.append((name, content))
         return world.server.model.read([name])[name]
 
-    device = LocalUpdate(make_model(), 1, 4, None, 0.0, None, 0, recall)
+    device = LocalUpdate(make_model(), epochs=1, batch_size=4, seed=0, recall=recall)
     partly = Task(0, task.round, task.stage, task.active, task.frozen_ids, {})
     assert_equal(tensors_of(device(partly, world.clients[0])), expected)
     assert asked == list(task.frozen_ids.items())
@@ -76,7 +76,7 @@ def test_sent_parts_are_not_recalled(make_world: Callable[..., Any], make_model:
     world.server._holdings.clear()
     task = copy.deepcopy(world.server.make_task(0))
     assert task.frozen.keys() == task.frozen_ids.keys()
-    device = LocalUpdate(make_model(), 1, 4, None, 0.0, None, 0, recall)
+    device = LocalUpdate(make_model(), epochs=1, batch_size=4, seed=0, recall=recall)
     assert isinstance(device(task, world.clients[0]), Result)
 
 

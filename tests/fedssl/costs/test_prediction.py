@@ -10,6 +10,7 @@ from torch.optim import SGD, AdamW
 from torch.profiler import ProfilerActivity, profile
 
 from fedssl import GlobalAlignment
+from fedssl.client.local_step import LocalStep
 from fedssl.costs.prediction import StepPredictor, infer_step, lagrange_weights
 from fedssl.protocol.parts import SplitModel, build_model
 from layerwise import EncoderSpec, EndToEnd, LayerWise, LiveBytes, Progressive, Scheme, Stage, StepMeter, tensor_bytes
@@ -53,7 +54,7 @@ def test_a_real_step_has_the_predicted_cost(spec: EncoderSpec, scheme: Scheme, b
     model = built(spec)
     blocks = len(model.encoder.blocks)
     stage = scheme.stages(blocks, blocks)[-1]
-    predicted = StepPredictor(model, None, 0.0)(stage, batch_size)
+    predicted = StepPredictor(model)(stage, batch_size)
     model.attach(stage)
     method = model.method
     views = tuple(torch.randn(batch_size, 3, spec.image_size, spec.image_size) for _ in range(2))
@@ -84,7 +85,7 @@ def test_a_real_step_has_the_predicted_cost(spec: EncoderSpec, scheme: Scheme, b
 @pytest.mark.parametrize("stage", LayerWise().stages(4, 4)[:2])
 def test_a_real_step_in_micro_batches_has_the_predicted_cost(stage: Stage) -> None:
     model = small(MoCoV3).in_micro_batches(4)
-    predicted = StepPredictor(model, None, 0.0).run(stage, 10)
+    predicted = StepPredictor(model).run(stage, 10)
     model.attach(stage)
     method, views = model.method, tuple(torch.randn(10, 1, 16, 16) for _ in range(2))
     optimizer = method.configure_optimizers()
@@ -107,7 +108,7 @@ def test_a_real_step_in_micro_batches_has_the_predicted_cost(stage: Stage) -> No
 @pytest.mark.slow
 def test_steps_in_micro_batches_follow_from_steps_with_as_many() -> None:
     """With one micro-batch a step has other operations than with two."""
-    predictor = StepPredictor(small(SimCLR).in_micro_batches(8), None, 0.0)
+    predictor = StepPredictor(small(SimCLR).in_micro_batches(8))
     second, last = LayerWise().stages(4, 4)[1::2]
     for size in (2, 3, 4):
         predictor(second, size)
@@ -119,7 +120,7 @@ def test_steps_in_micro_batches_follow_from_steps_with_as_many() -> None:
 def test_parts_of_the_memory_by_hand() -> None:
     model = build_model(VIT, partial(BYOL, **SMALL_HEADS), DigitsViews(), partial(SGD, lr=0.1, momentum=0.9), 0)
     second = LayerWise().stages(4, 4)[1]
-    step = StepPredictor(model, None, 0.0)(second, 8)
+    step = StepPredictor(model)(second, 8)
     sizes = {
         name: sum(t.numel() * t.element_size() for t in m.state_dict().values()) for name, m in model.modules.items()
     }
@@ -143,7 +144,7 @@ def test_parts_of_the_memory_by_hand() -> None:
 )
 def test_deep_stages_follow_from_shallow_ones(method: Callable[..., Any], scheme: Scheme) -> None:
     alignment = None if method is Supervised else GlobalAlignment()
-    predictor = StepPredictor(small(method), alignment, 0.1)
+    predictor = StepPredictor(small(method), LocalStep(alignment, 0.1))
     for stage in scheme.stages(4, 15 if scheme.name == "progressive" else 12):
         inferred, run = predictor(stage, 8).as_dict(), predictor.run(stage, 8).as_dict()
         assert inferred["peak"] == pytest.approx(run["peak"], rel=0.03)
@@ -153,7 +154,7 @@ def test_deep_stages_follow_from_shallow_ones(method: Callable[..., Any], scheme
 
 @pytest.mark.slow
 def test_the_peak_of_deep_stages_is_exact_at_the_papers_size() -> None:
-    predictor = StepPredictor(built(VIT_TINY), None, 0.0)
+    predictor = StepPredictor(built(VIT_TINY))
     for stage in (LayerWise().stages(3, 3)[-1], EndToEnd().stages(3, 3)[0]):
         assert predictor(stage, 64) == predictor.run(stage, 64)
 
@@ -162,7 +163,7 @@ def test_the_peak_of_deep_stages_is_exact_at_the_papers_size() -> None:
 @pytest.mark.parametrize("method", [SimCLR, BYOL, MoCoV3, Supervised])
 def test_three_batch_sizes_tell_all_others(method: Callable[..., Any]) -> None:
     alignment = None if method is Supervised else GlobalAlignment()
-    predictor = StepPredictor(small(method), alignment, 0.1)
+    predictor = StepPredictor(small(method), LocalStep(alignment, 0.1))
     stage = Stage(0, (0, 1), (1,), False, 1)
     for size in (8, 64, 16):
         predictor(stage, size)
@@ -171,7 +172,7 @@ def test_three_batch_sizes_tell_all_others(method: Callable[..., Any]) -> None:
 
 
 def test_nothing_is_inferred_from_steps_that_differ() -> None:
-    predictor = StepPredictor(small(SimCLR), None, 0.0)
+    predictor = StepPredictor(small(SimCLR))
     traces = {}
     for size, depth in ((8, 1), (16, 1), (32, 2)):
         stage = Stage(0, tuple(range(depth)), tuple(range(depth)), True, 1)
@@ -187,6 +188,6 @@ def test_weights_of_a_parabola_by_hand() -> None:
 
 
 def test_a_temporary_layer_keeps_stages_from_following_from_others() -> None:
-    predictor = StepPredictor(built(RESNET), None, 0.0)
+    predictor = StepPredictor(built(RESNET))
     stage = LayerWise().stages(4, 4)[2]
     assert predictor(stage, 8) == predictor.run(stage, 8)

@@ -10,7 +10,8 @@ from pytorch_lightning import Trainer
 from torch.optim import SGD
 
 from fedssl import IID, DeviceClasses, FederatedSSL, FederatedText, NormWeightedMean, UnchangedMean
-from fedssl.costs.forecast import Need
+from fedssl.costs.forecast import Forecast, Need
+from fedssl.federation.federation import Federation
 from fedssl.server.server import Server
 from layerwise import AllSmall, CausalTransformerSpec, EndToEnd, HeterogeneousLoRA, LastLayers, LoRA, Scheme
 from ssl_methods import LanguageModelling
@@ -43,9 +44,13 @@ def make_module(scheme: Scheme, **settings: Any) -> FederatedSSL:
     return FederatedSSL(SPEC, augment=None, optimizer=partial(SGD, lr=0.1), scheme=scheme, **defaults | settings)
 
 
+def forecast_of(module: FederatedSSL) -> Forecast:
+    return Federation(module.settings, [4]).forecast
+
+
 def needs(scheme: Scheme, data: FederatedText) -> dict[int, Need]:
     """What the largest client needs, by the number of trained blocks or adapters."""
-    forecast, stages = make_module(scheme).forecast(), scheme.stages(3, 2)
+    forecast, stages = forecast_of(make_module(scheme)), scheme.stages(3, 2)
     return {choice.extent: forecast(choice, max(data.federation.sizes)) for choice in scheme.choices(stages[0])}
 
 
@@ -58,11 +63,11 @@ def devices(key: str, *needed: Need, less: int = 0) -> DeviceClasses:
 def served(module: FederatedSSL, data: FederatedText) -> tuple[Server, list[int]]:
     """The server, and what every device trains: blocks or adapters; 0: nothing fits."""
     module.prepare(data)
-    server = module.server
-    assert server
-    choices = module.scheme.choices(server.stage)
-    fitting = [server.participation.fitting(client, choices) for client in range(3)]
-    return server, [stage.extent if stage else 0 for stage in fitting]
+    assert module.federation
+    server = module.federation.server
+    choices = module.settings.scheme.choices(server.stage)
+    chosen = [server.participation.choose(client, choices) for client in range(3)]
+    return server, [0 if each is None else choices[each].extent for each in chosen]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -75,7 +80,7 @@ def test_devices_train_the_last_layers_that_fit(data: FederatedText, key: str) -
 
 def test_a_fleet_of_small_devices_takes_fewer_blocks(data: FederatedText) -> None:
     """Two blocks of which both are trained take fewer operations than three of which two are."""
-    forecast = make_module(LastLayers()).forecast()
+    forecast = forecast_of(make_module(LastLayers()))
     need = forecast(EndToEnd().stages(2, 1)[0], max(data.federation.sizes))
     module = make_module(LastLayers([2, 3]), devices=devices("macs_limit", need, need, need))
     server, trained = served(module, data)

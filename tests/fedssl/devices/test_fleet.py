@@ -146,17 +146,17 @@ def test_who_is_missing_is_told_apart() -> None:
         DeviceProfile(memory_bytes=399, availability=(0.0, 1.0)),
     ]
     participation = Participation([8] * 4, 4, fleet=fleet_of(*devices))
-    cohort = participation.draw(0, STAGES[0])
+    cohort = participation.draw(0, STAGES[:1])
     assert (cohort.participants, cohort.dropped) == ((2,), ())
     assert (cohort.ineligible, cohort.unavailable) == ((0, 3), (1,))
-    nobody = Participation([8], 1, fleet=fleet_of(DeviceProfile(availability=(0.0, 1.0)))).draw(0, STAGES[0])
+    nobody = Participation([8], 1, fleet=fleet_of(DeviceProfile(availability=(0.0, 1.0)))).draw(0, STAGES[:1])
     assert (nobody.participants, nobody.unavailable) == ((), (0,))
 
 
 def test_without_limits_a_fleet_changes_no_cohort() -> None:
     bare = Participation([8] * 6, 3, 0.3, seed=4)
     equipped = Participation([8] * 6, 3, 0.3, fleet=fleet_of(*[DeviceProfile()] * 6), seed=4)
-    assert all(bare.draw(r, STAGES[0]) == equipped.draw(r, STAGES[0]) for r in range(20))
+    assert all(bare.draw(r, STAGES[:1]) == equipped.draw(r, STAGES[:1]) for r in range(20))
 
 
 # --- the forecast
@@ -175,8 +175,8 @@ def test_forecasts_are_those_of_the_predictor_and_of_real_rounds(
     images: int, make_world: Callable[..., Any], make_model: Callable[..., Any]
 ) -> None:
     model = make_model()
-    predictor = StepPredictor(model, None, 0.0)
-    forecast = Forecast(model, predictor, 2, 4)
+    predictor = StepPredictor(model)
+    forecast = Forecast(predictor, 2, 4)
     world = make_world(LayerWise(), rounds=3, sizes=(images, 4), epochs=2)
     for stage, report in zip(world.server.stages, world.run(3), strict=True):
         predicted = forecast(stage, images)

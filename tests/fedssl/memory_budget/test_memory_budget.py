@@ -25,12 +25,11 @@ Run = Callable[..., FederatedSSL]
 
 def play(run: FederatedSSL, data: FederatedData, rounds: int = 2) -> list[RoundReport]:
     """Rounds without a Trainer."""
-    if run.server is None:
+    if run.federation is None:
         run.prepare(data)
-    assert run.server is not None
-    assert run.local is not None
-    ranks = Ranks(run.local, data.federation.clients)
-    return [run.server.end_round(ranks.train(run.server, run.server.begin_round())) for _ in range(rounds)]
+    assert run.federation is not None
+    ranks = Ranks(run.federation.client, data.federation.clients)
+    return [run.federation.round(ranks) for _ in range(rounds)]
 
 
 def weights(run: FederatedSSL) -> dict[str, Tensor]:
@@ -124,8 +123,9 @@ def test_it_composes(settings: dict[str, Any], make_run: Run) -> None:
     data.setup("fit")
     run = make_run(**settings)
     run.prepare(data)
-    assert run.server
-    needs = [run.forecast()(stage, 16).peak_memory_bytes for stage in run.server.least_stages()]
+    assert run.federation
+    federation = run.federation
+    needs = [federation.forecast(stage, 16).peak_memory_bytes for stage in federation.server.least_stages()]
     bounded = make_run(**settings, memory_budget=f"{int(0.85 * max(needs))}B")
     reports = play(bounded, data)
     assert all(len(report.trained) == 2 and not report.failures for report in reports)
@@ -153,11 +153,3 @@ def test_rounds_without_enough_memory_are_sat_out(make_run: Run, digits: Federat
     reports = play(make_run(memory_budget=trace, rounds=3), digits, 3)
     assert [len(report.trained) for report in reports] == [3, 3, 0]
     assert all(failure.skipped and "too small" in failure.reason for failure in reports[2].failures)
-
-
-def test_a_client_alone_keeps_a_size_but_has_no_simulated_device(make_run: Run) -> None:
-    assert make_run().local_update(lambda name, content: {}).plans is None
-    assert make_run(memory_budget="1MiB").local_update(lambda name, content: {}).plans is not None
-    run = make_run(memory_budget="device", devices=DeviceClasses([{"memory": "1MiB", "share": 1.0}]))
-    with pytest.raises(ValueError, match="simulated devices"):
-        run.local_update(lambda name, content: {})

@@ -24,7 +24,7 @@ def planner(
     module = FederatedSSL(
         spec, method, DigitsViews(), optimizer, scheme, rounds=8, batch_size=batch_size, seed=0, **settings
     )
-    return Planner(module, [images] * 3)
+    return Planner(module.settings, [images] * 3)
 
 
 def test_batch_sizes() -> None:

@@ -2,27 +2,21 @@
 
 import io
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from rich.console import Console
 
-from fedssl.costs.forecast import Forecast
-from fedssl.costs.prediction import StepPredictor
-from fedssl.devices import DeviceProfile, Fleet
+from fedssl.devices import DeviceProfile
 from fedssl.planning.fleet_plan import layer_table, print_layer_table
+from fedssl.planning.plan import Planner
 from layerwise import LastLayers
 
 
-def test_costs_grow_with_each_trained_layer_and_each_frozen_one(make_model: Callable[..., Any]) -> None:
-    model = make_model("Supervised")
-    forecast = Forecast(model, StepPredictor(model, None, 0.0), 1, 4)
-    module = SimpleNamespace(scheme=LastLayers([2, 3]), rounds=5)
-    planner: Any = SimpleNamespace(module=module, images=[8, 8, 4], num_blocks=3, forecast=forecast)
+def test_costs_grow_with_each_trained_layer_and_each_frozen_one(make_settings: Callable[..., Any]) -> None:
+    planner = Planner(make_settings(LastLayers([2, 3]), 5, "Supervised"), [8, 8, 4])
     stages = LastLayers().choices(LastLayers().stages(3, 5)[0])
-    least = forecast(stages[-1], 8).peak_memory_bytes
-    devices = [DeviceProfile(memory_bytes=size) for size in (least, 1e9, 9)]
-    table = layer_table(planner, Fleet(devices, planner.images, forecast, None))
+    least = planner.forecast(stages[-1], 8).peak_memory_bytes
+    table = layer_table(planner, [DeviceProfile(memory_bytes=size) for size in (least, 1e9, 9)])
     costs = {(row["depth"], row["trained"]): row for row in table["costs"]}
     assert list(costs) == [(2, 1), (2, 2), (3, 1), (3, 2), (3, 3)]
     for key in ("peak_memory_bytes", "macs"):

@@ -27,11 +27,11 @@ def planner(**settings: Any) -> Planner:
     module = FederatedSSL(
         VIT, method, DigitsViews(), optimizer, LayerWise(), rounds=6, batch_size=16, local_epochs=2, seed=0, **settings
     )
-    return Planner(module, [40, 20, 20, 20])
+    return Planner(module.settings, [40, 20, 20, 20])
 
 
 def fleet_of(plan: Planner, *classes: dict[str, Any]) -> dict[str, Any]:
-    return plan_fleet(plan, plan.fleet(DeviceClasses(list(classes))))
+    return plan_fleet(plan, DeviceClasses(list(classes)).profiles(4, 0))
 
 
 def device(**settings: Any) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def device(**settings: Any) -> dict[str, Any]:
 
 def sizes(plan: Planner) -> tuple[int, int, int, int]:
     """Bytes of both stages' trained parts, of what the second stage freezes, and both blocks' steps' MACs."""
-    first, second = plan.module.scheme.stages(2, 6)
+    first, second = plan.settings.scheme.stages(2, 6)
     model = plan.model
     active = [plan.forecast(stage, 40).active_bytes for stage in (first, second)]
     frozen = sum(t.nbytes for part in model.read(model.frozen_names(second)).values() for t in part.values())
@@ -85,7 +85,7 @@ def test_calibration_in_every_round_sends_frozen_layers_in_every_round() -> None
 
 def test_missing_memory() -> None:
     plan = plain()
-    peaks = [max(s.step.peak for s in plan.plan(scheme)) for scheme in (plan.module.scheme, reference_scheme())]
+    peaks = [max(s.step.peak for s in plan.plan(scheme)) for scheme in (plan.settings.scheme, reference_scheme())]
     enough = device(memory=f"{peaks[0]}B", count=1)
     found = fleet_of(plan, enough, device(name="tiny", memory="1KB", count=3))
     holds, tiny = found["devices"]
@@ -120,7 +120,7 @@ def test_many_kinds_of_devices_are_cut_short() -> None:
 
 def test_a_run_of_its_own_devices_leaves_out_those_without_memory() -> None:
     plan = plain()
-    peak = max(stage.step.peak for stage in plan.plan(plan.module.scheme))
+    peak = max(stage.step.peak for stage in plan.plan(plan.settings.scheme))
     devices = DeviceClasses([{"memory": f"{peak}B", "count": 1}, {"memory": "1KB", "count": 3}])
     limited = plan_as_dict(planner(devices=devices))
     free = plan_as_dict(plan)

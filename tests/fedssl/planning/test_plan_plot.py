@@ -18,7 +18,7 @@ CURVES = [Curves(name, [1.0, 2.0], [3.0, 1.0], [1.0, 2.0]) for name in ("end-to-
 def curves(scheme: Scheme, rounds: int = 8, **settings: Any) -> dict[str, Curves]:
     method = partial(SimCLR, hidden_dim=16, output_dim=8)
     module = FederatedSSL(VIT, method, DigitsViews(), partial(SGD, lr=0.1), scheme, rounds, seed=0, **settings)
-    planner = Planner(module, [20, 30])
+    planner = Planner(module.settings, [20, 30])
     return {each.name: each for each in all_curves(planner)}
 
 

@@ -71,7 +71,7 @@ def printed(results: dict[str, Any], folder: Path) -> str:
 
 def test_federated_results(federated: FederatedSSL) -> None:
     results = collect_results(federated, 12.34)
-    server = federated.server
+    server = federated.federation.server
     assert server is not None
     expected = {
         "seed": 5,

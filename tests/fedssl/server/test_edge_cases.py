@@ -133,8 +133,8 @@ def test_a_module_is_not_trained_beyond_its_last_round(make_module: Callable[...
     module = make_module()
     fit(module, FederatedData(clients=3, train_images=24, seed=0))
     fit(module, FederatedData(clients=2, train_images=24, seed=0))
-    assert module.server is not None
-    assert (module.server.participation.num_clients, module.server.round) == (2, 3)
+    assert module.federation is not None
+    assert (module.federation.server.participation.num_clients, module.federation.server.round) == (2, 3)
 
 
 def test_a_round_of_clients_with_too_few_images_is_an_empty_one(make_world: Callable[..., Any]) -> None:

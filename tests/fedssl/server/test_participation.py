@@ -9,7 +9,7 @@ from layerwise import Stage
 
 def draw(seed: int, clients: int = 10, size: int = 4, dropout: float = 0.0) -> Cohort:
     stage = Stage(0, (0,), (0,), True, 1)
-    return Participation([5] * clients, size, dropout, seed=seed).draw(0, stage)
+    return Participation([5] * clients, size, dropout, seed=seed).draw(0, [stage])
 
 
 @pytest.mark.parametrize(
@@ -82,11 +82,11 @@ def test_dropout_is_returned() -> None:
 
 def test_clients_that_are_not_connected_are_not_drawn() -> None:
     participation, stage = Participation([5] * 4, 2), Stage(0, (0,), (0,), True, 1)
-    everyone = participation.draw(0, stage)
+    everyone = participation.draw(0, [stage])
     participation.online = {0, 1, 2, 3}
-    assert participation.draw(0, stage) == everyone
+    assert participation.draw(0, [stage]) == everyone
     participation.online = {1, 3}
-    assert participation.draw(0, stage) == Cohort((1, 3), unavailable=(0, 2))
+    assert participation.draw(0, [stage]) == Cohort((1, 3), unavailable=(0, 2))
 
 
 def test_a_fraction_that_is_nobody_is_refused() -> None:

@@ -33,7 +33,7 @@ def changed_parts(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[st
 
 
 def peaks(model: Any, stages: list[Stage], batch: int = 4) -> list[int]:
-    predictor = StepPredictor(model, None, 0.0)
+    predictor = StepPredictor(model)
     return [predictor(stage, batch).peak for stage in stages]
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from fedssl.devices import Deadline, DeviceProfile
+from fedssl.protocol import parts
 from fedssl.protocol.messages import Tensors, content_id
-from fedssl.server import server as module
 from fedssl.server.calibration import Calibration
 from layerwise import LayerWise, Progressive, Scheme
 
@@ -23,7 +23,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append(content_id(tensors))
         return made[-1]
 
-    monkeypatch.setattr(module, "content_id", noting)
+    monkeypatch.setattr(parts, "content_id", noting)
     return made
 
 

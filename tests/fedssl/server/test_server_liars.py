@@ -11,8 +11,8 @@ import torch
 
 from fedssl.protocol.messages import Result, Tensors
 from fedssl.server.aggregation import WeightedMean
+from fedssl.server.global_step import NonFiniteModelError
 from fedssl.server.selection import FedHybridSelector, SmartFreezeSelector
-from fedssl.server.server import NonFiniteModelError
 from layerwise import EndToEnd
 
 

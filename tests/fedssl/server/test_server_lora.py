@@ -40,7 +40,7 @@ def spec(vit_spec: EncoderSpec) -> EncoderSpec:
 @pytest.fixture
 def devices(make_model: Callable[..., Any], spec: EncoderSpec) -> list[DeviceProfile]:
     """Of three devices that can train rank 4, 2 and 1, to the byte."""
-    predict = StepPredictor(make_model("Supervised", spec), None, 0.0)
+    predict = StepPredictor(make_model("Supervised", spec))
     peaks = [predict(stage, 4).peak for stage in reversed(stages())]
     assert peaks[0] > peaks[1] > peaks[2]
     return [DeviceProfile(memory_bytes=peak) for peak in peaks]
@@ -109,7 +109,7 @@ def test_ranks_that_are_not_in_use_do_not_act(make_lora: Callable[..., Any], dev
 def test_steps_cost_what_is_predicted(make_lora: Callable[..., Any], make_model: Callable[..., Any], spec: Any) -> None:
     world = make_lora(LoRA(RANKS), sizes=(4,))
     report = world.round()
-    step = StepPredictor(make_model("Supervised", spec), None, 0.0)(stages()[2], 4)
+    step = StepPredictor(make_model("Supervised", spec))(stages()[2], 4)
     assert (report.macs, report.activation_bytes) == (step.macs, step.activations)
     frozen = sum(num_bytes(world.server.model.read([name])) for name in BASE)
     assert step.gradients == report.up_bytes < frozen
@@ -145,8 +145,8 @@ def test_last_layers_and_adapters_by_cost(make_model: Callable[..., Any]) -> Non
     options = {"patch_size": 4, "depth": 6, "embed_dim": 64, "num_heads": 4, "global_pool": "avg"}
     wide = EncoderSpec("vit_tiny_patch16_224", 32, 1, options=options)
     scheme = LoRA([4])
-    lora = StepPredictor(make_model("Supervised", scheme.adapt(wide)), None, 0.0).run(scheme.stages(6, 1)[0], 4)
-    predict = StepPredictor(make_model("Supervised", wide), None, 0.0)
+    lora = StepPredictor(make_model("Supervised", scheme.adapt(wide))).run(scheme.stages(6, 1)[0], 4)
+    predict = StepPredictor(make_model("Supervised", wide))
     steps = {len(each.trained): predict(each, 4) for each in LastLayers().choices(EndToEnd().stages(6, 1)[0])}
     assert [t for t, step in steps.items() if step.macs < lora.macs] == [3, 2, 1]
     assert [t for t, step in steps.items() if step.activations < lora.activations] == [4, 3, 2, 1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedssl.protocol.messages import Failure, Parts, Result
 from fedssl.server.aggregation import WeightedMean
-from fedssl.server.updates import UPDATE_SAMPLE, Intake, check_max_update, sample_update
+from fedssl.server.updates import UPDATE_SAMPLE, ReceivedUpdates, check_max_update, sample_update
 
 REFERENCE = {"p/w": torch.zeros(2), "p/n": torch.tensor(4)}
 
@@ -24,36 +24,37 @@ def result(client: int = 0, images: int = 1, loss: float = 1.0, **changes: Any) 
     return Result(client, sent, images, loss, loss**2, **costs, steps=changes.get("steps", 1))
 
 
-def taken(*results: Result | Failure) -> tuple[Intake, WeightedMean]:
+def taken(*results: Result | Failure) -> tuple[ReceivedUpdates, WeightedMean]:
     rule = WeightedMean()
-    intake = Intake(REFERENCE, rule)
+    rule.begin({key: tensor for key, tensor in REFERENCE.items() if tensor.is_floating_point()})
+    received = ReceivedUpdates(REFERENCE, rule.add)
     for one in results:
-        intake.take(intake.check(one, ["p"]))
-    return intake, rule
+        received.take(received.check(one, ["p"]))
+    return received, rule
 
 
 def test_good_results_are_averaged_and_added_up() -> None:
     first = result(3, images=1, loss=2.0, parts=parts(torch.tensor([0.0, 4.0])), macs=10, peak=7)
     second = result(5, images=3, loss=4.0, parts=parts(torch.tensor([4.0, 0.0])), macs=5, peak=3)
-    intake, rule = taken(first, second)
+    received, rule = taken(first, second)
     assert torch.equal(rule.finish()["p/w"], torch.tensor([3.0, 1.0]))
-    assert intake.trained == [3, 5]
-    assert intake.mean_loss() == (2.0 + 3 * 4.0) / 4
-    assert (intake.up_bytes, intake.macs, intake.activation_bytes) == (2 * (8 + 8), 15, 7)
-    assert intake.failures == []
+    assert received.trained == [3, 5]
+    assert received.mean_loss() == (2.0 + 3 * 4.0) / 4
+    assert (received.macs, received.activation_bytes) == (15, 7)
+    assert received.failures == []
 
 
 def test_the_largest_counter_counts() -> None:
-    intake, rule = taken(*(result(parts=parts(n=n)) for n in (6, 9, 2)))
-    assert intake.counters["p/n"].item() == 9
+    received, rule = taken(*(result(parts=parts(n=n)) for n in (6, 9, 2)))
+    assert received.counters["p/n"].item() == 9
     assert rule.finish().keys() == {"p/w"}
 
 
 def test_counters_are_not_those_of_the_resident_model() -> None:
     counter = torch.tensor(6)
-    intake, _ = taken(result(parts={"p": {"w": torch.ones(2), "n": counter}}))
+    received, _ = taken(result(parts={"p": {"w": torch.ones(2), "n": counter}}))
     counter.fill_(100)
-    assert intake.counters["p/n"].item() == 6
+    assert received.counters["p/n"].item() == 6
 
 
 @pytest.mark.parametrize(
@@ -75,11 +76,11 @@ def test_counters_are_not_those_of_the_resident_model() -> None:
     ],
 )
 def test_bad_results_fail_and_touch_nothing(sent: Parts, reason: str) -> None:
-    intake, rule = taken(result(1), result(2, images=50, loss=9.0, parts=sent), result(4))
-    assert intake.failures == [Failure(2, reason)]
-    assert intake.reasons() == f"client 2: {reason}"
-    assert intake.trained == [1, 4]
-    assert intake.mean_loss() == 1.0
+    received, rule = taken(result(1), result(2, images=50, loss=9.0, parts=sent), result(4))
+    assert received.failures == [Failure(2, reason)]
+    assert received.reasons() == f"client 2: {reason}"
+    assert received.trained == [1, 4]
+    assert received.mean_loss() == 1.0
     assert torch.equal(rule.finish()["p/w"], torch.ones(2))
 
 
@@ -97,10 +98,10 @@ def test_bad_results_fail_and_touch_nothing(sent: Parts, reason: str) -> None:
 )
 def test_losses_that_cannot_be_are_dropped(changes: dict[str, float]) -> None:
     fields = {"num_images": int(changes.pop("images", 1)), "loss": 1.0, "squared_loss": 1.0} | changes
-    intake, _ = taken(result(1), Result(2, parts(), macs=0, activation_bytes=0, steps=1, **fields), result(4))  # type: ignore[arg-type]
-    assert [failure.client_id for failure in intake.failures] == [2]
-    assert "cannot be" in intake.failures[0].reason
-    assert intake.mean_loss() == 1.0
+    received, _ = taken(result(1), Result(2, parts(), macs=0, activation_bytes=0, steps=1, **fields), result(4))  # type: ignore[arg-type]
+    assert [failure.client_id for failure in received.failures] == [2]
+    assert "cannot be" in received.failures[0].reason
+    assert received.mean_loss() == 1.0
 
 
 def test_losses_may_be_negative() -> None:
@@ -108,7 +109,7 @@ def test_losses_may_be_negative() -> None:
 
 
 def test_the_bound_is_a_setting_and_grows_with_the_global_tensor() -> None:
-    tight = Intake(REFERENCE | {"p/w": torch.full((2,), 9.0)}, WeightedMean(), max_update=0.5)
+    tight = ReceivedUpdates(REFERENCE | {"p/w": torch.full((2,), 9.0)}, WeightedMean().add, max_update=0.5)
     assert isinstance(tight.check(result(parts=parts(torch.full((2,), 13.9))), ["p"]), Result)
     assert isinstance(tight.check(result(parts=parts(torch.full((2,), 14.1))), ["p"]), Failure)
     for bad in (0.0, -1.0, math.nan):
@@ -117,21 +118,22 @@ def test_the_bound_is_a_setting_and_grows_with_the_global_tensor() -> None:
 
 
 def test_check_gives_back_what_can_be_used() -> None:
-    intake = Intake(REFERENCE, WeightedMean())
+    received = ReceivedUpdates(REFERENCE, WeightedMean().add)
     good, gone = result(), Failure(1, "gone")
-    assert intake.check(good, ["p"]) is good
-    assert intake.check(gone, ["p"]) is gone
-    assert intake.check(result(2, parts={}), ["p"]) == Failure(2, "its update has other tensors than its task")
+    assert received.check(good, ["p"]) is good
+    assert received.check(gone, ["p"]) is gone
+    assert received.check(result(2, parts={}), ["p"]) == Failure(2, "its update has other tensors than its task")
 
 
 def test_a_client_gives_the_parts_of_its_own_task() -> None:
     reference = REFERENCE | {"q/w": torch.zeros(1)}
     rule = WeightedMean()
-    intake = Intake(reference, rule)
+    rule.begin({key: tensor for key, tensor in reference.items() if tensor.is_floating_point()})
+    received = ReceivedUpdates(reference, rule.add)
     whole = result(0, images=1, parts=parts() | {"q": {"w": torch.tensor([6.0])}})
-    intake.take(intake.check(whole, ["p", "q"]))
-    intake.take(intake.check(result(1, images=2, parts={"q": {"w": torch.tensor([3.0])}}), ["q"]))
-    refused = intake.check(whole, ["q"])
+    received.take(received.check(whole, ["p", "q"]))
+    received.take(received.check(result(1, images=2, parts={"q": {"w": torch.tensor([3.0])}}), ["q"]))
+    refused = received.check(whole, ["q"])
     assert isinstance(refused, Failure)
     averaged = rule.finish()
     assert torch.equal(averaged["p/w"], torch.ones(2))
@@ -139,8 +141,8 @@ def test_a_client_gives_the_parts_of_its_own_task() -> None:
 
 
 def test_late_clients_are_no_failures_but_their_work_counts() -> None:
-    intake, _ = taken(Failure(0, "not done", late=True, macs=30), result(1, macs=12))
-    assert (intake.failures, [late.client_id for late in intake.late], intake.macs) == ([], [0], 42)
+    received, _ = taken(Failure(0, "not done", late=True, macs=30), result(1, macs=12))
+    assert (received.failures, [late.client_id for late in received.late], received.macs) == ([], [0], 42)
 
 
 def test_sampled_updates_are_differences_and_zero_where_nothing_was_given() -> None:
@@ -152,14 +154,14 @@ def test_sampled_updates_are_differences_and_zero_where_nothing_was_given() -> N
 
 
 def test_nobody_gives_no_loss() -> None:
-    intake, _ = taken(Failure(0, "a"), Failure(1, "b"))
-    assert math.isnan(intake.mean_loss())
-    assert intake.reasons() == "client 0: a; client 1: b"
+    received, _ = taken(Failure(0, "a"), Failure(1, "b"))
+    assert math.isnan(received.mean_loss())
+    assert received.reasons() == "client 0: a; client 1: b"
     many, _ = taken(*(Failure(client, "a") for client in range(6)), Failure(9, "b"))
     assert many.reasons() == "clients 0, 1, 2 and 3 more: a; client 9: b"
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2**60])
 def test_steps_that_cannot_be_are_dropped(steps: int) -> None:
-    intake, _ = taken(result(1), result(2, steps=steps))
-    assert [failure.reason for failure in intake.failures] == [f"{steps} local steps cannot be"]
+    received, _ = taken(result(1), result(2, steps=steps))
+    assert [failure.reason for failure in received.failures] == [f"{steps} local steps cannot be"]

@@ -93,8 +93,8 @@ def test_global_step_is_the_number_of_rounds(make_module: Callable[..., Federate
     run = trainer(callbacks=[recorder])
     run.fit(module, datamodule=digits())
     assert run.global_step == 3
-    assert module.server is not None
-    assert module.server.done
+    assert module.federation is not None
+    assert module.federation.server.done
     assert [report.stage for report in recorder.reports] == [0, 1, 2]
     assert [metrics["round"] for metrics in recorder.metrics] == [0, 1, 2]
     for metrics, report in zip(recorder.metrics, recorder.reports, strict=True):

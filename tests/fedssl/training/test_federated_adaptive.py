@@ -106,10 +106,10 @@ def test_a_run_ends_early_with_a_last_validation(
     module, watch = make_module(pace=Stub()), Keep(tmp_path, 99)
     run = trainer(tmp_path, watch, limit_val_batches=1.0, check_val_every_n_epoch=interval)
     run.fit(module, datamodule=digits())
-    assert module.server is not None
-    assert run.global_step == module.server.round == 6
-    assert module.server.done
-    assert module.server.stage_rounds == [2, 2, 2]
+    assert module.federation is not None
+    assert run.global_step == module.federation.server.round == 6
+    assert module.federation.server.done
+    assert module.federation.server.stage_rounds == [2, 2, 2]
     assert watch.validated == [*range(interval - 1, 5, interval), 5]
     assert "eval/knn_top1" in run.callback_metrics
     assert max(path.name for path in tmp_path.glob("*.ckpt")) == "00005.ckpt"
@@ -230,10 +230,14 @@ def test_simulated_time_is_logged_and_reported(make_module: Callable[..., Federa
     module = make_module(rounds=3, devices=DeviceClasses(FLEET), deadline=Deadline(1.0))
     run = trainer(max_epochs=3)
     run.fit(module, datamodule=digits())
-    assert module.server is not None
-    assert run.callback_metrics["time/simulated_seconds"] == pytest.approx(module.server.participation.fleet.now)
+    assert module.federation is not None
+    assert run.callback_metrics["time/simulated_seconds"] == pytest.approx(
+        module.federation.server.participation.fleet.now
+    )
     assert {"client/ineligible", "client/unavailable", "client/late"} <= set(run.callback_metrics)
-    assert collect_results(module, 1.0)["simulated_seconds"] == round(module.server.participation.fleet.now, 3)
+    assert collect_results(module, 1.0)["simulated_seconds"] == round(
+        module.federation.server.participation.fleet.now, 3
+    )
 
 
 def test_a_deadline_needs_devices(make_module: Callable[..., FederatedSSL]) -> None:

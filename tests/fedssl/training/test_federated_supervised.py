@@ -82,7 +82,7 @@ def test_convolutions_that_stages_share_are_stepped_once(make_module: Callable[.
     """The global model after one round of one client is that client's."""
     module = make_module(encoder=ENCODERS["convolution"], rounds=4)
     results: list[Any] = []
-    module.on_client = lambda *_: results.append(copy.deepcopy(module.local.model.modules))  # type: ignore[union-attr]
+    module.on_client = lambda *_: results.append(copy.deepcopy(module.federation.client.model.modules))  # type: ignore[union-attr]
     before = copy.deepcopy(module.model.modules)
     trainer(4, limit_val_batches=0, limit_train_batches=1, callbacks=[StopAfterOneRound()]).fit(
         module, datamodule=digits(clients=1)

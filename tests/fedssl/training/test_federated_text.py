@@ -62,7 +62,7 @@ def make_module(**settings: Any) -> FederatedSSL:
 
 def fit(module: FederatedSSL, data: FederatedText) -> Trainer:
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
-    trainer = Trainer(max_epochs=module.rounds, accelerator="cpu", enable_model_summary=False, **quiet)
+    trainer = Trainer(max_epochs=module.settings.rounds, accelerator="cpu", enable_model_summary=False, **quiet)
     trainer.fit(module, datamodule=data)
     return trainer
 
@@ -137,11 +137,12 @@ def test_layer_wise_training_leaves_frozen_layers_as_they_are(data) -> None:
 
 
 def _round(module: FederatedSSL, data: FederatedText) -> None:
-    server = module.server
+    server = module.federation.server
     assert isinstance(server, Server)
     cohort = server.begin_round()
     results = [
-        module.local(server.make_task(client), data.federation.clients[client]) for client in cohort.participants
+        module.federation.client(server.make_task(client), data.federation.clients[client])
+        for client in cohort.participants
     ]
     server.end_round(iter(results))
 
@@ -149,8 +150,8 @@ def _round(module: FederatedSSL, data: FederatedText) -> None:
 def test_a_plan_has_the_costs_of_the_run(data) -> None:
     module, text = make_module(scheme=LayerWise(), rounds=4), data()
     fit(module, text)
-    planned = Planner(make_module(scheme=LayerWise(), rounds=4), text.federation.sizes).plan(LayerWise())
-    ledger = module.server.ledger.summary()
+    planned = Planner(make_module(scheme=LayerWise(), rounds=4).settings, text.federation.sizes).plan(LayerWise())
+    ledger = module.federation.server.ledger.summary()
     assert sum(stage.macs for stage in planned) == ledger["macs_per_client"]
     assert sum(stage.down_bytes for stage in planned) == ledger["down_bytes_per_client"]
     assert max(stage.step.activations for stage in planned) == ledger["peak_activation_bytes"]
@@ -160,7 +161,7 @@ def test_a_memory_budget_changes_no_weight(data) -> None:
     text = data(clients=1)
     text.setup("fit")
     settings: dict[str, Any] = {"encoder": replace(SPEC, depth=1), "rounds": 1, "batch_size": 18}
-    (stage,) = Planner(make_module(**settings), text.federation.sizes).plan(EndToEnd())
+    (stage,) = Planner(make_module(**settings).settings, text.federation.sizes).plan(EndToEnd())
     budget = f"{stage.step.peak - stage.step.activations // 4}B"
     runs = [make_module(**settings, memory_budget=each) for each in (None, budget)]
     for module in runs:
