@@ -113,15 +113,14 @@ class World:
     def __init__(self, federation: Federation, clients: list[ArrayImages]) -> None:
         self.federation, self.clients = federation, clients
         self.server, self.local = federation.server, federation.client
-        self._engine = InTurn(self.local, clients)
 
     def results(self, cohort: Cohort) -> Iterator[Result | Failure]:
         """Trains a cohort."""
-        return self._engine.train(self.server, cohort)
+        return InTurn(self.local, self.clients).train(self.server, cohort)
 
     def round(self, step: Callable[[], Any] | None = None) -> RoundReport:
         """One communication round."""
-        return self.federation.round(self._engine, step)
+        return self.federation.round(InTurn(self.local, self.clients), step)
 
     def run(self, rounds: int) -> list[RoundReport]:
         """Several rounds."""

@@ -108,7 +108,7 @@ def test_a_class_in_the_working_folder_is_as_easy_as_ever(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend("")
     model = accept("-c", str(config), f"--model.selector={module}{'.inner' if packaged else ''}.Mine")
-    assert type(model.selector).__name__ == "Mine"
+    assert type(model.settings.cohort.selector).__name__ == "Mine"
 
 
 def test_a_file_with_the_name_of_a_known_module_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,8 +31,9 @@ READ = {
 REFUSED_ELSEWHERE = {"sync_batchnorm", "default_root_dir"}
 KEPT_AS = {
     "clients": "num_clients", "eval_train_split": "eval_splits", "eval_test_split": "eval_splits",
-    "encoder": "_recipe", "method": "_recipe", "augment": "_recipe", "optimizer": "_recipe", "memory_budget": "memory",
+    "local_epochs": "epochs", "memory_budget": "memory", "server_optimizer": "optimizer",
 }  # fmt: skip
+GROUPS = ("model", "local", "cohort", "server")
 TEXT = {"validation_fraction": "fractions", "test_fraction": "fractions"}
 
 
@@ -71,7 +72,7 @@ def model(vit_spec: Any) -> dict[str, Any]:
 
 
 def test_of_a_federated_run(model: dict[str, Any], vit_spec: EncoderSpec) -> None:
-    read: dict[str, set[str]] = {name: set() for name in ("model", "data", "evaluation", "finetuning")}
+    read: dict[str, set[str]] = {name: set() for name in ("run", "module", "data", "evaluation", "finetuning")}
     size = {"image_size": vit_spec.image_size, "channels": vit_spec.in_channels}
     data = watched(FederatedData(clients=2, train_images=20, eval_train_images=40, seed=0, **size), read["data"])
     evaluation = watched(EvaluationSettings(), read["evaluation"])
@@ -79,12 +80,26 @@ def test_of_a_federated_run(model: dict[str, Any], vit_spec: EncoderSpec) -> Non
     module = FederatedSSL(
         scheme=EndToEnd(), rounds=1, batch_size=8, evaluation=evaluation, finetuning=finetuning, **model
     )
-    run(watched(module, read["model"]), data)
-    wanted = {KEPT_AS.get(name, name) for name in settings(FederatedSSL)} - {"deadline"}  # refused without devices
-    assert wanted <= read["model"]
+    groups = {name: watched(getattr(module.settings, name), read.setdefault(name, set())) for name in GROUPS}
+    watched(module.settings, read["run"])
+    run(watched(module, read["module"]), data)
+    assert settings(FederatedSSL) <= {*_flat(groups), "scheme", "rounds", "seed", "evaluation", "finetuning"}
+    assert {"scheme", "rounds", "seed", *GROUPS} <= read["run"]
+    assert {"evaluation", "finetuning"} <= read["module"]
+    unread = {(name, field) for name, group in groups.items() for field in vars(group)}
+    unread -= {(name, field) for name in groups for field in read[name]}
+    assert unread == {("cohort", "deadline")}  # refused without devices
     assert {KEPT_AS.get(name, name) for name in settings(FederatedData, ImageData) - {"batch_size"}} <= read["data"]
     assert settings(EvaluationSettings) <= read["evaluation"]
     assert settings(FinetuneSettings) <= read["finetuning"]
+
+
+def _flat(groups: dict[str, Any]) -> set[str]:
+    """Names on the command line of all settings in groups."""
+    names = {value: key for key, value in KEPT_AS.items()}
+    fields = {(name, field) for name, group in groups.items() for field in vars(group)}
+    renamed = {("local", "epochs"), ("local", "memory"), ("server", "optimizer")}
+    return {names[field] if (name, field) in renamed else field for name, field in fields}
 
 
 def test_of_a_centralised_run(model: dict[str, Any], vit_spec: EncoderSpec) -> None:

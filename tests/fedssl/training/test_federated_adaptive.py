@@ -134,8 +134,8 @@ def test_a_run_that_ended_early_does_not_go_on_when_resumed(
     trainer(tmp_path).fit(whole, datamodule=digits())
     run = trainer()
     run.fit(resumed, datamodule=digits(), ckpt_path=tmp_path / "00005.ckpt")
-    assert resumed.server is not None
-    assert run.global_step == resumed.server.round == 6
+    assert resumed.federation is not None
+    assert run.global_step == resumed.federation.server.round == 6
     assert_same(whole.state_dict(), resumed.state_dict())
 
 
@@ -185,9 +185,9 @@ def test_a_run_resumes_bit_for_bit_in_the_middle_of_a_stage(
 
     whole = module()
     trainer(tmp_path / "first", max_epochs=24).fit(whole, datamodule=digits())
-    assert whole.server is not None
-    assert (whole.server.stage_rounds[0] < 8) == ("pace" in settings)
-    epoch = whole.server.stage_rounds[0] + 1
+    assert whole.federation is not None
+    assert (whole.federation.server.stage_rounds[0] < 8) == ("pace" in settings)
+    epoch = whole.federation.server.stage_rounds[0] + 1
     again, resumed = module(), module()
     trainer(tmp_path / "again", Keep(tmp_path / "again", epoch), max_epochs=24).fit(again, datamodule=digits())
     checkpoint = torch.load(tmp_path / "again" / "kept", weights_only=True)
@@ -195,8 +195,8 @@ def test_a_run_resumes_bit_for_bit_in_the_middle_of_a_stage(
     assert checkpoint["server"]["index"] == 1
     run = trainer(tmp_path / "resumed", max_epochs=24)
     run.fit(resumed, datamodule=digits(), ckpt_path=str(tmp_path / "again" / "kept"))
-    assert resumed.server is not None
-    assert run.global_step == resumed.server.round == whole.server.round
+    assert resumed.federation is not None
+    assert run.global_step == resumed.federation.server.round == whole.federation.server.round
     assert repr(resumed.last_report) == repr(whole.last_report)
     ends = [max((tmp_path / name).glob("*.ckpt")) for name in ("first", "resumed")]
     first, second = (torch.load(end, weights_only=True) for end in ends)

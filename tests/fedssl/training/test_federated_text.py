@@ -167,7 +167,10 @@ def test_a_memory_budget_changes_no_weight(data) -> None:
     for module in runs:
         fit(module, text)
     free, planned = (module.model.encoder.state_dict() for module in runs)
-    assert runs[1].server.ledger.summary()["macs_per_client"] > runs[0].server.ledger.summary()["macs_per_client"]
+    assert (
+        runs[1].federation.server.ledger.summary()["macs_per_client"]
+        > runs[0].federation.server.ledger.summary()["macs_per_client"]
+    )
     assert all(torch.equal(tensor, planned[key]) for key, tensor in free.items())
 
 

@@ -41,7 +41,7 @@ def test_one_process_trains_all_clients(make_world: Callable[..., Any]) -> None:
     by_hand, world = (make_world(EndToEnd(), alignment=MoonAlignment()) for _ in range(2))
     ranks = Ranks(world.local, world.clients)
     for _ in range(2):
-        ranks.gather(world.server)
+        ranks.connect(world.server)
         report = world.server.end_round(ranks.train(world.server, world.server.begin_round()))
         assert report == by_hand.round()
         assert ranks.metrics(report) == {}
@@ -102,7 +102,7 @@ def test_a_process_with_other_settings_is_refused(
     first = world.server.settings() | world.local.settings() | {"round": 0, "images of the clients": [4, 9, 8]}
     monkeypatch.setattr(Ranks, "_broadcast", lambda *_: first | {"seed": 0, "weights": "other"})
     with pytest.raises(ValueError, match="process 1 differs from process 0 in seed, weights: all need the same"):
-        Ranks(world.local, world.clients, 1, 2).gather(world.server)
+        Ranks(world.local, world.clients, 1, 2).connect(world.server)
 
 
 def test_all_processes_make_the_noise_of_the_first(
@@ -111,7 +111,7 @@ def test_all_processes_make_the_noise_of_the_first(
     pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
     first, world = PrivateMean(1.0, 2.0), make_world(EndToEnd(), aggregation=PrivateMean(1.0, 2.0))
     monkeypatch.setattr(Ranks, "_broadcast", lambda _, own, __: first.state_dict() if "key" in own else own)
-    Ranks(world.local, world.clients, 1, 2).gather(world.server)
+    Ranks(world.local, world.clients, 1, 2).connect(world.server)
     assert world.server.aggregation.state_dict() == first.state_dict()
 
 
