@@ -11,7 +11,7 @@ from ssl_methods.setting_checks import check_at_least, check_optimizer
 from ssl_methods.simclr import SimCLR
 from ssl_methods.ssl_method import SSLMethod, Views
 from ssl_methods.supervised import Supervised
-from ssl_methods.twin import Twin
+from ssl_methods.target_network import TargetNetwork
 
 __all__ = [
     "BYOL",
@@ -28,7 +28,7 @@ __all__ = [
     "SimCLR",
     "StepOutput",
     "Supervised",
-    "Twin",
+    "TargetNetwork",
     "TwoViews",
     "Views",
     "check_at_least",

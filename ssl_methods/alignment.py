@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_methods import Inputs, Method, SSLMethod, StepOutput, Twin, Views, check_at_least, info_nce
+from ssl_methods import Inputs, Method, SSLMethod, StepOutput, TargetNetwork, Views, check_at_least, info_nce
 from ssl_methods.losses import TEMPERATURES
 
 Memory = list[Tensor]
@@ -31,11 +31,11 @@ class Alignment(ABC):
         check_at_least(*TEMPERATURES, **{"alignment.temperature": temperature})
         self.weight = weight
         self.temperature = temperature
-        self._received: Twin | None = None
+        self._received: TargetNetwork | None = None
 
     def attach(self, method: SSLMethod) -> None:
         """A new stage: makes copies that fit its active part."""
-        self._received = Twin(method.online())
+        self._received = TargetNetwork(method.online())
 
     def start(self, method: SSLMethod, memory: Memory | None) -> None:
         """A client's round starts: copies what it received and what it remembers."""
@@ -80,12 +80,12 @@ class MoonAlignment(Alignment):
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.5) -> None:
         super().__init__(weight, temperature)
-        self._previous: Twin | None = None
+        self._previous: TargetNetwork | None = None
         self._has_previous = False
 
     def attach(self, method: SSLMethod) -> None:
         super().attach(method)
-        self._previous = Twin(method.online())
+        self._previous = TargetNetwork(method.online())
 
     def start(self, method: SSLMethod, memory: Memory | None) -> None:
         super().start(method, memory)

@@ -61,19 +61,19 @@ class LanguageModelling(Method):
         return torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
 
     @torch.no_grad()
-    def hidden(self, inputs: Inputs) -> Inputs:
+    def run_prefix(self, inputs: Inputs) -> Inputs:
         """Return the inputs after the prefix, and the targets."""
         read, following = inputs
         return self.prefix(read), following
 
     def loss_of(self, inputs: Inputs) -> Tensor:
         """Return the mean cross-entropy of all predictions, in nats a character."""
-        hidden, following = self.hidden(inputs)
+        hidden, following = self.run_prefix(inputs)
         logits = self.lm_head(self.backbone(hidden))
         loss = F.cross_entropy(logits.flatten(0, 1), following.flatten())
         return self._with_terms((hidden,), StepOutput(loss, (logits,)))
 
-    def nats(self, encoder: nn.Module, samples: Tensor) -> Tensor:
+    def token_nll(self, encoder: nn.Module, samples: Tensor) -> Tensor:
         """Return the cross-entropy (B * T,) of every prediction of texts (B, T + 1)."""
         read, following = samples[:, :-1], samples[:, 1:]
         logits = self.lm_head(encoder(read))

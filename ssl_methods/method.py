@@ -114,7 +114,7 @@ class Method(LightningModule):
         """
 
     @abstractmethod
-    def hidden(self, inputs: Inputs) -> Inputs:
+    def run_prefix(self, inputs: Inputs) -> Inputs:
         """What the active part gets: :meth:`inputs` with every view after the prefix, which runs without gradient."""
 
     @abstractmethod
@@ -150,7 +150,7 @@ class Method(LightningModule):
         """Class scores (B, classes) of features (B, feature_dim); ``None`` if the objective trains no classifier."""
         return None
 
-    def nats(self, encoder: nn.Module, samples: Tensor) -> Tensor | None:
+    def token_nll(self, encoder: nn.Module, samples: Tensor) -> Tensor | None:
         """Negative log-likelihood (N,) of what the objective predicts of samples; ``None`` if it is no likelihood.
 
         Args:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssl_methods.augment import TwoViews
 from ssl_methods.losses import check_momentum
 from ssl_methods.method import Inputs, Method, OptimizerFactory, StepOutput
-from ssl_methods.twin import Twin
+from ssl_methods.target_network import TargetNetwork
 
 Views = tuple[Tensor, Tensor]
 
@@ -52,14 +52,14 @@ class SSLMethod(Method):
         return torch.empty(shape), torch.empty(shape)
 
     @torch.no_grad()
-    def hidden(self, inputs: Inputs) -> Views:
+    def run_prefix(self, inputs: Inputs) -> Views:
         """Both views after the prefix."""
         first, second = inputs
         return self.prefix(first), self.prefix(second)
 
     def loss_of(self, inputs: Inputs) -> Tensor:
         """Loss of two views; prefix outputs are computed once for all branches and further loss terms."""
-        hidden = self.hidden(inputs)
+        hidden = self.run_prefix(inputs)
         return self._with_terms(hidden, self.step(hidden))
 
 
@@ -86,7 +86,7 @@ class MomentumMethod(SSLMethod):
     ) -> None:
         super().__init__(backbone, feature_dim, augment, optimizer)
         self.momentum = check_momentum(momentum)
-        self.target: Twin | None = None
+        self.target: TargetNetwork | None = None
 
     def attach(self, prefix: nn.Module, backbone: nn.Module) -> None:
         """As in the base class; the target is built anew for the new active part only."""
@@ -96,7 +96,7 @@ class MomentumMethod(SSLMethod):
     def start(self) -> None:
         """Target := online (LW-FedSSL algorithm 2: anew in every round)."""
         if self.target is None:
-            self.target = Twin(self.online())
+            self.target = TargetNetwork(self.online())
         else:
             self.target.reset(self.online())
 

@@ -57,14 +57,14 @@ class Supervised(Method):
         return torch.empty(shape), torch.zeros(shape[0], dtype=torch.long)
 
     @torch.no_grad()
-    def hidden(self, inputs: Inputs) -> Inputs:
+    def run_prefix(self, inputs: Inputs) -> Inputs:
         """Return the view after the prefix, and the labels."""
         view, labels = inputs
         return self.prefix(view), labels
 
     def loss_of(self, inputs: Inputs) -> Tensor:
         """Return the mean cross-entropy."""
-        hidden, labels = self.hidden(inputs)
+        hidden, labels = self.run_prefix(inputs)
         logits = self.classifier(self.backbone(hidden))
         loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
         return self._with_terms((hidden,), StepOutput(loss, (logits,)))

@@ -155,7 +155,7 @@ class FakeStep:
 
     def _hidden(self, batch_size: int) -> Inputs:
         self._method.prefix = self._prefix
-        return self._method.hidden(self._method.example_inputs((batch_size, *self._shape)))
+        return self._method.run_prefix(self._method.example_inputs((batch_size, *self._shape)))
 
     def _run(self, inputs: Inputs, planned: AbstractContextManager[object] = nullcontext()) -> int:  # noqa: B008
         """One step; returns the bytes of gradients."""

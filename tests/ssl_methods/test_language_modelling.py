@@ -44,7 +44,7 @@ def test_loss_of_a_table_of_scores_by_hand() -> None:
     after_1 = math.log(math.e + 1 + 1) - 1  # scores 1, 0, 0, and 0 follows
     loss = method.loss_of(method.inputs(text, torch.zeros(1)))
     assert loss.item() == pytest.approx((after_0 + after_1) / 2)
-    assert method.nats(Unchanged(), text).tolist() == pytest.approx([after_0, after_1])
+    assert method.token_nll(Unchanged(), text).tolist() == pytest.approx([after_0, after_1])
 
 
 def test_scores_of_zero_cost_the_logarithm_of_the_vocabulary(method) -> None:
