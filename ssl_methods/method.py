@@ -62,6 +62,7 @@ class Method(LightningModule):
     Attributes:
         modality: What it is trained on, ``images`` or ``text``.
         loss_terms: Further losses of a step, functions of (prefix outputs, step output).
+        corrections: Parameters, each with a tensor that is added to its gradient before every optimizer step.
         generator: Source of the augmentation's random numbers.
         views_in_paper: Views of a sample that LW-FedSSL's resource figures count.
     """
@@ -84,6 +85,7 @@ class Method(LightningModule):
         self.augment = augment
         self.optimizer_factory = optimizer
         self.loss_terms: list[Callable[[Any, StepOutput], Tensor]] = []
+        self.corrections: list[tuple[nn.Parameter, Tensor]] = []
         self.generator = torch.Generator()
 
     @abstractmethod
@@ -193,8 +195,11 @@ class Method(LightningModule):
         return self.loss_of(self.inputs(images, labels))
 
     def configure_optimizers(self) -> Optimizer:
-        """A fresh optimizer over the trained parameters."""
-        return self.optimizer_factory(self.trained())
+        """Makes a fresh optimizer over the trained parameters; it corrects their gradients before it steps."""
+        optimizer = self.optimizer_factory(self.trained())
+        if self.corrections:
+            optimizer.register_step_pre_hook(self._correct)
+        return optimizer
 
     def setup(self, stage: str) -> None:
         """Lightning's hook; momentum targets exist before a checkpoint is loaded into them."""
@@ -208,6 +213,12 @@ class Method(LightningModule):
         """Lightning's hook."""
         super().optimizer_step(*args, **kwargs)
         self.after_step()
+
+    @torch.no_grad()
+    def _correct(self, *_: Any) -> None:
+        for parameter, correction in self.corrections:
+            if parameter.grad is not None:
+                parameter.grad.add_(correction)
 
     def _with_terms(self, hidden: Inputs, output: StepOutput) -> Tensor:
         return sum((term(hidden, output) for term in self.loss_terms), output.loss)

@@ -30,13 +30,19 @@ class StepPredictor:
         alignment: Representation alignment, if any.
         proximal: mu of the FedProx term.
         bank: Stores outputs of the frozen prefix, from which steps train; ``None``: they run it.
+        corrected: The server sends a correction of the gradients with every task.
     """
 
     def __init__(
-        self, model: SplitModel, alignment: Alignment | None, proximal: float, bank: ActivationBank | None = None
+        self,
+        model: SplitModel,
+        alignment: Alignment | None,
+        proximal: float,
+        bank: ActivationBank | None = None,
+        corrected: bool = False,
     ) -> None:
         self.model = model
-        self.step = LocalStep(alignment, proximal)
+        self.step = LocalStep(alignment, proximal, corrected)
         self.bank = bank
         self._alike = _grows_evenly(model)
         self.fake_step = cache(self._make_step)

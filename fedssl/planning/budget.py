@@ -66,9 +66,8 @@ def choices(planner: Planner) -> list[Choice]:
     for alignment, proximal in _options(planner):
         kept = copy.deepcopy(planner.module.alignment) if alignment else None
         configured = (alignment, proximal) == (bool(planner.module.alignment), bool(planner.module.proximal))
-        predictor = StepPredictor(
-            planner.model, kept, planner.module.proximal if proximal else 0.0, planner.module.bank
-        )
+        mu, corrected = planner.module.proximal if proximal else 0.0, planner.module.aggregation.corrects
+        predictor = StepPredictor(planner.model, kept, mu, planner.module.bank, corrected)
         predictor = planner.predictor if configured else predictor
         for (name, stages), batch_size in product(candidates(planner), batch_sizes(planner)):
             found.append(_choice(name, stages, predictor, batch_size, alignment, proximal))

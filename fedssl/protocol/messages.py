@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class Task:
         active: Tensors of the trained parts, by part name.
         frozen_ids: Content hash of every frozen part the client needs.
         frozen: Tensors of those frozen parts that the client does not hold yet.
+        correction: Tensors that the client adds to the gradients of the trained parameters before each optimizer step;
+            empty unless the aggregation rule sends some.
     """
 
     client_id: int
@@ -36,6 +38,7 @@ class Task:
     active: Parts
     frozen_ids: dict[str, str]
     frozen: Parts
+    correction: Parts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

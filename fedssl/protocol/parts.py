@@ -61,6 +61,10 @@ class SplitModel:
         """Tensors of the named parts, sharing memory with the model."""
         return {name: dict(self.modules[name].state_dict()) for name in names}
 
+    def parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Parameters of the named parts, by ``part/name``."""
+        return {f"{part}/{name}": own for part in names for name, own in self.modules[part].named_parameters()}
+
     @torch.no_grad()
     def write(self, parts: Parts) -> None:
         """Copies tensors into the model in place."""

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from fedssl.data.datasets import SampleSet
 from fedssl.devices import fleet_stages
-from fedssl.protocol.messages import Failure, Result, Task, Tensors, content_id, flatten, num_bytes, part_of
+from fedssl.protocol.messages import Failure, Result, Task, Tensors, content_id, flatten, num_bytes, part_of, unflatten
 from fedssl.protocol.parts import SplitModel
 from fedssl.server.aggregation import Aggregation
 from fedssl.server.calibration import Calibration
@@ -83,7 +83,7 @@ class Server:
                 "name an auxiliary_dataset"
             )
         scheme.check(model.encoder)
-        aggregation.check(participation, rounds)
+        aggregation.begin(participation, rounds)
         self.model = model
         self.scheme = scheme
         self.stages = fleet_stages(scheme, len(model.encoder.blocks), rounds, participation.fleet)
@@ -138,14 +138,15 @@ class Server:
         return self.current.cohort
 
     def make_task(self, client_id: int) -> Task:
-        """What this client gets: the active part, and the frozen parts that it does not hold yet."""
+        """Makes a client's task: the active part, the frozen parts that it does not hold yet, the rule's correction."""
         held = self._holdings.setdefault(client_id, {})
         share = self.participation.share(client_id, typical_choices(self.scheme, self.stage, self.seed))
         stage = client_stage(self.scheme, self.stage, share, client_id, self.round, self.seed)
         needed = {name: self._part_id(name) for name in self.model.frozen_names(stage)}
         missing = [name for name, content in needed.items() if held.get(name) != content]
         active, frozen = self.model.read(self.model.trained_names(stage)), self.model.read(missing)
-        task = Task(client_id, self.round, stage, active, needed, frozen)
+        correction = unflatten(self.aggregation.correction(client_id, self.model.parameters(active)))
+        task = Task(client_id, self.round, stage, active, needed, frozen, correction)
         held.update(needed)
         self.ledger.sent(client_id, self.current.sent(task))
         return task

@@ -56,7 +56,7 @@ class Intake:
         self._max_update = max_update
         self._images = 0
         self._loss = 0.0
-        aggregation.begin(self._floating)
+        aggregation.begin_round(self._floating)
 
     def check(self, result: Result | Failure, parts: Iterable[str]) -> Result | Failure:
         """The result, or why it cannot be used.

@@ -37,7 +37,7 @@ from fedssl.training.pretraining import Pretraining
 from fedssl.training.processes import check_monitors, check_trainer
 from fedssl.training.ranks import Ranks
 from fedssl.training.run_progress import RunProgress, reason_of_end
-from fedssl.utils.checks import check_method, check_together
+from fedssl.utils.checks import check_method, check_start, check_together
 from fedssl.utils.resources import memory_metrics, start_device_peak
 from fedssl.utils.saved_state import check_same, restoring
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
@@ -125,6 +125,7 @@ class FederatedSSL(Pretraining):
         check_at_least(2, batch_size=batch_size)
         check_at_least(0, LARGEST_WEIGHT, proximal=proximal)
         check_optimizer("server_optimizer", server_optimizer)
+        aggregation.check_optimizer(check_optimizer("optimizer", optimizer))
         check_dropout(dropout)
         check_max_update(max_update)
         check_together(deadline, devices, memory_budget, micro_batch, bank)
@@ -133,6 +134,7 @@ class FederatedSSL(Pretraining):
         scheme.check(self.model.encoder)
         scheme.stages(len(self.model.encoder.blocks), rounds)
         if start:
+            check_start(start, aggregation)
             start.check(self.model.heads)
         check_method(self.model.method, alignment, bank)
         self.automatic_optimization = False
@@ -377,7 +379,8 @@ class FederatedSSL(Pretraining):
 
     def predictor(self) -> StepPredictor:
         """Predicts local steps of this run, in a model of its own."""
-        return StepPredictor(self.build(), copy.deepcopy(self.alignment), self.proximal, self.bank)
+        alignment, corrected = copy.deepcopy(self.alignment), self.aggregation.corrects
+        return StepPredictor(self.build(), alignment, self.proximal, self.bank, corrected)
 
     def forecast(self, memory: MemoryRule | None = None) -> Forecast:
         """Predicts what stages of this run ask of a client, whose steps a memory rule keeps within a budget."""

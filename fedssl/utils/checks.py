@@ -21,6 +21,19 @@ def check_together(deadline: Any, devices: Any, memory_budget: Any, micro_batch:
         raise ValueError("a memory_budget plans steps that run the frozen prefix: leave out the bank, or the budget")
 
 
+def check_start(start: Any, aggregation: Any) -> None:
+    """Check that clients start from the weights that a correction is meant for.
+
+    Raises:
+        ValueError: They start from others.
+    """
+    if aggregation.corrects:
+        raise ValueError(
+            f"aggregation {type(aggregation).__name__} corrects gradients for clients that start from the global "
+            f"weights, not for {type(start).__name__}: leave out start, or choose another --model.aggregation"
+        )
+
+
 def check_method(method: Method, alignment: Any, bank: Any) -> None:
     """Check settings that need views of images.
 

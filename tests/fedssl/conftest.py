@@ -31,7 +31,7 @@ from fedssl.server.selection import Selector
 from fedssl.server.server import Server
 from fedssl.training.federated import sgd
 from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme, Stage
-from ssl_methods import BYOL, BarlowTwins, DigitsViews, MoCoV3, SimCLR, Supervised, TwoViews
+from ssl_methods import BYOL, BarlowTwins, DigitsViews, MoCoV3, SimCLR, Supervised, TwoViews, check_optimizer
 from ssl_methods.alignment import Alignment
 
 VIT = EncoderSpec(
@@ -161,17 +161,20 @@ def make_small_world(
 ) -> World:
     """A federation of clients of the given sizes."""
     model, resident = (small_model(method, spec, seed, augment, optimizer) for _ in range(2))
+    aggregation = aggregation or WeightedMean()
+    aggregation.check_optimizer(check_optimizer("optimizer", optimizer))
     fleet = None
     if devices:
         planned = small_model(method, spec, seed, augment, optimizer)
-        forecast = Forecast(planned, StepPredictor(planned, copy.copy(alignment), proximal, bank), epochs, 4)
+        predictor = StepPredictor(planned, copy.copy(alignment), proximal, bank, aggregation.corrects)
+        forecast = Forecast(planned, predictor, epochs, 4)
         fleet = Fleet(devices, list(sizes), forecast, deadline)
     server = Server(
         model,
         scheme or LayerWise(),
         rounds,
         Participation(sizes, cohort_size or len(sizes), dropout, selector, fleet, seed),
-        aggregation or WeightedMean(),
+        aggregation,
         server_optimizer(list(dict.fromkeys(p for module in model.modules.values() for p in module.parameters()))),
         calibration,
         random_images(auxiliary, 999, spec.image_size) if calibration else None,

@@ -5,10 +5,12 @@ from fedssl.server.aggregation.means import LDAWA, NormWeightedMean, UnchangedMe
 from fedssl.server.aggregation.private_mean import PrivateMean
 from fedssl.server.aggregation.robust import CoordinateMedian, Krum, TrimmedMean
 from fedssl.server.aggregation.rule import Aggregation, Update
+from fedssl.server.aggregation.scaffold import SCAFFOLD
 from fedssl.server.aggregation.straggler_mean import StragglerMean
 
 __all__ = [
     "LDAWA",
+    "SCAFFOLD",
     "Aggregation",
     "CoordinateMedian",
     "FedNova",

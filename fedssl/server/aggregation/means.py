@@ -22,7 +22,7 @@ class WeightedMean(Aggregation):
     digits.
     """
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, int] = {}
@@ -54,8 +54,8 @@ class UnchangedMean(WeightedMean):
     uses is not known; this one is our reading.
     """
 
-    def begin(self, reference: Tensors) -> None:
-        super().begin(reference)
+    def begin_round(self, reference: Tensors) -> None:
+        super().begin_round(reference)
         self._images = 0
 
     def add(self, update: Update) -> None:
@@ -79,8 +79,8 @@ class NormWeightedMean(WeightedMean):
     ``up`` times the mean of ``down`` is not the mean of the products, as in the paper.
     """
 
-    def begin(self, reference: Tensors) -> None:
-        super().begin(reference)
+    def begin_round(self, reference: Tensors) -> None:
+        super().begin_round(reference)
         self._norms = 0.0
         self._adapted: Tensors = {}
 
@@ -126,7 +126,7 @@ class LDAWA(Aggregation):
     code: a layer that turns also shrinks. A layer is one tensor; where one of the two is zero the cosine counts as 1.
     """
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}

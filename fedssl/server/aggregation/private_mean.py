@@ -71,8 +71,8 @@ class PrivateMean(Aggregation):
         self._key = secrets.token_bytes(32)
         self._clients = 1
 
-    def check(self, participation: Participation, rounds: int) -> None:
-        """Refuse runs for which the guarantee does not hold.
+    def begin(self, participation: Participation, rounds: int) -> None:
+        """Start a run, and refuse one for which the guarantee does not hold.
 
         Raises:
             ValueError: The selection depends on the clients' data, or the guarantee is too weak to mean anything.
@@ -95,7 +95,7 @@ class PrivateMean(Aggregation):
             )
         self._clients = participation.size
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._sums = {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in reference.items()}
 

@@ -25,8 +25,8 @@ class RobustAggregation(Aggregation):
     not train it, the layer keeps its global value in that round.
     """
 
-    def check(self, participation: Participation, rounds: int) -> None:
-        """Refuse cohorts that are too small for the rule.
+    def begin(self, participation: Participation, rounds: int) -> None:
+        """Start a run, and refuse cohorts that are too small for the rule.
 
         Raises:
             ValueError: The cohort has fewer clients than ``least``.
@@ -37,7 +37,7 @@ class RobustAggregation(Aggregation):
                 "it leaves nobody out; see --model.participation and --model.aggregation"
             )
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._changes: dict[str, list[Tensors]] = {}
 

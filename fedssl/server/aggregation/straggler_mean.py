@@ -36,7 +36,7 @@ class StragglerMean(Aggregation):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
         self.rule = rule
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}

@@ -1,0 +1,110 @@
+"""SCAFFOLD: control variates keep clients from drifting towards their own data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from fedssl.protocol.messages import Tensors
+from fedssl.server.aggregation.fednova import path_length
+from fedssl.server.aggregation.rule import Aggregation, Update, difference_to, moved_by_gradients
+from fedssl.server.participation import Participation
+
+
+class SCAFFOLD(Aggregation):
+    """Stochastic controlled averaging, option II (Karimireddy et al. 2020, arXiv 1910.06378, algorithm 1).
+
+    A client's control variate c_i is the mean gradient of its last local steps, and c is the mean over all N clients,
+    zero for those that have not taken part yet. From the global x, a client takes K steps along g(y) - c_i + c to y_i:
+
+    - c_i+ = c_i - c + (x - y_i) / (K lr)
+    - x+ = mean over the round's clients of y_i, the step of the server optimizer as for any rule
+    - c+ = c + 1/N sum over them of (c_i+ - c_i)
+
+    The server computes and keeps all c_i: everything in c_i+ is known to it anyway. So a device receives the one
+    tensor c - c_i with each parameter, holds nothing between rounds, and sends no more than in FedAvg (in the paper it
+    receives c and sends c_i+ - c_i). c stays the mean of the c_i also if an update is lost. The price is memory of the
+    server, and of its checkpoints: the trained parameters of the stage once for each client, on the CPU.
+
+    Clients must use SGD, whose changes of the weights are sums of gradients. Our reading: with momentum, K is the sum
+    of the weights with which gradients add up, see :func:`fedssl.server.aggregation.fednova.path_length`; weight decay
+    and FedProx's term count as gradients; variates are those of a tensor, are averaged over its givers only, and are
+    forgotten when a stage no longer trains it. Clients weigh the same, as in the paper. Numbers of steps are the
+    clients' own claims.
+    """
+
+    corrects = True
+
+    def begin(self, participation: Participation, rounds: int) -> None:
+        """Start a run: all variates are zero."""
+        self._num_clients = participation.num_clients
+        self._common: Tensors = {}
+        self._own: dict[int, Tensors] = {}
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Note the learning rate and momentum of the clients.
+
+        Raises:
+            ValueError: The optimizer is not SGD, or has a momentum of another kind.
+        """
+        settings = optimizer.defaults
+        if type(optimizer) is not SGD or settings["nesterov"] or settings["dampening"] or settings["maximize"]:
+            raise ValueError(
+                f"SCAFFOLD needs clients with SGD, plain or with momentum, got {type(optimizer).__name__}: "
+                "set --model.optimizer=torch.optim.SGD and its lr, or choose another --model.aggregation"
+            )
+        self._lr, self._momentum = float(settings["lr"]), float(settings["momentum"])
+
+    def correction(self, client_id: int, parameters: Mapping[str, Tensor]) -> Tensors:
+        """Return c - c_i."""
+        own = self._own.get(client_id, {})
+        return {key: self._variate(self._common, key, t) - self._variate(own, key, t) for key, t in parameters.items()}
+
+    def begin_round(self, reference: Tensors) -> None:
+        self._reference = reference
+        self._sums: Tensors = {}
+        self._drifts: Tensors = {}
+        self._counts: dict[str, int] = {}
+        self._common = _only(reference, self._common)
+        self._own = {client: _only(reference, own) for client, own in self._own.items()}
+
+    def add(self, update: Update) -> None:
+        own = self._own.setdefault(update.client_id, {})
+        length = self._lr * path_length(update.steps, self._momentum)
+        for key, tensor in update.tensors.items():
+            change = difference_to(self._reference[key], tensor)
+            if moved_by_gradients(key):
+                # c itself moves in ``finish``: tasks of this round may still be made.
+                drift = -change.cpu() / length - self._variate(self._common, key, tensor)
+                own[key] = self._variate(own, key, tensor) + drift
+                self._drifts[key] = self._drifts[key] + drift if key in self._drifts else drift
+            self._sums[key] = self._sums[key].add_(change) if key in self._sums else change
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def finish(self) -> Tensors:
+        for key, drift in self._drifts.items():
+            self._common[key] = self._variate(self._common, key, drift) + drift / self._num_clients
+        means = {key: self._reference[key] + total / self._counts[key] for key, total in self._sums.items()}
+        return self._reference | {key: mean.to(self._reference[key].dtype) for key, mean in means.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return c and all c_i; each c_i tells of its client's data."""
+        return {"common": self._common, "own": self._own}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore c and all c_i."""
+        self._common = dict(state["common"])
+        self._own = {client: dict(own) for client, own in state["own"].items()}
+
+    @staticmethod
+    def _variate(variates: Tensors, key: str, like: Tensor) -> Tensor:
+        """Return a tensor's variate; zero if it has none yet."""
+        return variates[key] if key in variates else like.new_zeros(like.shape, device="cpu", dtype=torch.float32)
+
+
+def _only(reference: Tensors, variates: Tensors) -> Tensors:
+    return {key: variate for key, variate in variates.items() if key in reference}
