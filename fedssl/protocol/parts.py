@@ -11,9 +11,9 @@ from fedssl.protocol.messages import STATE, Parts
 from fedssl.protocol.method_state import ClientState, check_state
 from fedssl.utils.seeding import derive_seed
 from layerwise import MicroBatches, Stage, StagedEncoder, StagedSpec, build_encoder, check_micro_batch, split_encoder
-from ssl_methods import Method, OptimizerFactory, TwoViews
+from ssl_methods import Foundation, Method, OptimizerFactory, TwoViews
 
-MethodFactory = Callable[[nn.Module, int, TwoViews | None, OptimizerFactory], Method]
+MethodFactory = Callable[[Foundation], Method]
 
 
 class SplitModel:
@@ -127,6 +127,6 @@ def build_model(
     encoder = build_encoder(spec, derive_seed(seed, "encoder"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "heads"))
-        objective = method(encoder, encoder.feature_dim, augment, optimizer)
+        objective = method(Foundation(encoder, encoder.feature_dim, augment, optimizer))
     objective.check_encoder(spec)
     return SplitModel(encoder, objective)

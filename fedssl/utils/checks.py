@@ -38,9 +38,12 @@ def check_method(method: Method, alignment: Any, bank: Any) -> None:
     """Check settings that need views of images.
 
     Raises:
-        ValueError: The method has no views of images.
+        ValueError: The method has no views of images, or too many for a bank.
     """
     if alignment and not isinstance(method, SSLMethod):
         raise ValueError(f"alignment compares views: {type(method).__name__} has none, leave it out")
     if bank and method.modality != "images":
         raise ValueError(f"a bank stores views of images: {type(method).__name__} has none, leave it out")
+    if bank and method.num_views > 2:
+        name, number = type(method).__name__, method.num_views
+        raise ValueError(f"a bank stores two kinds of views: {name} has {number} views, leave it out")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from layerwise import LayerWise
-from ssl_methods import SSLMethod, StepOutput, TwoViews, Views, info_nce
+from ssl_methods import Foundation, SSLMethod, StepOutput, TwoViews, Views, info_nce
 from ssl_methods.alignment import Alignment, GlobalAlignment, MoonAlignment, ProximalTerm
 
 HIDDEN = torch.eye(2)
@@ -24,7 +24,7 @@ class Linear(SSLMethod):
     """The projection of x is W x; nothing else."""
 
     def __init__(self, weight: Tensor) -> None:
-        super().__init__(nn.Linear(2, 2, bias=False), 2, TwoViews(), partial(SGD, lr=0.1))
+        super().__init__(Foundation(nn.Linear(2, 2, bias=False), 2, TwoViews(), partial(SGD, lr=0.1)))
         self.projector = nn.Linear(2, 2, bias=False)
         self.set(weight)
 

@@ -16,7 +16,7 @@ from fedssl.protocol.messages import Failure, Task
 from fedssl.utils.checks import check_method
 from layerwise import EncoderSpec, EndToEnd, LayerWise, LoRA
 from layerwise.memory import InfeasibleBudgetError
-from ssl_methods import DigitsViews, LanguageModelling, TwoViews
+from ssl_methods import DigitsViews, Foundation, LanguageModelling, TwoViews
 
 PLAIN = TwoViews()
 """Every view is the image itself, so that a stored view is what the prefix would give."""
@@ -158,7 +158,7 @@ def test_bad_settings_are_refused(make_module: Callable[..., FederatedSSL]) -> N
     with pytest.raises(ValueError, match="many"):
         ActivationBank(budget="many")
     with pytest.raises(ValueError, match="a bank stores views of images: LanguageModelling has none"):
-        check_method(LanguageModelling(nn.Identity(), 4, None, SGD), None, ActivationBank())
+        check_method(LanguageModelling(Foundation(nn.Identity(), 4, None, SGD)), None, ActivationBank())
 
 
 def test_the_bank_in_memory_is_predicted(make_module: Callable[..., FederatedSSL]) -> None:
