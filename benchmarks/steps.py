@@ -106,7 +106,7 @@ class _Case:
         self.method = attached(stage).method
         self.step = step_of(self.method)
         self.alignment = GlobalAlignment()
-        self.alignment.attach(self.method)
+        self.alignment.begin_stage(self.method)
         self.draw = draw
         self.prefix = self.method.prefix
         self.rows: list[Rows] = []

@@ -195,9 +195,9 @@ class Method(LightningModule):
         self.prefix = prefix.requires_grad_(False)
         self.backbone = backbone.requires_grad_(True)
         self.train()
-        self.start()
+        self.begin_client()
 
-    def start(self) -> None:
+    def begin_client(self) -> None:
         """Follow a replaced online branch, at the start of a client's round: momentum targets become copies of it."""
 
     def after_step(self) -> None:
@@ -232,7 +232,7 @@ class Method(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Lightning's hook; momentum targets exist before a checkpoint is loaded into them."""
-        self.start()
+        self.begin_client()
 
     def on_train_epoch_start(self) -> None:
         """Lightning's hook; every epoch has its own augmentation, derived from the global seed."""

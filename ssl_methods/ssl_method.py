@@ -60,7 +60,7 @@ class MomentumMethod(SSLMethod):
         self.target = None
         super().attach(prefix, backbone)
 
-    def start(self) -> None:
+    def begin_client(self) -> None:
         """Make the target equal to the online branch (LW-FedSSL algorithm 2: anew in every round)."""
         if self.target is None:
             self.target = TargetNetwork(self.online())

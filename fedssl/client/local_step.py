@@ -30,14 +30,14 @@ class LocalStep:
     corrected: bool = False
 
     def attach(self, model: SplitModel, stage: Stage) -> Method:
-        """Points the model's method and the alignment's copies at a stage; returns the method."""
+        """Point the model's method and the alignment's copies at a stage, and return the method."""
         model.attach(stage)
         if self.alignment:
-            self.alignment.attach(_contrastive(model.method))
+            self.alignment.begin_stage(_contrastive(model.method))
         return model.method
 
-    def start(self, method: Method, memory: Memory | None, corrections: Corrections = ()) -> list[Tensor]:
-        """Gives an attached method the losses of a client's round; its weights are those that the client received.
+    def begin_client(self, method: Method, memory: Memory | None, corrections: Corrections = ()) -> list[Tensor]:
+        """Give an attached method the losses of a client's round; its weights are those that the client received.
 
         Args:
             method: Loses the terms and corrections of the client before.
@@ -50,7 +50,7 @@ class LocalStep:
         method.loss_terms, method.corrections = [], list(corrections)
         held = [correction for _, correction in corrections]
         if self.alignment:
-            self.alignment.start(_contrastive(method), memory)
+            self.alignment.begin_client(_contrastive(method), memory)
             method.loss_terms.append(self.alignment)
             held += self.alignment.copies()
         if self.proximal:
@@ -60,7 +60,7 @@ class LocalStep:
         return held
 
     def remember(self, method: Method) -> Memory | None:
-        """What the client keeps of the trained method until its next round; ``None`` if nothing."""
+        """Return what the client keeps of the trained method until its next round; ``None`` if nothing."""
         return self.alignment.remember(_contrastive(method)) if self.alignment else None
 
 

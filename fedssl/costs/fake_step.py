@@ -92,7 +92,7 @@ class FakeStep:
         self._shape = spec.input_shape
         with self._mode:
             corrections = [(p, torch.zeros_like(p)) for p in self._method.trained()] if step.corrected else []
-            self._copies = step.start(self._method, step.remember(self._method), corrections)
+            self._copies = step.begin_client(self._method, step.remember(self._method), corrections)
             optimizer = self._method.configure_optimizers()
         assert isinstance(optimizer, Optimizer)
         self._optimizer = optimizer

@@ -309,7 +309,7 @@ class Server:
         self._entered = stage.index
         self.participation.begin_stage(stage)
         if self.pace:
-            self.pace.begin(self._followed(), torch_generator(self.seed, "pace", stage.index))
+            self.pace.begin_stage(self._followed(), torch_generator(self.seed, "pace", stage.index))
 
     def _grow(self, previous: Stage, stage: Stage) -> None:
         """Gives the new blocks, and the heads, the weights that the scheme wants them to start from."""

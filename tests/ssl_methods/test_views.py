@@ -90,8 +90,8 @@ def test_the_frozen_prefix_changes_no_gradient(method_class, encoder, images):
 def test_alignment_compares_the_features_of_a_method_without_projector(encoder, images):
     method = build(Agreement, encoder(), TwoViews(flip=0.5))
     alignment = GlobalAlignment(weight=1.0)
-    alignment.attach(method)
-    alignment.start(method, None)
+    alignment.begin_stage(method)
+    alignment.begin_client(method, None)
     inputs = method.inputs(images(4), torch.zeros(4))
     alone = method.loss_of(inputs)
     method.loss_terms.append(alignment)
