@@ -43,10 +43,10 @@ class BarlowTwins(SSLMethod):
         self.loss = BarlowTwinsLoss(redundancy)
 
     def heads(self) -> dict[str, nn.Module]:
-        """The projector."""
+        """Return the projector."""
         return {"projector": self.projector}
 
     def step(self, hidden: Views) -> StepOutput:
-        """Cross-correlation of the two views' projections."""
+        """Compute the loss of the cross-correlation between the two views' projections."""
         first, second = (self.projector(self.backbone(view)) for view in hidden)
         return StepOutput(self.loss(first, second), (first, second))

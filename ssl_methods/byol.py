@@ -1,4 +1,4 @@
-"""BYOL: the online branch predicts what a slowly moving copy of itself makes of the other view."""
+"""BYOL: the online branch predicts what a slowly moving copy of itself gives for the other view."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class BYOL(MomentumMethod):
         self.loss = NegativeCosineSimilarity()
 
     def heads(self) -> dict[str, nn.Module]:
-        """Projector and predictor."""
+        """Return projector and predictor."""
         return {"projector": self.projector, "predictor": self.predictor}
 
     def step(self, hidden: Views) -> StepOutput:
-        """Regression of each view's target projection from the other view."""
+        """Compute the regression of each view's target projection from the other view."""
         assert self.target is not None
         first, second = (self.projector(self.backbone(view)) for view in hidden)
         target_first, target_second = (self.target(view) for view in hidden)

@@ -224,7 +224,7 @@ class Method(LightningModule):
         return self.loss_of(self.inputs(images, labels))
 
     def configure_optimizers(self) -> Optimizer:
-        """Makes a fresh optimizer over the trained parameters; it corrects their gradients before it steps."""
+        """Make a fresh optimizer over the trained parameters; it corrects their gradients before it steps."""
         optimizer = self.optimizer_factory(self.trained())
         if self.corrections:
             optimizer.register_step_pre_hook(self._correct)

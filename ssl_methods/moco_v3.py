@@ -45,11 +45,11 @@ class MoCoV3(MomentumMethod):
         self.temperature = check_temperature(temperature)
 
     def heads(self) -> dict[str, nn.Module]:
-        """Projector and predictor."""
+        """Return projector and predictor."""
         return {"projector": self.projector, "predictor": self.predictor}
 
     def step(self, hidden: Views) -> StepOutput:
-        """InfoNCE of each view's prediction against the other view's target projection."""
+        """Compute InfoNCE of each view's prediction against the other view's target projection."""
         assert self.target is not None
         first, second = (self.projector(self.backbone(view)) for view in hidden)
         target_first, target_second = (self.target(view) for view in hidden)

@@ -1,4 +1,4 @@
-"""Checks of settings that are numbers or optimizers; whoever owns the setting calls them in its constructor."""
+"""Checks of settings that are numbers or optimizers, called by the constructor of their owner."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST = 2**53
 
 
 def check_at_least(least: float, most: float = LARGEST, **settings: Any) -> None:
-    """Settings that must be finite numbers within limits.
+    """Refuse settings that are not finite numbers within limits.
 
     Args:
         least: The smallest number allowed.
@@ -40,7 +40,7 @@ def check_at_least(least: float, most: float = LARGEST, **settings: Any) -> None
 
 
 def check_optimizer(name: str, factory: Any) -> Optimizer:
-    """Makes an optimizer for a parameter that nobody needs, looks at what it would do and returns it.
+    """Refuse an optimizer that would not train, and return one over a parameter that nobody needs.
 
     Args:
         name: Of the setting.

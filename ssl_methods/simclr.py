@@ -40,10 +40,10 @@ class SimCLR(SSLMethod):
         self.temperature = check_temperature(temperature)
 
     def heads(self) -> dict[str, nn.Module]:
-        """The projector."""
+        """Return the projector."""
         return {"projector": self.projector}
 
     def step(self, hidden: Views) -> StepOutput:
-        """NT-Xent between the projections of both views."""
+        """Compute NT-Xent between the projections of both views."""
         first, second = (self.projector(self.backbone(view)) for view in hidden)
         return StepOutput(nt_xent(first, second, self.temperature), (first, second))

@@ -1,4 +1,4 @@
-"""An encoder and an SSL method, addressed by the named parts that stages freeze, train and send."""
+"""Encoder and method of one model, addressed by the named parts that stages freeze, train and send."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MethodFactory = Callable[[Foundation], Method]
 
 
 class SplitModel:
-    """Server and clients each own one; both have the same part names.
+    """Model whose parts have names; server and clients each own one, with the same names.
 
     Part names are those of the encoder (``stem``, ``block.0``, ..., ``tail``, ``reshape.0``, ...) and
     ``head.projector``, ``head.predictor``, ..., ``state.center``, ... of the method. Parts without tensors are left out
@@ -44,37 +44,37 @@ class SplitModel:
         self.states = [name for name in self.modules if name.startswith(STATE)]
 
     def trained_names(self, stage: Stage) -> list[str]:
-        """Parts that are trained and travel both ways: the stage's layers, all heads and the method's state."""
+        """List the parts that are trained and travel both ways: the stage's layers, all heads and method state."""
         return [name for name in stage.trained_parts() if name in self.modules] + self.heads + self.states
 
     def frozen_names(self, stage: Stage) -> list[str]:
-        """Parts that clients need but do not train."""
+        """List the parts that clients need but do not train."""
         return [name for name in stage.frozen_parts() if name in self.modules]
 
     def tied(self) -> dict[str, str]:
-        """Encoder parts that share a parameter with a head, and the name of that head."""
+        """Map encoder parts that share a parameter with a head to the name of that head."""
         owner = {parameter: head for head in self.heads for parameter in self.modules[head].parameters()}
         encoder = {name: module for name, module in self.modules.items() if name not in self.heads + self.states}
         return {name: owner[p] for name, module in encoder.items() for p in module.parameters() if p in owner}
 
     def read(self, names: Iterable[str]) -> Parts:
-        """Tensors of the named parts, sharing memory with the model."""
+        """Return the tensors of the named parts, sharing memory with the model."""
         return {name: dict(self.modules[name].state_dict()) for name in names}
 
     def parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
-        """Parameters of the named parts, by ``part/name``."""
+        """Return the parameters of the named parts, by ``part/name``."""
         return {f"{part}/{name}": own for part in names for name, own in self.modules[part].named_parameters()}
 
     @torch.no_grad()
     def write(self, parts: Parts) -> None:
-        """Copies tensors into the model in place."""
+        """Copy tensors into the model in place."""
         for part, tensors in parts.items():
             own = self.modules[part].state_dict()
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
 
     def attach(self, stage: Stage) -> None:
-        """Points the method at the stage's active part, on top of its frozen prefix."""
+        """Point the method at the stage's active part, on top of its frozen prefix."""
         self.encoder.use_adapters(stage.adapters)
         prefix, active = split_encoder(self.encoder, stage)
         if self.micro_batch is None:
@@ -85,7 +85,7 @@ class SplitModel:
             self.modules[name].requires_grad_(False)
 
     def in_micro_batches(self, size: int | None) -> SplitModel:
-        """Sets the images that an attached stage's layers take at a time.
+        """Set the number of images that an attached stage's layers take at a time.
 
         Raises:
             ValueError: The encoder gives something else then.
@@ -96,12 +96,12 @@ class SplitModel:
         return self
 
     def attach_whole(self, stage: Stage) -> None:
-        """Points the method at everything the stage has, with nothing frozen (server-side calibration)."""
+        """Point the method at all parts of the stage, with nothing frozen (server-side calibration)."""
         whole = Stage(stage.index, stage.present, stage.present, True, stage.rounds)
         self.method.attach(*split_encoder(self.encoder, whole))
 
     def classify(self, images: Tensor) -> Tensor | None:
-        """Class scores (B, classes) of normalised images, by the trained classifier and the stage's output module.
+        """Return class scores (B, classes) of normalised images, by the trained classifier and output module.
 
         ``None`` if the method has no classifier.
         """
@@ -110,7 +110,7 @@ class SplitModel:
         return self.method.classify(whole(images))
 
     def to(self, device: torch.device) -> SplitModel:
-        """Moves encoder and heads."""
+        """Move encoder and method."""
         self.encoder.to(device)
         self.method.to(device)
         return self
@@ -119,7 +119,7 @@ class SplitModel:
 def build_model(
     spec: StagedSpec, method: MethodFactory, augment: TwoViews | None, optimizer: OptimizerFactory, seed: int
 ) -> SplitModel:
-    """A freshly initialised model; the same arguments give the same weights.
+    """Build a freshly initialised model; the same arguments give the same weights.
 
     Raises:
         ValueError: Encoder, method and augmentation do not belong together.

@@ -1,4 +1,4 @@
-"""Aggregation rules: how the clients' results become one."""
+"""Aggregation rules, which make one result of the clients'."""
 
 from fedssl.server.aggregation.fednova import FedNova
 from fedssl.server.aggregation.means import LDAWA, NormWeightedMean, UnchangedMean, WeightedMean

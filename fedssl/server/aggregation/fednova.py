@@ -66,7 +66,7 @@ class FedNova(Aggregation):
 
 
 def path_length(steps: int, momentum: float = 0.0, proximal: float = 0.0) -> float:
-    """Sum |a| of the weights with which gradients of one size add up over so many steps; at most one is above 0."""
+    """Sum the weights |a| with which gradients of one size add up over so many steps; at most one is above 0."""
     if momentum:
         return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
     if proximal:

@@ -101,7 +101,7 @@ class NormWeightedMean(WeightedMean):
 
 
 def update_norm(adapters: Tensors) -> float:
-    """Frobenius norm of the updates ``up @ down`` of all weights together; several adapters of one weight add up.
+    """Return the Frobenius norm of all updates ``up @ down`` together; several adapters of one weight add up.
 
     It is the root of the sum of all entries of (up' up) * (down down'), so that no update is multiplied out.
     """
@@ -146,6 +146,6 @@ class LDAWA(Aggregation):
 
 
 def angular_weight(reference: Tensor, own: Tensor) -> Tensor:
-    """Cosine between two tensors of one shape, 1 where either is zero."""
+    """Return the cosine between two tensors of one shape, 1 where either is zero."""
     cosine = F.cosine_similarity(reference.flatten(), own.flatten(), dim=0)
     return cosine.where(reference.any() & own.any(), cosine.new_ones(()))

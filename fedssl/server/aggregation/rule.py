@@ -1,4 +1,4 @@
-"""Aggregation rules: how the clients' results become one."""
+"""Interface of aggregation rules, which make one result of the clients'."""
 
 from __future__ import annotations
 

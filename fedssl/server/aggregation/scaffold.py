@@ -46,7 +46,7 @@ class SCAFFOLD(Aggregation):
         self._own: dict[int, Tensors] = {}
 
     def check_optimizer(self, optimizer: Optimizer) -> None:
-        """Note the learning rate and momentum of the clients.
+        """Refuse other optimizers than SGD, and note its learning rate and momentum.
 
         Raises:
             ValueError: The optimizer is not SGD, or has a momentum of another kind.

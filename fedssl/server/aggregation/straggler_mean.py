@@ -69,7 +69,7 @@ class StragglerMean(Aggregation):
 
 
 def empty_probability(rank: int, layers: int, clients: int) -> float:
-    """Chance that no client reaches a layer, if each stops after a uniformly distributed number of layers.
+    """Return the chance that no client reaches a layer, if each stops after a uniformly distributed number of layers.
 
     Args:
         rank: Position from the end: 1 for the last layer, which backward finishes first.
