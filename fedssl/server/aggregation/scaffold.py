@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,11 +12,12 @@ from torch.optim import SGD, Optimizer
 
 from fedssl.protocol.messages import Tensors
 from fedssl.server.aggregation.fednova import path_length
-from fedssl.server.aggregation.rule import Aggregation, Update, difference_to, moved_by_gradients
+from fedssl.server.aggregation.means import WeightedMean
+from fedssl.server.aggregation.rule import Update, difference_to, moved_by_gradients
 from fedssl.server.participation import Participation
 
 
-class SCAFFOLD(Aggregation):
+class SCAFFOLD(WeightedMean):
     """Stochastic controlled averaging, option II (Karimireddy et al. 2020, arXiv 1910.06378, algorithm 1).
 
     A client's control variate c_i is the mean gradient of its last local steps, and c is the mean over all N clients,
@@ -32,9 +34,8 @@ class SCAFFOLD(Aggregation):
 
     Clients must use SGD, whose changes of the weights are sums of gradients. Our reading: with momentum, K is the sum
     of the weights with which gradients add up, see :func:`fedssl.server.aggregation.fednova.path_length`; weight decay
-    and FedProx's term count as gradients; variates are those of a tensor, are averaged over its givers only, and are
-    forgotten when a stage no longer trains it. Clients weigh the same, as in the paper. Numbers of steps are the
-    clients' own claims.
+    and FedProx's term count as gradients; every tensor has variates of its own, which are forgotten when a stage no
+    longer trains it. Clients weigh the same, as in the paper. Numbers of steps are the clients' own claims.
     """
 
     corrects = True
@@ -62,34 +63,30 @@ class SCAFFOLD(Aggregation):
     def correction(self, client_id: int, parameters: Mapping[str, Tensor]) -> Tensors:
         """Return c - c_i."""
         own = self._own.get(client_id, {})
-        return {key: self._variate(self._common, key, t) - self._variate(own, key, t) for key, t in parameters.items()}
+        return {key: _variate(self._common, key, t) - _variate(own, key, t) for key, t in parameters.items()}
 
     def begin_round(self, reference: Tensors) -> None:
-        self._reference = reference
-        self._sums: Tensors = {}
+        super().begin_round(reference)
         self._drifts: Tensors = {}
-        self._counts: dict[str, int] = {}
         self._common = _only(reference, self._common)
         self._own = {client: _only(reference, own) for client, own in self._own.items()}
 
     def add(self, update: Update) -> None:
+        super().add(replace(update, num_images=1))
         own = self._own.setdefault(update.client_id, {})
         length = self._lr * path_length(update.steps, self._momentum)
         for key, tensor in update.tensors.items():
-            change = difference_to(self._reference[key], tensor)
             if moved_by_gradients(key):
-                # c itself moves in ``finish``: tasks of this round may still be made.
-                drift = -change.cpu() / length - self._variate(self._common, key, tensor)
-                own[key] = self._variate(own, key, tensor) + drift
-                self._drifts[key] = self._drifts[key] + drift if key in self._drifts else drift
-            self._sums[key] = self._sums[key].add_(change) if key in self._sums else change
-            self._counts[key] = self._counts.get(key, 0) + 1
+                gradient = -difference_to(self._reference[key], tensor).cpu() / length
+                # c itself moves in ``finish``, because tasks of this round may still be made.
+                drift = gradient - _variate(self._common, key, gradient)
+                own[key] = _variate(own, key, gradient) + drift
+                self._drifts[key] = _variate(self._drifts, key, gradient) + drift
 
     def finish(self) -> Tensors:
         for key, drift in self._drifts.items():
-            self._common[key] = self._variate(self._common, key, drift) + drift / self._num_clients
-        means = {key: self._reference[key] + total / self._counts[key] for key, total in self._sums.items()}
-        return self._reference | {key: mean.to(self._reference[key].dtype) for key, mean in means.items()}
+            self._common[key] = _variate(self._common, key, drift) + drift / self._num_clients
+        return super().finish()
 
     def state_dict(self) -> dict[str, Any]:
         """Return c and all c_i; each c_i tells of its client's data."""
@@ -100,10 +97,10 @@ class SCAFFOLD(Aggregation):
         self._common = dict(state["common"])
         self._own = {client: dict(own) for client, own in state["own"].items()}
 
-    @staticmethod
-    def _variate(variates: Tensors, key: str, like: Tensor) -> Tensor:
-        """Return a tensor's variate; zero if it has none yet."""
-        return variates[key] if key in variates else like.new_zeros(like.shape, device="cpu", dtype=torch.float32)
+
+def _variate(variates: Tensors, key: str, like: Tensor) -> Tensor:
+    """Return the variate of a tensor; zero if it has none yet."""
+    return variates[key] if key in variates else torch.zeros(like.shape)
 
 
 def _only(reference: Tensors, variates: Tensors) -> Tensors:
