@@ -60,7 +60,7 @@ class StepOutput:
 
 
 class Method(LightningModule):
-    """Training objective over ``backbone``; it knows nothing of clients, stages or rounds.
+    """Training objective over ``backbone``; it knows nothing of schemes, servers or other clients.
 
     Used alone it is an ordinary Lightning module whose batches are (uint8 images (B, C, H, W), labels (B,)), or images
     only where no labels are needed; where text is trained on, pieces (B, T + 1) take their place. For layer-wise

@@ -77,7 +77,7 @@ def decode_question(content: RecordDict) -> tuple[str, str]:
 
 
 def encode_order(order: Order) -> RecordDict:
-    """Packs an order: the task's tensors as arrays, the rest as a note."""
+    """Pack an order: the task's tensors as arrays, the rest as a note."""
     task = order.task
     note = {
         "client_id": task.client_id,

@@ -138,7 +138,7 @@ class Server:
         return self.current.cohort
 
     def make_task(self, client_id: int) -> Task:
-        """Makes a client's task: the active part, the frozen parts that it does not hold yet, the rule's correction."""
+        """Make a client's task: the active part, the frozen parts that it does not hold yet, the rule's correction."""
         held = self._holdings.setdefault(client_id, {})
         share = self.participation.share(client_id, typical_choices(self.scheme, self.stage, self.seed))
         stage = client_stage(self.scheme, self.stage, share, client_id, self.round, self.seed)

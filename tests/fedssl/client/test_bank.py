@@ -16,7 +16,7 @@ from fedssl.protocol.messages import Failure, Task
 from fedssl.utils.checks import check_method
 from layerwise import EncoderSpec, EndToEnd, LayerWise, LoRA
 from layerwise.memory import InfeasibleBudgetError
-from ssl_methods import DigitsViews, Foundation, LanguageModelling, TwoViews
+from ssl_methods import DigitsViews, Foundation, LanguageModelling, SimCLR, TwoViews
 
 PLAIN = TwoViews()
 """Every view is the image itself, so that a stored view is what the prefix would give."""
@@ -159,6 +159,10 @@ def test_bad_settings_are_refused(make_module: Callable[..., FederatedSSL]) -> N
         ActivationBank(budget="many")
     with pytest.raises(ValueError, match="a bank stores views of images: LanguageModelling has none"):
         check_method(LanguageModelling(Foundation(nn.Identity(), 4, None, SGD)), None, ActivationBank())
+    method = SimCLR(Foundation(nn.Identity(), 4, DigitsViews(), SGD))
+    method.num_views = 4
+    with pytest.raises(ValueError, match="a bank stores two kinds of views: SimCLR has 4 views"):
+        check_method(method, None, ActivationBank())
 
 
 def test_the_bank_in_memory_is_predicted(make_module: Callable[..., FederatedSSL]) -> None:
