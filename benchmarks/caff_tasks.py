@@ -171,7 +171,7 @@ class Text(Task):
         held = data.eval_test
         module.eval()
         with torch.no_grad():
-            nats = [module.nats(held.gather(rows)) for rows in torch.arange(len(held)).split(64)]
+            nats = [module.token_nll(held.gather(rows)) for rows in torch.arange(len(held)).split(64)]
         return {"perplexity": torch.cat([each for each in nats if each is not None]).mean().exp().item()}
 
     def _text(self, part: str, clients: int, partition: Partitioner, seed: int) -> FederatedText:

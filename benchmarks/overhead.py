@@ -162,7 +162,7 @@ def _bare(case: Case) -> Any:
 
 
 def _train(method: Any, images: torch.Tensor, epochs: int, stage: Stage) -> None:
-    method.start()
+    method.begin_client()
     optimizer = method.configure_optimizers()
     for _ in range(epochs):
         for chunk in torch.randperm(len(images)).split(64):

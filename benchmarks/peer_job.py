@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorData
 
 from fedssl import FederatedData
 from layerwise import EncoderSpec, build_encoder
-from ssl_methods import DigitsViews, SimCLR
+from ssl_methods import DigitsViews, Foundation, SimCLR
 
 CLIENTS = 100
 ROUNDS = 4
@@ -24,7 +24,7 @@ def make_method() -> SimCLR:
     """The model of ``configs/fedssl.yaml``, as an ordinary Lightning module."""
     encoder = build_encoder(EncoderSpec("vit_tiny_patch16_224", 16, 1, "sincos", VIT | {"weight_init": "moco"}), SEED)
     optimizer = partial(AdamW, lr=4e-3, weight_decay=1e-5)
-    return SimCLR(encoder, encoder.feature_dim, DigitsViews(), optimizer, hidden_dim=256, output_dim=128)
+    return SimCLR(Foundation(encoder, encoder.feature_dim, DigitsViews(), optimizer), hidden_dim=256, output_dim=128)
 
 
 def client_images() -> list[tuple[Tensor, Tensor]]:

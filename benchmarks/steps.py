@@ -106,7 +106,7 @@ class _Case:
         self.method = attached(stage).method
         self.step = step_of(self.method)
         self.alignment = GlobalAlignment()
-        self.alignment.attach(self.method)
+        self.alignment.begin_stage(self.method)
         self.draw = draw
         self.prefix = self.method.prefix
         self.rows: list[Rows] = []
@@ -133,7 +133,7 @@ class _Case:
 
     def fill(self) -> None:
         """Draws and stores one pair of views of every image."""
-        hidden = self.method.hidden(self.draw())
+        hidden = self.method.run_prefix(self.draw())
         self.images = len(hidden[0])
         self.rows = self.rows or [Rows(len(view), tuple(view.shape[1:]), 16, None) for view in hidden]
         for rows, view in zip(self.rows, hidden, strict=True):

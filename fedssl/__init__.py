@@ -8,6 +8,7 @@ from fedssl.data.texts import FederatedText
 from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
 from fedssl.server.aggregation import (
     LDAWA,
+    SCAFFOLD,
     Aggregation,
     CoordinateMedian,
     FedNova,
@@ -28,6 +29,7 @@ from ssl_methods.alignment import GlobalAlignment, MoonAlignment
 __all__ = [
     "IID",
     "LDAWA",
+    "SCAFFOLD",
     "ActivationBank",
     "Aggregation",
     "Calibration",

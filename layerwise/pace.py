@@ -88,7 +88,7 @@ class BlockPerturbation:
         self._means: list[float] = []
         self._converged = 0
 
-    def begin(self, tensors: Iterable[Tensor], generator: torch.Generator) -> None:
+    def begin_stage(self, tensors: Iterable[Tensor], generator: torch.Generator) -> None:
         """Start a stage.
 
         Args:
@@ -110,7 +110,7 @@ class BlockPerturbation:
         self._restart([weights[self._indices]])
 
     def observe(self, tensors: Iterable[Tensor]) -> PaceReading:
-        """Record the weights after a round, in the order of ``begin``.
+        """Record the weights after a round, in the order of ``begin_stage``.
 
         Raises:
             ValueError: Their number differs from that at the beginning, or one is not finite; nothing is changed.

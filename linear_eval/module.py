@@ -69,7 +69,7 @@ class EvaluatedModule(LightningModule):
         """
         return None
 
-    def nats(self, texts: Tensor) -> Tensor | None:
+    def token_nll(self, texts: Tensor) -> Tensor | None:
         """Return the negative log-likelihood (N,) of each predicted character in texts (B, T + 1), or ``None``.
 
         ``None`` means that there is no language model: features are evaluated.
@@ -154,9 +154,9 @@ class EvaluatedModule(LightningModule):
             self.log("test/finetuned_top1", self.finetuned.accuracy)
 
     def _collect(self, batch: Any, loader: int) -> None:
-        nats = self.nats(batch[0])
-        if nats is not None:
-            self._collected.perplexity += nats
+        nll = self.token_nll(batch[0])
+        if nll is not None:
+            self._collected.perplexity += nll
             return
         images = self.normalize(batch[0])
         self._collected.add(images, batch[1], loader)

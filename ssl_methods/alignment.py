@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_methods import Inputs, Method, SSLMethod, StepOutput, Twin, Views, check_at_least, info_nce
+from ssl_methods import Inputs, Method, SSLMethod, StepOutput, TargetNetwork, Views, check_at_least, info_nce
 from ssl_methods.losses import TEMPERATURES
 
 Memory = list[Tensor]
@@ -31,33 +31,33 @@ class Alignment(ABC):
         check_at_least(*TEMPERATURES, **{"alignment.temperature": temperature})
         self.weight = weight
         self.temperature = temperature
-        self._received: Twin | None = None
+        self._received: TargetNetwork | None = None
 
-    def attach(self, method: SSLMethod) -> None:
-        """A new stage: makes copies that fit its active part."""
-        self._received = Twin(method.online())
+    def begin_stage(self, method: SSLMethod) -> None:
+        """Start a stage: make copies that fit its active part."""
+        self._received = TargetNetwork(method.online())
 
-    def start(self, method: SSLMethod, memory: Memory | None) -> None:
-        """A client's round starts: copies what it received and what it remembers."""
+    def begin_client(self, method: SSLMethod, memory: Memory | None) -> None:
+        """Start a client's round: copy the received weights and those that it remembers."""
         assert self._received is not None
         self._received.reset(method.online())
 
     def copies(self) -> list[Tensor]:
-        """Tensors of the copies it holds."""
+        """Return the tensors of the copies."""
         return _tensors(self._received.copy) if self._received else []
 
     def remember(self, method: SSLMethod) -> Memory | None:
-        """What the client keeps until its next round; ``None`` if nothing."""
+        """Return the tensors that the client keeps until its next round; ``None`` if there are none."""
         return None
 
     def __call__(self, hidden: Views, output: StepOutput) -> Tensor:
-        """The weighted loss, the mean over both views."""
+        """Compute the weighted loss, the mean over all views."""
         losses = [self.loss(view, local) for view, local in zip(hidden, output.projections, strict=True)]
         return self.weight * torch.stack(losses).mean()
 
     @abstractmethod
     def loss(self, hidden: Tensor, local: Tensor) -> Tensor:
-        """Loss of one view from the prefix's output and the local projections (B, D)."""
+        """Compute the loss of one view from the prefix's output and the local projections (B, D)."""
 
 
 class GlobalAlignment(Alignment):
@@ -80,15 +80,15 @@ class MoonAlignment(Alignment):
 
     def __init__(self, weight: float = 1.0, temperature: float = 0.5) -> None:
         super().__init__(weight, temperature)
-        self._previous: Twin | None = None
+        self._previous: TargetNetwork | None = None
         self._has_previous = False
 
-    def attach(self, method: SSLMethod) -> None:
-        super().attach(method)
-        self._previous = Twin(method.online())
+    def begin_stage(self, method: SSLMethod) -> None:
+        super().begin_stage(method)
+        self._previous = TargetNetwork(method.online())
 
-    def start(self, method: SSLMethod, memory: Memory | None) -> None:
-        super().start(method, memory)
+    def begin_client(self, method: SSLMethod, memory: Memory | None) -> None:
+        super().begin_client(method, memory)
         assert self._previous is not None
         self._has_previous = memory is not None
         for own, remembered in zip(_tensors(self._previous.copy), memory or [], strict=memory is not None):

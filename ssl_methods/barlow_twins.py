@@ -6,8 +6,7 @@ from lightly.loss import BarlowTwinsLoss
 from lightly.models.modules import BarlowTwinsProjectionHead
 from torch import nn
 
-from ssl_methods.augment import TwoViews
-from ssl_methods.method import OptimizerFactory, StepOutput
+from ssl_methods.method import Foundation, StepOutput
 from ssl_methods.setting_checks import check_at_least
 from ssl_methods.ssl_method import SSLMethod, Views
 
@@ -20,10 +19,7 @@ class BarlowTwins(SSLMethod):
     whose 8192 units are far more than a small device holds: the defaults are those of the other methods here.
 
     Args:
-        backbone: Maps the input to features (B, feature_dim).
-        feature_dim: Width of the features.
-        augment: Makes the two views.
-        optimizer: Makes the optimizer.
+        foundation: Backbone, augmentation and optimizer.
         redundancy: lambda, the weight of correlations between different dimensions.
         hidden_dim: Width of the projector's hidden layers.
         output_dim: Width of the projections.
@@ -34,26 +30,23 @@ class BarlowTwins(SSLMethod):
 
     def __init__(
         self,
-        backbone: nn.Module,
-        feature_dim: int,
-        augment: TwoViews,
-        optimizer: OptimizerFactory,
+        foundation: Foundation,
         redundancy: float = 5e-3,
         hidden_dim: int = 512,
         output_dim: int = 256,
     ) -> None:
-        super().__init__(backbone, feature_dim, augment, optimizer)
+        super().__init__(foundation)
         check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         if not 0 <= redundancy < float("inf"):
             raise ValueError(f"redundancy must be at least 0 and finite, got {redundancy}")
-        self.projector = BarlowTwinsProjectionHead(feature_dim, hidden_dim, output_dim)
+        self.projector = BarlowTwinsProjectionHead(self.feature_dim, hidden_dim, output_dim)
         self.loss = BarlowTwinsLoss(redundancy)
 
     def heads(self) -> dict[str, nn.Module]:
-        """The projector."""
+        """Return the projector."""
         return {"projector": self.projector}
 
     def step(self, hidden: Views) -> StepOutput:
-        """Cross-correlation of the two views' projections."""
+        """Compute the loss of the cross-correlation between the two views' projections."""
         first, second = (self.projector(self.backbone(view)) for view in hidden)
         return StepOutput(self.loss(first, second), (first, second))

@@ -1,4 +1,4 @@
-"""BYOL: the online branch predicts what a slowly moving copy of itself makes of the other view."""
+"""BYOL: the online branch predicts what a slowly moving copy of itself gives for the other view."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, SimCLRProjectionHead
 from torch import nn
 
-from ssl_methods.augment import TwoViews
-from ssl_methods.method import OptimizerFactory, StepOutput
+from ssl_methods.method import Foundation, StepOutput
 from ssl_methods.setting_checks import check_at_least
 from ssl_methods.ssl_method import MomentumMethod, Views
 
@@ -19,10 +18,7 @@ class BYOL(MomentumMethod):
     them, a factor of two. The target starts as a copy of the online branch in every round.
 
     Args:
-        backbone: Maps the input to features (B, feature_dim).
-        feature_dim: Width of the features.
-        augment: Makes the two views.
-        optimizer: Makes the optimizer.
+        foundation: Backbone, augmentation and optimizer.
         momentum: Of the target branch.
         hidden_dim: Width of the hidden layers of both heads.
         output_dim: Width of projections and predictions.
@@ -31,28 +27,25 @@ class BYOL(MomentumMethod):
 
     def __init__(
         self,
-        backbone: nn.Module,
-        feature_dim: int,
-        augment: TwoViews,
-        optimizer: OptimizerFactory,
+        foundation: Foundation,
         momentum: float = 0.99,
         hidden_dim: int = 512,
         output_dim: int = 256,
         projector_layers: int = 3,
     ) -> None:
-        super().__init__(backbone, feature_dim, augment, optimizer, momentum)
+        super().__init__(foundation, momentum)
         check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         check_at_least(2, projector_layers=projector_layers)
-        self.projector = SimCLRProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers)
+        self.projector = SimCLRProjectionHead(self.feature_dim, hidden_dim, output_dim, projector_layers)
         self.predictor = BYOLPredictionHead(output_dim, hidden_dim, output_dim)
         self.loss = NegativeCosineSimilarity()
 
     def heads(self) -> dict[str, nn.Module]:
-        """Projector and predictor."""
+        """Return projector and predictor."""
         return {"projector": self.projector, "predictor": self.predictor}
 
     def step(self, hidden: Views) -> StepOutput:
-        """Regression of each view's target projection from the other view."""
+        """Compute the regression of each view's target projection from the other view."""
         assert self.target is not None
         first, second = (self.projector(self.backbone(view)) for view in hidden)
         target_first, target_second = (self.target(view) for view in hidden)

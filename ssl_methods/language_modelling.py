@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_methods.augment import TwoViews
-from ssl_methods.method import Inputs, Method, OptimizerFactory, StepOutput
+from ssl_methods.method import Foundation, Inputs, Method, StepOutput
 
 
 class LanguageModelling(Method):
@@ -20,33 +19,20 @@ class LanguageModelling(Method):
     because a stage that freezes the embedding would change it.
 
     Args:
-        backbone: Maps characters (B, T), or the prefix's output, to features (B, T, feature_dim).
-        feature_dim: Width of the features.
-        augment: Must be ``None``: text has no views.
-        optimizer: Factory of the optimizer.
+        foundation: Backbone, which maps characters (B, T) to features (B, T, feature_dim), and optimizer.
         vocabulary: Number of different characters.
 
     Raises:
-        ValueError: ``augment`` is given, or the vocabulary has fewer than two characters.
+        ValueError: There is an augmentation, or the vocabulary has fewer than two characters.
     """
 
     modality = "text"
-    views_in_paper = 1
 
-    def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        augment: TwoViews | None,
-        optimizer: OptimizerFactory,
-        vocabulary: int = 97,
-    ) -> None:
-        if augment is not None:
-            raise ValueError(f"augment {type(augment).__name__} makes views of images, text has none: leave it out")
+    def __init__(self, foundation: Foundation, vocabulary: int = 97) -> None:
         if vocabulary < 2:
             raise ValueError(f"vocabulary must be at least 2, got {vocabulary}")
-        super().__init__(backbone, feature_dim, TwoViews(), optimizer)
-        self.lm_head = nn.Linear(feature_dim, vocabulary)
+        super().__init__(foundation)
+        self.lm_head = nn.Linear(self.feature_dim, vocabulary)
 
     def heads(self) -> dict[str, nn.Module]:
         """Return the layer that predicts characters."""
@@ -60,20 +46,13 @@ class LanguageModelling(Method):
         """Return texts of the first character only."""
         return torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
 
-    @torch.no_grad()
-    def hidden(self, inputs: Inputs) -> Inputs:
-        """Return the inputs after the prefix, and the targets."""
-        read, following = inputs
-        return self.prefix(read), following
-
-    def loss_of(self, inputs: Inputs) -> Tensor:
+    def step(self, hidden: Inputs) -> StepOutput:
         """Return the mean cross-entropy of all predictions, in nats a character."""
-        hidden, following = self.hidden(inputs)
-        logits = self.lm_head(self.backbone(hidden))
-        loss = F.cross_entropy(logits.flatten(0, 1), following.flatten())
-        return self._with_terms((hidden,), StepOutput(loss, (logits,)))
+        read, following = hidden
+        logits = self.lm_head(self.backbone(read))
+        return StepOutput(F.cross_entropy(logits.flatten(0, 1), following.flatten()), (logits,))
 
-    def nats(self, encoder: nn.Module, samples: Tensor) -> Tensor:
+    def token_nll(self, encoder: nn.Module, samples: Tensor) -> Tensor:
         """Return the cross-entropy (B * T,) of every prediction of texts (B, T + 1)."""
         read, following = samples[:, :-1], samples[:, 1:]
         logits = self.lm_head(encoder(read))

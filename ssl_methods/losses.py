@@ -13,7 +13,7 @@ TEMPERATURES = (1e-3, 1e3)
 
 
 def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
-    """InfoNCE: each query must recognise the key at its own place among all keys of the batch.
+    """Compute InfoNCE: each query must recognise the key at its own place among all keys of the batch.
 
     Plain cross-entropy over cosine similarities / temperature (LW-FedSSL algorithm 2). MoCo v3's own code
     multiplies by 2 * temperature; the paper followed here does not.
@@ -31,7 +31,7 @@ def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """NT-Xent: each of the 2B views must recognise the other view of its image among all others of the batch.
+    """Compute NT-Xent: each of the 2B views must recognise the other view of its image among all others of the batch.
 
     The same mathematics as lightly's ``NTXentLoss`` without a memory bank (SimCLR, arXiv 2002.05709, equation 1), but
     without boolean indexing: its shapes do not depend on data, so that its cost can be planned without data.

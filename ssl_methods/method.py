@@ -1,4 +1,4 @@
-"""What every training objective shares: one Lightning module over one backbone, frozen layers in front."""
+"""Base of all training objectives: a Lightning module over one backbone, with frozen layers in front."""
 
 from __future__ import annotations
 
@@ -19,23 +19,40 @@ Inputs = tuple[Tensor, ...]
 
 
 class Augmentation(Protocol):
-    """Makes views of a batch of images, as :class:`ssl_methods.augment.TwoViews` does."""
+    """Source of views of a batch of images, such as :class:`ssl_methods.augment.TwoViews`."""
 
     def __call__(self, images: Tensor, generator: torch.Generator, /) -> tuple[Tensor, Tensor]:
-        """Two views (B, ...) of images (B, ...)."""
+        """Draw two views (B, ...) of images (B, ...)."""
 
     def first(self, images: Tensor, generator: torch.Generator, /) -> Tensor:
-        """The first view only."""
+        """Draw the first view only."""
+
+
+@dataclass(frozen=True)
+class Foundation:
+    """Foundation of a method: everything that a trainer gives to it, besides its own settings.
+
+    Args:
+        backbone: Maps inputs, or the prefix's output, to features (B, feature_dim).
+        feature_dim: Width of the features.
+        augment: Makes views of a batch of images; ``None`` for text.
+        optimizer: Makes an optimizer for a list of parameters.
+    """
+
+    backbone: nn.Module
+    feature_dim: int
+    augment: Augmentation | None
+    optimizer: OptimizerFactory
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step of a method gives.
+    """Output of one step of a method.
 
     Args:
         loss: Scalar to minimise.
-        projections: What the heads made of the inputs, for further loss terms: online projections (B, D) of the two
-            views of a self-supervised method, logits (B, classes) of a supervised one.
+        projections: Outputs of the heads for further loss terms: online projections (B, D) of every view of a
+            self-supervised method, logits (B, classes) of a supervised one.
     """
 
     loss: Tensor
@@ -43,96 +60,110 @@ class StepOutput:
 
 
 class Method(LightningModule):
-    """An objective over ``backbone``; it knows nothing of clients, stages or rounds.
+    """Training objective over ``backbone``; it knows nothing of schemes, servers or other clients.
 
     Used alone it is an ordinary Lightning module whose batches are (uint8 images (B, C, H, W), labels (B,)), or images
     only where no labels are needed; where text is trained on, pieces (B, T + 1) take their place. For layer-wise
     training :meth:`attach` puts a frozen ``prefix`` in front: it runs without gradient, and every branch and further
     loss term starts from its output. That is exact, because frozen layers are the same in every branch.
 
+    A subclass has at least :meth:`heads` and :meth:`step`.
+
     Args:
-        backbone: Maps images, or the prefix's output, to features (B, feature_dim).
-        feature_dim: Width of the features.
-        augment: Makes two views of a batch of images.
-        optimizer: Makes an optimizer for a list of parameters.
+        foundation: Backbone, augmentation and optimizer.
 
     Raises:
-        ValueError: There is no ``augment``, or the optimizer cannot train.
+        ValueError: Images have no augmentation, text has one, or the optimizer cannot train.
 
     Attributes:
-        modality: What it is trained on, ``images`` or ``text``.
-        loss_terms: Further losses of a step, functions of (prefix outputs, step output).
+        modality: Kind of samples, ``images`` or ``text``.
+        num_views: Number of inputs that pass the network, such as views of an image; targets may follow them.
+        loss_terms: Further losses of a step, functions of (views after the prefix, step output).
+        corrections: Parameters, each with a tensor that is added to its gradient before every optimizer step.
         generator: Source of the augmentation's random numbers.
         views_in_paper: Views of a sample that LW-FedSSL's resource figures count.
     """
 
     modality: ClassVar[str] = "images"
-    views_in_paper: ClassVar[int]
+    num_views: int = 1
+    views_in_paper: ClassVar[int] = 1
 
-    def __init__(
-        self, backbone: nn.Module, feature_dim: int, augment: Augmentation | None, optimizer: OptimizerFactory
-    ) -> None:
+    def __init__(self, foundation: Foundation) -> None:
         super().__init__()
-        check_optimizer("optimizer", optimizer)
-        if augment is None:
-            raise ValueError(
-                f"{type(self).__name__} trains on views of images: set augment, to NaturalViews for example"
-            )
+        check_optimizer("optimizer", foundation.optimizer)
+        check_augment(self, foundation.augment)
         self.prefix: nn.Module = nn.Sequential()
-        self.backbone = backbone
-        self.feature_dim = feature_dim
-        self.augment = augment
-        self.optimizer_factory = optimizer
+        self.backbone = foundation.backbone
+        self.feature_dim = foundation.feature_dim
+        self.augment = foundation.augment
+        self.optimizer_factory = foundation.optimizer
         self.loss_terms: list[Callable[[Any, StepOutput], Tensor]] = []
+        self.corrections: list[tuple[nn.Parameter, Tensor]] = []
         self.generator = torch.Generator()
 
     @abstractmethod
     def heads(self) -> dict[str, nn.Module]:
-        """The heads that are trained with the backbone, by name."""
+        """Return the heads that are trained with the backbone, by name."""
 
     def state_parts(self) -> dict[str, nn.Module]:
-        """Modules whose tensors no optimizer trains but steps move, by name: a running centre of outputs.
+        """Return modules whose tensors no optimizer trains but steps move, by name: a running centre of outputs.
 
         They travel and are saved with the heads; the server averages them as it does batch norm's statistics.
         """
         return {}
 
     def client_state(self) -> list[nn.Module]:
-        """Modules whose tensors stay on a client and have their initial values at the start of each of its rounds.
+        """Return modules whose tensors stay on a client and are reset at the start of each of its rounds.
 
         A queue of features is one: no client may see another's.
         """
         return []
 
-    @abstractmethod
     def inputs(self, images: Tensor, labels: Tensor) -> Inputs:
-        """What a step needs of a batch, augmented.
+        """Make the inputs of a step: by default views, the augmentation's first and second kind in turn.
 
         Args:
             images: uint8 (B, C, H, W).
             labels: int64 (B,), -1 where there is none.
+
+        Returns:
+            ``num_views`` tensors for the network, then targets of any number.
         """
+        assert self.augment is not None
+        views = [view for _ in range(self.num_views // 2) for view in self.augment(images, self.generator)]
+        return (*views, self.augment.first(images, self.generator)) if self.num_views % 2 else tuple(views)
 
-    @abstractmethod
-    def hidden(self, inputs: Inputs) -> Inputs:
-        """What the active part gets: :meth:`inputs` with every view after the prefix, which runs without gradient."""
-
-    @abstractmethod
-    def loss_of(self, inputs: Inputs) -> Tensor:
-        """Loss of what :meth:`inputs` made, further loss terms included."""
-
-    @abstractmethod
     def example_inputs(self, shape: tuple[int, ...]) -> Inputs:
-        """Tensors without meaningful values, as :meth:`inputs` makes them for an encoder whose input has this shape."""
+        """Make tensors without meaningful values, such as :meth:`inputs` makes for an encoder with this input shape."""
+        return tuple(torch.empty(shape) for _ in range(self.num_views))
 
-    def check_encoder(self, spec: Any) -> None:
-        """Whether the objective can train an encoder.
+    @torch.no_grad()
+    def run_prefix(self, inputs: Inputs) -> Inputs:
+        """Replace the views among the inputs by the prefix's outputs; targets stay."""
+        return (*(self.prefix(view) for view in inputs[: self.num_views]), *inputs[self.num_views :])
+
+    @abstractmethod
+    def step(self, hidden: Inputs) -> StepOutput:
+        """Compute the objective.
 
         Args:
-            spec: What the encoder was built from; has ``name`` and ``modality``.
+            hidden: Inputs after :meth:`run_prefix`; call ``self.backbone`` on the views.
+        """
+
+    def loss_of(self, inputs: Inputs) -> Tensor:
+        """Compute the loss, further loss terms included; all branches and terms share one pass of the prefix."""
+        hidden = self.run_prefix(inputs)
+        output = self.step(hidden)
+        return sum((term(hidden[: self.num_views], output) for term in self.loss_terms), output.loss)
+
+    def check_encoder(self, spec: Any) -> None:
+        """Refuse an encoder that the objective cannot train.
+
+        Args:
+            spec: Recipe of the encoder; has ``name`` and ``modality``.
 
         Raises:
-            ValueError: It cannot.
+            ValueError: The encoder is for other samples.
         """
         if spec.modality != self.modality:
             raise ValueError(
@@ -140,51 +171,51 @@ class Method(LightningModule):
             )
 
     def check_labels(self, labels: Tensor) -> None:
-        """Whether the objective can be trained with these labels; by default any will do.
+        """Refuse labels that the objective cannot be trained with; by default none.
 
         Raises:
-            ValueError: It cannot.
+            ValueError: The labels do not fit.
         """
 
     def classify(self, features: Tensor) -> Tensor | None:
-        """Class scores (B, classes) of features (B, feature_dim); ``None`` if the objective trains no classifier."""
+        """Return class scores (B, classes) of features (B, feature_dim); ``None`` without a trained classifier."""
         return None
 
-    def nats(self, encoder: nn.Module, samples: Tensor) -> Tensor | None:
-        """Negative log-likelihood (N,) of what the objective predicts of samples; ``None`` if it is no likelihood.
+    def token_nll(self, encoder: nn.Module, samples: Tensor) -> Tensor | None:
+        """Return the negative log-likelihood (N,) of every predicted token; ``None`` unless it is a language model.
 
         Args:
-            encoder: The whole encoder.
-            samples: As in training.
+            encoder: Whole encoder.
+            samples: Texts (B, T + 1).
         """
         return None
 
     def attach(self, prefix: nn.Module, backbone: nn.Module) -> None:
-        """Trains ``backbone`` from now on, on top of the frozen ``prefix``; the heads stay."""
+        """Train ``backbone`` from now on, on top of the frozen ``prefix``; the heads stay."""
         self.prefix = prefix.requires_grad_(False)
         self.backbone = backbone.requires_grad_(True)
         self.train()
-        self.start()
+        self.begin_client()
 
-    def start(self) -> None:
-        """Called when the online branch was replaced: momentum targets become copies of it."""
+    def begin_client(self) -> None:
+        """Follow a replaced online branch, at the start of a client's round: momentum targets become copies of it."""
 
     def after_step(self) -> None:
-        """Called after each optimizer step: momentum targets follow."""
+        """Follow the online branch after an optimizer step: momentum targets move."""
 
     def trained(self) -> list[nn.Parameter]:
-        """Parameters of the backbone and all heads, without what is frozen between trained layers."""
+        """Return the parameters of backbone and heads, without those that are frozen between trained layers."""
         modules = [self.backbone, *self.heads().values()]
         return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
 
     def train(self, mode: bool = True) -> Method:
-        """Training mode for all but the prefix, whose batch norms must not move."""
+        """Set the training mode of all but the prefix, whose batch norms must not move."""
         super().train(mode)
         self.prefix.eval()
         return self
 
     def training_step(self, batch: Any, batch_idx: int = 0) -> Tensor | None:
-        """Loss of one batch; ``None`` for fewer than two images, which cannot be contrasted."""
+        """Compute the loss of one batch; ``None`` for fewer than two images, which cannot be contrasted."""
         images, labels = batch if isinstance(batch, tuple | list) else (batch, None)
         if len(images) < 2:
             return None
@@ -193,12 +224,15 @@ class Method(LightningModule):
         return self.loss_of(self.inputs(images, labels))
 
     def configure_optimizers(self) -> Optimizer:
-        """A fresh optimizer over the trained parameters."""
-        return self.optimizer_factory(self.trained())
+        """Make a fresh optimizer over the trained parameters; it corrects their gradients before it steps."""
+        optimizer = self.optimizer_factory(self.trained())
+        if self.corrections:
+            optimizer.register_step_pre_hook(self._correct)
+        return optimizer
 
     def setup(self, stage: str) -> None:
         """Lightning's hook; momentum targets exist before a checkpoint is loaded into them."""
-        self.start()
+        self.begin_client()
 
     def on_train_epoch_start(self) -> None:
         """Lightning's hook; every epoch has its own augmentation, derived from the global seed."""
@@ -209,5 +243,20 @@ class Method(LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.after_step()
 
-    def _with_terms(self, hidden: Inputs, output: StepOutput) -> Tensor:
-        return sum((term(hidden, output) for term in self.loss_terms), output.loss)
+    @torch.no_grad()
+    def _correct(self, *_: Any) -> None:
+        for parameter, correction in self.corrections:
+            if parameter.grad is not None:
+                parameter.grad.add_(correction)
+
+
+def check_augment(method: Method, augment: Augmentation | None) -> None:
+    """Refuse images without an augmentation, and text with one.
+
+    Raises:
+        ValueError: The augmentation does not fit the method's modality.
+    """
+    if method.modality == "images" and augment is None:
+        raise ValueError(f"{type(method).__name__} trains on views of images: set augment, to NaturalViews for example")
+    if method.modality == "text" and augment is not None:
+        raise ValueError(f"augment {type(augment).__name__} makes views of images, text has none: leave it out")

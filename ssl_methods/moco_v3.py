@@ -5,9 +5,8 @@ from __future__ import annotations
 from lightly.models.modules import MoCoProjectionHead
 from torch import nn
 
-from ssl_methods.augment import TwoViews
 from ssl_methods.losses import check_temperature, info_nce
-from ssl_methods.method import OptimizerFactory, StepOutput
+from ssl_methods.method import Foundation, StepOutput
 from ssl_methods.setting_checks import check_at_least
 from ssl_methods.ssl_method import MomentumMethod, Views
 
@@ -19,10 +18,7 @@ class MoCoV3(MomentumMethod):
     multiplied by 2 * temperature, and the target starts as a copy of the online branch in every round.
 
     Args:
-        backbone: Maps the input to features (B, feature_dim).
-        feature_dim: Width of the features.
-        augment: Makes the two views.
-        optimizer: Makes the optimizer.
+        foundation: Backbone, augmentation and optimizer.
         temperature: Of InfoNCE.
         momentum: Of the target branch.
         hidden_dim: Width of the hidden layers of both heads.
@@ -33,10 +29,7 @@ class MoCoV3(MomentumMethod):
 
     def __init__(
         self,
-        backbone: nn.Module,
-        feature_dim: int,
-        augment: TwoViews,
-        optimizer: OptimizerFactory,
+        foundation: Foundation,
         temperature: float = 0.05,
         momentum: float = 0.99,
         hidden_dim: int = 512,
@@ -44,19 +37,19 @@ class MoCoV3(MomentumMethod):
         projector_layers: int = 3,
         predictor_layers: int = 2,
     ) -> None:
-        super().__init__(backbone, feature_dim, augment, optimizer, momentum)
+        super().__init__(foundation, momentum)
         check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         check_at_least(2, projector_layers=projector_layers, predictor_layers=predictor_layers)
-        self.projector = MoCoProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers, True)
+        self.projector = MoCoProjectionHead(self.feature_dim, hidden_dim, output_dim, projector_layers, True)
         self.predictor = MoCoProjectionHead(output_dim, hidden_dim, output_dim, predictor_layers, True)
         self.temperature = check_temperature(temperature)
 
     def heads(self) -> dict[str, nn.Module]:
-        """Projector and predictor."""
+        """Return projector and predictor."""
         return {"projector": self.projector, "predictor": self.predictor}
 
     def step(self, hidden: Views) -> StepOutput:
-        """InfoNCE of each view's prediction against the other view's target projection."""
+        """Compute InfoNCE of each view's prediction against the other view's target projection."""
         assert self.target is not None
         first, second = (self.projector(self.backbone(view)) for view in hidden)
         target_first, target_second = (self.target(view) for view in hidden)

@@ -1,4 +1,4 @@
-"""Checks of settings that are numbers or optimizers; whoever owns the setting calls them in its constructor."""
+"""Checks of settings that are numbers or optimizers, called by the constructor of their owner."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 SMALLEST_LR = torch.finfo(torch.float32).tiny
 """Less is nothing in the arithmetic of the weights."""
@@ -20,7 +21,7 @@ LARGEST = 2**53
 
 
 def check_at_least(least: float, most: float = LARGEST, **settings: Any) -> None:
-    """Settings that must be finite numbers within limits.
+    """Refuse settings that are not finite numbers within limits.
 
     Args:
         least: The smallest number allowed.
@@ -38,8 +39,8 @@ def check_at_least(least: float, most: float = LARGEST, **settings: Any) -> None
             raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
-def check_optimizer(name: str, factory: Any) -> None:
-    """Makes an optimizer for a parameter that nobody needs, and looks at what it would do.
+def check_optimizer(name: str, factory: Any) -> Optimizer:
+    """Refuse an optimizer that would not train, and return one over a parameter that nobody needs.
 
     Args:
         name: Of the setting.
@@ -49,7 +50,7 @@ def check_optimizer(name: str, factory: Any) -> None:
         ValueError: It would not move, or certainly diverge, or refuses its own settings.
     """
     try:
-        optimizer = factory([nn.Parameter(torch.zeros(1, 1))])
+        optimizer: Optimizer = factory([nn.Parameter(torch.zeros(1, 1))])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: {error}") from error
     for group in optimizer.param_groups:
@@ -61,3 +62,4 @@ def check_optimizer(name: str, factory: Any) -> None:
         for key, value in group.items():
             if isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name}.{key} must be finite, got {value}")
+    return optimizer

@@ -5,9 +5,8 @@ from __future__ import annotations
 from lightly.models.modules import SimCLRProjectionHead
 from torch import nn
 
-from ssl_methods.augment import TwoViews
 from ssl_methods.losses import check_temperature, nt_xent
-from ssl_methods.method import OptimizerFactory, StepOutput
+from ssl_methods.method import Foundation, StepOutput
 from ssl_methods.setting_checks import check_at_least
 from ssl_methods.ssl_method import SSLMethod, Views
 
@@ -19,10 +18,7 @@ class SimCLR(SSLMethod):
     view at a time (the original concatenates them).
 
     Args:
-        backbone: Maps the input to features (B, feature_dim).
-        feature_dim: Width of the features.
-        augment: Makes the two views.
-        optimizer: Makes the optimizer.
+        foundation: Backbone, augmentation and optimizer.
         temperature: Of NT-Xent.
         hidden_dim: Width of the projector's hidden layers.
         output_dim: Width of the projections.
@@ -31,26 +27,23 @@ class SimCLR(SSLMethod):
 
     def __init__(
         self,
-        backbone: nn.Module,
-        feature_dim: int,
-        augment: TwoViews,
-        optimizer: OptimizerFactory,
+        foundation: Foundation,
         temperature: float = 0.2,
         hidden_dim: int = 512,
         output_dim: int = 256,
         projector_layers: int = 3,
     ) -> None:
-        super().__init__(backbone, feature_dim, augment, optimizer)
+        super().__init__(foundation)
         check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         check_at_least(2, projector_layers=projector_layers)
-        self.projector = SimCLRProjectionHead(feature_dim, hidden_dim, output_dim, projector_layers)
+        self.projector = SimCLRProjectionHead(self.feature_dim, hidden_dim, output_dim, projector_layers)
         self.temperature = check_temperature(temperature)
 
     def heads(self) -> dict[str, nn.Module]:
-        """The projector."""
+        """Return the projector."""
         return {"projector": self.projector}
 
     def step(self, hidden: Views) -> StepOutput:
-        """NT-Xent between the projections of both views."""
+        """Compute NT-Xent between the projections of both views."""
         first, second = (self.projector(self.backbone(view)) for view in hidden)
         return StepOutput(nt_xent(first, second, self.temperature), (first, second))

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_methods.augment import TwoViews
-from ssl_methods.method import Inputs, Method, OptimizerFactory, StepOutput
+from ssl_methods.method import Foundation, Inputs, Method, StepOutput
 
 
 class Supervised(Method):
@@ -16,22 +15,14 @@ class Supervised(Method):
     Training uses one view of every image, the first of the two that the augmentation defines.
 
     Args:
-        backbone: Maps the input to features (B, feature_dim).
-        feature_dim: Width of the features.
-        augment: Augmentation that makes the view.
-        optimizer: Factory of the optimizer.
+        foundation: Backbone, augmentation and optimizer.
         num_classes: Number of classes.
         label_smoothing: Label smoothing of the targets, at least 0 and below 1.
     """
 
-    views_in_paper = 1
-
     def __init__(
         self,
-        backbone: nn.Module,
-        feature_dim: int,
-        augment: TwoViews,
-        optimizer: OptimizerFactory,
+        foundation: Foundation,
         num_classes: int = 10,
         label_smoothing: float = 0.0,
     ) -> None:
@@ -39,9 +30,9 @@ class Supervised(Method):
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be at least 0 and below 1, got {label_smoothing}")
-        super().__init__(backbone, feature_dim, augment, optimizer)
+        super().__init__(foundation)
         self.num_classes = num_classes
-        self.classifier = nn.Linear(feature_dim, num_classes)
+        self.classifier = nn.Linear(self.feature_dim, num_classes)
         self.label_smoothing = label_smoothing
 
     def heads(self) -> dict[str, nn.Module]:
@@ -50,24 +41,17 @@ class Supervised(Method):
 
     def inputs(self, images: Tensor, labels: Tensor) -> Inputs:
         """Return one view (B, C, H, W) and the labels (B,)."""
-        return self.augment.first(images, self.generator), labels
+        return (*super().inputs(images, labels), labels)
 
     def example_inputs(self, shape: tuple[int, ...]) -> Inputs:
         """Return a view without meaningful values, and labels of the first class."""
-        return torch.empty(shape), torch.zeros(shape[0], dtype=torch.long)
+        return (*super().example_inputs(shape), torch.zeros(shape[0], dtype=torch.long))
 
-    @torch.no_grad()
-    def hidden(self, inputs: Inputs) -> Inputs:
-        """Return the view after the prefix, and the labels."""
-        view, labels = inputs
-        return self.prefix(view), labels
-
-    def loss_of(self, inputs: Inputs) -> Tensor:
+    def step(self, hidden: Inputs) -> StepOutput:
         """Return the mean cross-entropy."""
-        hidden, labels = self.hidden(inputs)
-        logits = self.classifier(self.backbone(hidden))
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
-        return self._with_terms((hidden,), StepOutput(loss, (logits,)))
+        view, labels = hidden
+        logits = self.classifier(self.backbone(view))
+        return StepOutput(F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing), (logits,))
 
     def classify(self, features: Tensor) -> Tensor:
         """Return the classifier's scores."""

@@ -45,7 +45,7 @@ def relative_error(rule: Aggregation, liars: int, spread: float, seed: int) -> f
 
 def aggregate(rule: Aggregation, changes: list[Tensor]) -> Tensor:
     """One round of a rule, from a model of zeros."""
-    rule.begin({"layer/weight": torch.zeros(SIZE)})
+    rule.begin_round({"layer/weight": torch.zeros(SIZE)})
     for change in changes:
         rule.add(Update(0, {"layer/weight": change}, 1, 1, 1.0))
     return rule.finish()["layer/weight"]

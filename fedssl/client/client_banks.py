@@ -168,5 +168,5 @@ def _hidden(method: Method, images: ImageSet, chunk: Tensor, book: CostBook, key
     device = next(method.backbone.parameters()).device
     inputs = method.inputs(images.gather(chunk).to(device), images.labels[chunk].to(device))
     hidden: list[Tensor] = []
-    cost = book.step(replace(key, batch_size=len(chunk)), method, lambda: hidden.extend(method.hidden(inputs)))
+    cost = book.step(replace(key, batch_size=len(chunk)), method, lambda: hidden.extend(method.run_prefix(inputs)))
     return tuple(each for each in hidden if each.is_floating_point()), cost.macs

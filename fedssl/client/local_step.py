@@ -2,49 +2,55 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedssl.protocol.parts import SplitModel
 from layerwise import Stage
 from ssl_methods import Method, SSLMethod
 from ssl_methods.alignment import Alignment, Memory, ProximalTerm
 
+Corrections = Sequence[tuple[nn.Parameter, Tensor]]
+
 
 @dataclass(frozen=True)
 class LocalStep:
-    """Losses of a client's step beyond the method's own.
+    """Everything in a client's step beyond the method's own loss.
 
     Args:
         alignment: Representation alignment, if any.
         proximal: mu of the FedProx term; 0 switches it off.
+        corrected: The server sends a correction of the gradients with every task.
     """
 
     alignment: Alignment | None = None
     proximal: float = 0.0
+    corrected: bool = False
 
     def attach(self, model: SplitModel, stage: Stage) -> Method:
-        """Points the model's method and the alignment's copies at a stage; returns the method."""
+        """Point the model's method and the alignment's copies at a stage, and return the method."""
         model.attach(stage)
         if self.alignment:
-            self.alignment.attach(_contrastive(model.method))
+            self.alignment.begin_stage(_contrastive(model.method))
         return model.method
 
-    def start(self, method: Method, memory: Memory | None) -> list[Tensor]:
-        """Gives an attached method the losses of a client's round; its weights are those that the client received.
+    def begin_client(self, method: Method, memory: Memory | None, corrections: Corrections = ()) -> list[Tensor]:
+        """Give an attached method the losses of a client's round; its weights are those that the client received.
 
         Args:
-            method: Loses the terms of the client before.
+            method: Loses the terms and corrections of the client before.
             memory: Kept by :meth:`remember` after the client's last round; ``None`` if there was none.
+            corrections: Parameters, each with the tensor that is added to its gradients.
 
         Returns:
-            The tensors that these losses hold.
+            The tensors that the client holds for them.
         """
-        method.loss_terms = []
-        held: list[Tensor] = []
+        method.loss_terms, method.corrections = [], list(corrections)
+        held = [correction for _, correction in corrections]
         if self.alignment:
-            self.alignment.start(_contrastive(method), memory)
+            self.alignment.begin_client(_contrastive(method), memory)
             method.loss_terms.append(self.alignment)
             held += self.alignment.copies()
         if self.proximal:
@@ -54,7 +60,7 @@ class LocalStep:
         return held
 
     def remember(self, method: Method) -> Memory | None:
-        """What the client keeps of the trained method until its next round; ``None`` if nothing."""
+        """Return what the client keeps of the trained method until its next round; ``None`` if nothing."""
         return self.alignment.remember(_contrastive(method)) if self.alignment else None
 
 

@@ -139,11 +139,13 @@ class LocalUpdate:
         method = self.model.method
         self.model.client_state.reset()
         method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
-        self.step.start(method, memory.alignment if memory else None)
+        parameters = self.model.parameters(task.correction)
+        corrections = [(parameters[key], t.to(parameters[key].device)) for key, t in flatten(task.correction).items()]
+        self.step.begin_client(method, memory.alignment if memory else None, corrections)
         if self.start and memory:
-            weights = self.start.start(flatten(task.active), memory.weights, memory.notes)
+            weights = self.start.begin_client(flatten(task.active), memory.weights, memory.notes)
             self.model.write(unflatten(weights))
-        method.start()
+        method.begin_client()
 
     def _train(self, task: Task, images: SampleSet, memory: ClientMemory | None) -> LoopReport:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)

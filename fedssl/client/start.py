@@ -20,7 +20,7 @@ class StartRule(ABC):
     """
 
     @abstractmethod
-    def start(self, received: Tensors, own: Tensors, notes: dict[str, float]) -> Tensors:
+    def begin_client(self, received: Tensors, own: Tensors, notes: dict[str, float]) -> Tensors:
         """Return the weights to start from.
 
         Args:
@@ -84,7 +84,7 @@ class FedU(StartRule):
             raise ValueError(f"threshold must be at least 0, got {threshold}")
         self.threshold = threshold
 
-    def start(self, received: Tensors, own: Tensors, notes: dict[str, float]) -> Tensors:
+    def begin_client(self, received: Tensors, own: Tensors, notes: dict[str, float]) -> Tensors:
         if encoder_divergence(received, own) < self.threshold:
             return received
         return {key: own[key] if key.startswith(PREDICTOR) else tensor for key, tensor in received.items()}
@@ -112,7 +112,7 @@ class FedEMA(StartRule):
             raise ValueError(f"tau must be above 0 and at most 1, got {tau}")
         self.tau = tau
 
-    def start(self, received: Tensors, own: Tensors, notes: dict[str, float]) -> Tensors:
+    def begin_client(self, received: Tensors, own: Tensors, notes: dict[str, float]) -> Tensors:
         divergence = encoder_divergence(received, own)
         if "lambda" not in notes and divergence > 0:
             notes["lambda"] = self.tau / divergence

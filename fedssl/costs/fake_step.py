@@ -30,7 +30,7 @@ class StepPrediction:
         parameters: Weights and buffers of the present layers and heads.
         gradients: Of the trained parameters.
         optimizer_state: Of the client's optimizer.
-        copies: Momentum target, alignment and proximal copies.
+        copies: Momentum target, alignment and proximal copies, and corrections of the gradients.
         activations: Kept by autograd for backward.
         peak: Most bytes of tensors alive at once.
         macs: Multiply-accumulates.
@@ -91,7 +91,8 @@ class FakeStep:
         self._method, step = _fake(self._mode, method, step)
         self._shape = spec.input_shape
         with self._mode:
-            self._copies = step.start(self._method, step.remember(self._method))
+            corrections = [(p, torch.zeros_like(p)) for p in self._method.trained()] if step.corrected else []
+            self._copies = step.begin_client(self._method, step.remember(self._method), corrections)
             optimizer = self._method.configure_optimizers()
         assert isinstance(optimizer, Optimizer)
         self._optimizer = optimizer
@@ -155,7 +156,7 @@ class FakeStep:
 
     def _hidden(self, batch_size: int) -> Inputs:
         self._method.prefix = self._prefix
-        return self._method.hidden(self._method.example_inputs((batch_size, *self._shape)))
+        return self._method.run_prefix(self._method.example_inputs((batch_size, *self._shape)))
 
     def _run(self, inputs: Inputs, planned: AbstractContextManager[object] = nullcontext()) -> int:  # noqa: B008
         """One step; returns the bytes of gradients."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fedssl.client.training_loop import LoopReport
 from fedssl.costs.forecast import Forecast
@@ -24,7 +25,7 @@ from fedssl.data.datasets import SampleSet
 from fedssl.devices import DeviceProfile
 from fedssl.federation.federation import Federation
 from fedssl.federation.settings import FederationSettings
-from fedssl.protocol.messages import Failure, Parts, Result, Task, num_bytes
+from fedssl.protocol.messages import Failure, Parts, Result, Task, Tensors, num_bytes
 from fedssl.protocol.parts import SplitModel
 from fedssl.server.aggregation import Update
 from fedssl.server.calibration import Calibration
@@ -65,14 +66,15 @@ def dry_federation(
     Raises:
         ValueError: The settings do not suit each other.
     """
+    model = ModelWithoutValues(predictor.model)
     return Federation(
         _dry(settings),
         sizes,
-        model=ModelWithoutValues(predictor.model),
+        model=model,
         predictor=predictor,
         profiles=profiles,
         participation=participation,
-        step=CountedStep(),
+        step=CountedStep(model, settings.server.aggregation.corrects),
     )
 
 
@@ -138,15 +140,17 @@ class ModelWithoutValues(SplitModel):
 
     def __init__(self, model: SplitModel) -> None:
         vars(self).update(vars(model))  # no second model: it shares the modules, and only reads them as sizes
-        sizes = {name: num_bytes(model.read([name])) for name in self.modules}
-        self._parts = {
-            name: {"bytes": torch.empty(size, dtype=torch.uint8, device="meta")} for name, size in sizes.items()
-        }
+        self._parts = {name: _without_values(model.read([name])[name]) for name in self.modules}
+        self._gradients = {name: _without_values(model.parameters([name])) for name in self.modules}
         self._contents = count()
 
     def read(self, names: Iterable[str]) -> Parts:
         """Return parts without values."""
         return {name: self._parts[name] for name in names}
+
+    def gradients(self, names: Iterable[str]) -> Parts:
+        """Return the gradients of parts, without values."""
+        return {name: self._gradients[name] for name in names if self._gradients[name]}
 
     def content_id(self, name: str) -> str:
         """Return an id that no part has had: the server asks only after a part has changed."""
@@ -154,9 +158,22 @@ class ModelWithoutValues(SplitModel):
 
 
 class CountedStep(GlobalStep):
-    """Step of a model without values: every part that some client gave counts as changed."""
+    """Step of a model without values: every part that some client gave counts as changed.
 
-    def begin(self, names: list[str]) -> ReceivedUpdates:
+    Args:
+        model: Global model.
+        corrects: Sends a correction of the gradients with every task.
+    """
+
+    def __init__(self, model: ModelWithoutValues, corrects: bool) -> None:
+        self._model = model
+        self._corrects = corrects
+
+    def correction(self, client_id: int, names: list[str]) -> Parts:
+        """Return one tensor a part, of as many bytes as its parameters."""
+        return self._model.gradients(names) if self._corrects else {}
+
+    def begin_round(self, names: list[str]) -> ReceivedUpdates:
         """Open a round whose updates are only counted."""
         return CountedUpdates({}, _not_handed_on)
 
@@ -219,6 +236,12 @@ def _dry(settings: FederationSettings) -> FederationSettings:
     server = replace(settings.server, calibration=calibration, pace=None)
     cohort = replace(settings.cohort, selector=Unobserved(selector) if selector else None)
     return replace(settings, server=server, cohort=cohort)
+
+
+def _without_values(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return one tensor of as many bytes."""
+    size = num_bytes({"": dict(tensors)})
+    return {"bytes": torch.empty(size, dtype=torch.uint8, device="meta")} if size else {}
 
 
 def _not_handed_on(update: Update) -> None:

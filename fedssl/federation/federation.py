@@ -76,7 +76,7 @@ class Federation:
     @property
     def predictor(self) -> StepPredictor:
         """Predictor of local steps, with a model of its own."""
-        self._predictor = self._predictor or self.settings.local.predictor(self.settings.build())
+        self._predictor = self._predictor or self.settings.predictor()
         return self._predictor
 
     @cached_property

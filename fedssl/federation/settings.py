@@ -85,10 +85,6 @@ class LocalSettings:
                 "a memory_budget plans steps that run the frozen prefix: leave out the bank, or the budget"
             )
 
-    def predictor(self, model: SplitModel) -> StepPredictor:
-        """Return a predictor of local steps, which takes over the model."""
-        return StepPredictor(model, LocalStep(copy.deepcopy(self.alignment), self.proximal), self.bank)
-
 
 @dataclass(frozen=True, kw_only=True)
 class CohortSettings:
@@ -164,10 +160,23 @@ class FederationSettings:
             raise ValueError(
                 f"a memory_budget plans whole batches: leave out micro_batch {self.model.micro_batch}, or the budget"
             )
+        rule = self.server.aggregation
+        rule.check_optimizer(check_optimizer("optimizer", self.model.optimizer))
+        if self.local.start and rule.corrects:
+            raise ValueError(
+                f"aggregation {type(rule).__name__} corrects gradients for clients that start from the global weights, "
+                f"not for {type(self.local.start).__name__}: leave out start, or choose another --model.aggregation"
+            )
 
     def build(self) -> SplitModel:
         """Build a freshly initialised model; every call gives the same weights."""
         return self.model.build(self.seed)
+
+    def predictor(self, model: SplitModel | None = None) -> StepPredictor:
+        """Return a predictor of local steps with a model of its own, or one that takes over the given model."""
+        local, corrected = self.local, self.server.aggregation.corrects
+        step = LocalStep(copy.deepcopy(local.alignment), local.proximal, corrected)
+        return StepPredictor(model or self.build(), step, local.bank)
 
     def check(self, model: SplitModel) -> None:
         """Refuse settings that do not suit the built model.
@@ -184,3 +193,6 @@ class FederationSettings:
             raise ValueError(f"alignment compares views: {type(method).__name__} has none, leave it out")
         if local.bank and method.modality != "images":
             raise ValueError(f"a bank stores views of images: {type(method).__name__} has none, leave it out")
+        if local.bank and method.num_views > 2:
+            name, number = type(method).__name__, method.num_views
+            raise ValueError(f"a bank stores two kinds of views: {name} has {number} views, leave it out")

@@ -77,7 +77,7 @@ def decode_question(content: RecordDict) -> tuple[str, str]:
 
 
 def encode_order(order: Order) -> RecordDict:
-    """Active and missing frozen tensors, and the rest of an order."""
+    """Pack an order: the task's tensors as arrays, the rest as a note."""
     task = order.task
     note = {
         "client_id": task.client_id,
@@ -88,7 +88,7 @@ def encode_order(order: Order) -> RecordDict:
         "recipe": order.recipe,
         "needed_bytes": order.needed_bytes,
     }
-    return _pack(note, active=task.active, frozen=task.frozen)
+    return _pack(note, active=task.active, frozen=task.frozen, correction=task.correction)
 
 
 def decode_order(content: RecordDict) -> Order:
@@ -96,8 +96,8 @@ def decode_order(content: RecordDict) -> Order:
     note = _note(content)
     fields = note["stage"]
     stage = Stage(**fields | {"present": tuple(fields["present"]), "trained": tuple(fields["trained"])})
-    active, frozen = _parts(content, "active"), _parts(content, "frozen")
-    task = Task(note["client_id"], note["round"], stage, active, note["frozen_ids"], frozen)
+    active, frozen, correction = (_parts(content, name) for name in ("active", "frozen", "correction"))
+    task = Task(note["client_id"], note["round"], stage, active, note["frozen_ids"], frozen, correction)
     return Order(task, note["run_id"], note["recipe"], note["needed_bytes"])
 
 

@@ -67,7 +67,9 @@ def choices(planner: Planner) -> list[Choice]:
         tried = replace(
             local, alignment=local.alignment if alignment else None, proximal=local.proximal if proximal else 0.0
         )
-        predictor = planner.predictor if tried == local else tried.predictor(planner.model)
+        predictor = (
+            planner.predictor if tried == local else replace(planner.settings, local=tried).predictor(planner.model)
+        )
         for (name, stages), batch_size in product(candidates(planner), batch_sizes(planner)):
             found.append(_choice(name, stages, predictor, batch_size, alignment, proximal))
     return found

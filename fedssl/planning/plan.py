@@ -64,7 +64,7 @@ class Planner:
     def __init__(self, settings: FederationSettings, images: list[int]) -> None:
         self.settings = settings
         self.images = images
-        self.predictor = settings.local.predictor(settings.build())
+        self.predictor = settings.predictor()
 
     @property
     def model(self) -> SplitModel:

@@ -1,1 +1,1 @@
-"""What travels between server and clients: named parts of the model, tasks and results."""
+"""Messages between server and clients, and the named parts of the model that they carry."""

@@ -1,9 +1,9 @@
-"""What travels between server and client."""
+"""Messages between server and client: tasks, results and failures, made of named parts of the model."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,15 +19,17 @@ STATE = "state."
 
 @dataclass(frozen=True)
 class Task:
-    """What the server sends to one client for one round.
+    """Task of one client for one round.
 
     Args:
-        client_id: Who it is for.
+        client_id: Client that trains.
         round: Communication round, from 0.
-        stage: Which layers exist and which are trained.
+        stage: Layers that exist and layers that are trained.
         active: Tensors of the trained parts, by part name.
         frozen_ids: Content hash of every frozen part the client needs.
         frozen: Tensors of those frozen parts that the client does not hold yet.
+        correction: Tensors that the client adds to the gradients of the trained parameters before each optimizer step;
+            empty unless the aggregation rule sends some.
     """
 
     client_id: int
@@ -36,14 +38,15 @@ class Task:
     active: Parts
     frozen_ids: dict[str, str]
     frozen: Parts
+    correction: Parts = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a client sends back.
+    """Result of a client's local training.
 
     Args:
-        client_id: Who it is from.
+        client_id: Client that trained.
         parts: Trained tensors by part name. They may share memory with the client's model: read them before
             the client trains again.
         num_images: Images the client trained on, its weight in the average.
@@ -66,11 +69,11 @@ class Result:
 
 @dataclass(frozen=True)
 class Failure:
-    """A client that took part but has nothing usable to give.
+    """Answer of a client that took part but has nothing usable to give.
 
     Args:
-        client_id: Which one.
-        reason: Why, for people.
+        client_id: Client that failed.
+        reason: Cause, for people.
         skipped: It had too few images to train on; nothing went wrong.
         late: It had nothing ready at the deadline.
         macs: Multiply-accumulates it spent in vain.
@@ -86,12 +89,12 @@ class Failure:
 
 
 def flatten(parts: Parts) -> Tensors:
-    """One flat mapping ``part/tensor name -> tensor``."""
+    """Return one flat mapping ``part/tensor name -> tensor``."""
     return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def unflatten(tensors: Tensors) -> Parts:
-    """The inverse of :func:`flatten`."""
+    """Invert :func:`flatten`."""
     parts: Parts = {}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
@@ -100,17 +103,17 @@ def unflatten(tensors: Tensors) -> Parts:
 
 
 def part_of(key: str) -> str:
-    """The part that a tensor ``part/tensor name`` belongs to."""
+    """Return the part that a tensor ``part/tensor name`` belongs to."""
     return key.partition("/")[0]
 
 
 def num_bytes(parts: Parts) -> int:
-    """Bytes of all tensors."""
+    """Count the bytes of all tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in flatten(parts).values())
 
 
 def content_id(tensors: Tensors) -> str:
-    """Content hash of a part: equal tensors have equal ids on every machine."""
+    """Hash the content of a part: equal tensors have equal ids on every machine."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())

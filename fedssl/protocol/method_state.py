@@ -1,4 +1,4 @@
-"""State of a method beside its heads: it travels like them, or every client starts it anew."""
+"""State of a method beside its heads, which travels like them or is reset for every client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ssl_methods import Method
 
 
 class ClientState:
-    """Initial values of what every client starts anew.
+    """Initial values of the tensors that are reset for every client.
 
     One resident model trains all clients, so that whatever a client leaves in it would tell the next one of its data,
     and make results depend on who shares a process with whom.
@@ -27,7 +27,7 @@ class ClientState:
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Gives all of them their initial values."""
+        """Give all of them their initial values."""
         for owner, name, first in self._first:
             now = getattr(owner, name)
             if first is None:
@@ -39,7 +39,7 @@ class ClientState:
 
 
 def check_state(method: Method, encoder: nn.Module) -> None:
-    """Refuses tensors that would pass from client to client unseen: neither a part that travels nor started anew.
+    """Refuse tensors that would pass from client to client unseen: neither sent nor reset.
 
     Args:
         method: As it was built; momentum targets do not exist yet, they are copied from the online branch every round.

@@ -1,4 +1,4 @@
-"""An encoder and an SSL method, addressed by the named parts that stages freeze, train and send."""
+"""Encoder and method of one model, addressed by the named parts that stages freeze, train and send."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fedssl.protocol.messages import STATE, Parts, content_id
 from fedssl.protocol.method_state import ClientState, check_state
 from fedssl.utils.seeding import derive_seed
 from layerwise import MicroBatches, Stage, StagedEncoder, StagedSpec, build_encoder, check_micro_batch, split_encoder
-from ssl_methods import Method, OptimizerFactory, TwoViews
+from ssl_methods import Foundation, Method, OptimizerFactory, TwoViews
 
-MethodFactory = Callable[[nn.Module, int, TwoViews | None, OptimizerFactory], Method]
+MethodFactory = Callable[[Foundation], Method]
 
 
 class SplitModel:
-    """Server and clients each own one; both have the same part names.
+    """Model whose parts have names; server and clients each own one, with the same names.
 
     Part names are those of the encoder (``stem``, ``block.0``, ..., ``tail``, ``reshape.0``, ...) and
     ``head.projector``, ``head.predictor``, ..., ``state.center``, ... of the method. Parts without tensors are left out
@@ -44,37 +44,41 @@ class SplitModel:
         self.states = [name for name in self.modules if name.startswith(STATE)]
 
     def trained_names(self, stage: Stage) -> list[str]:
-        """Parts that are trained and travel both ways: the stage's layers, all heads and the method's state."""
+        """List the parts that are trained and travel both ways: the stage's layers, all heads and method state."""
         return [name for name in stage.trained_parts() if name in self.modules] + self.heads + self.states
 
     def frozen_names(self, stage: Stage) -> list[str]:
-        """Parts that clients need but do not train."""
+        """List the parts that clients need but do not train."""
         return [name for name in stage.frozen_parts() if name in self.modules]
 
     def tied(self) -> dict[str, str]:
-        """Encoder parts that share a parameter with a head, and the name of that head."""
+        """Map encoder parts that share a parameter with a head to the name of that head."""
         owner = {parameter: head for head in self.heads for parameter in self.modules[head].parameters()}
         encoder = {name: module for name, module in self.modules.items() if name not in self.heads + self.states}
         return {name: owner[p] for name, module in encoder.items() for p in module.parameters() if p in owner}
 
     def read(self, names: Iterable[str]) -> Parts:
-        """Tensors of the named parts, sharing memory with the model."""
+        """Return the tensors of the named parts, sharing memory with the model."""
         return {name: dict(self.modules[name].state_dict()) for name in names}
 
     def content_id(self, name: str) -> str:
         """Return the content hash of a part."""
         return content_id(self.read([name])[name])
 
+    def parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
+        """Return the parameters of the named parts, by ``part/name``."""
+        return {f"{part}/{name}": own for part in names for name, own in self.modules[part].named_parameters()}
+
     @torch.no_grad()
     def write(self, parts: Parts) -> None:
-        """Copies tensors into the model in place."""
+        """Copy tensors into the model in place."""
         for part, tensors in parts.items():
             own = self.modules[part].state_dict()
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
 
     def attach(self, stage: Stage) -> None:
-        """Points the method at the stage's active part, on top of its frozen prefix."""
+        """Point the method at the stage's active part, on top of its frozen prefix."""
         self.encoder.use_adapters(stage.adapters)
         prefix, active = split_encoder(self.encoder, stage)
         if self.micro_batch is None:
@@ -85,7 +89,7 @@ class SplitModel:
             self.modules[name].requires_grad_(False)
 
     def in_micro_batches(self, size: int | None) -> SplitModel:
-        """Sets the images that an attached stage's layers take at a time.
+        """Set the number of images that an attached stage's layers take at a time.
 
         Raises:
             ValueError: The encoder gives something else then.
@@ -96,12 +100,12 @@ class SplitModel:
         return self
 
     def attach_whole(self, stage: Stage) -> None:
-        """Points the method at everything the stage has, with nothing frozen (server-side calibration)."""
+        """Point the method at all parts of the stage, with nothing frozen (server-side calibration)."""
         whole = Stage(stage.index, stage.present, stage.present, True, stage.rounds)
         self.method.attach(*split_encoder(self.encoder, whole))
 
     def classify(self, images: Tensor) -> Tensor | None:
-        """Class scores (B, classes) of normalised images, by the trained classifier and the stage's output module.
+        """Return class scores (B, classes) of normalised images, by the trained classifier and output module.
 
         ``None`` if the method has no classifier.
         """
@@ -110,7 +114,7 @@ class SplitModel:
         return self.method.classify(whole(images))
 
     def to(self, device: torch.device) -> SplitModel:
-        """Moves encoder and heads."""
+        """Move encoder and method."""
         self.encoder.to(device)
         self.method.to(device)
         return self
@@ -119,7 +123,7 @@ class SplitModel:
 def build_model(
     spec: StagedSpec, method: MethodFactory, augment: TwoViews | None, optimizer: OptimizerFactory, seed: int
 ) -> SplitModel:
-    """A freshly initialised model; the same arguments give the same weights.
+    """Build a freshly initialised model; the same arguments give the same weights.
 
     Raises:
         ValueError: Encoder, method and augmentation do not belong together.
@@ -127,6 +131,6 @@ def build_model(
     encoder = build_encoder(spec, derive_seed(seed, "encoder"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "heads"))
-        objective = method(encoder, encoder.feature_dim, augment, optimizer)
+        objective = method(Foundation(encoder, encoder.feature_dim, augment, optimizer))
     objective.check_encoder(spec)
     return SplitModel(encoder, objective)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from fedssl.protocol.messages import Tensors, flatten, part_of
+from fedssl.protocol.messages import Parts, Tensors, flatten, part_of, unflatten
 from fedssl.protocol.parts import SplitModel
 from fedssl.server.aggregation import Aggregation
 from fedssl.server.participation import Participation
@@ -26,7 +26,8 @@ class NonFiniteModelError(ArithmeticError):
 class GlobalStep(ABC):
     """Turns a round's updates into a change of the global model.
 
-    A round is :meth:`begin`, the updates' checks and sums, :meth:`finish`, :meth:`check_finite`.
+    A run is :meth:`begin`, and for each round :meth:`begin_round`, :meth:`correction` for each task, the updates' checks
+    and sums, :meth:`finish`, :meth:`check_finite`.
 
     Attributes:
         rule: Aggregation rule; absent in a dry run, which aggregates nothing.
@@ -36,16 +37,20 @@ class GlobalStep(ABC):
     rule: Aggregation
     optimizer: Optimizer
 
-    def check(self, participation: Participation, rounds: int) -> None:
-        """Refuse settings that the rule does not fit.
+    def begin(self, participation: Participation, rounds: int) -> None:
+        """Begin a run.
 
         Raises:
-            ValueError: They do not fit.
+            ValueError: The rule does not fit the settings.
         """
 
     @abstractmethod
-    def begin(self, names: list[str]) -> ReceivedUpdates:
+    def begin_round(self, names: list[str]) -> ReceivedUpdates:
         """Open a round in which these parts are trained."""
+
+    @abstractmethod
+    def correction(self, client_id: int, names: list[str]) -> Parts:
+        """Return what a client adds to the gradients of these parts; empty unless the rule corrects."""
 
     @abstractmethod
     def finish(self, updates: ReceivedUpdates, round_: int, step: Callable[[], Any] | None = None) -> set[str]:
@@ -83,14 +88,18 @@ class AggregatedStep(GlobalStep):
         self.optimizer = optimizer
         self.max_update = max_update
 
-    def check(self, participation: Participation, rounds: int) -> None:
-        """Refuse settings that the rule does not fit."""
-        self.rule.check(participation, rounds)
+    def begin(self, participation: Participation, rounds: int) -> None:
+        """Begin a run of the rule."""
+        self.rule.begin(participation, rounds)
 
-    def begin(self, names: list[str]) -> ReceivedUpdates:
-        """Start the rule from the global tensors."""
+    def correction(self, client_id: int, names: list[str]) -> Parts:
+        """Ask the rule."""
+        return unflatten(self.rule.correction(client_id, self.model.parameters(names)))
+
+    def begin_round(self, names: list[str]) -> ReceivedUpdates:
+        """Begin a round of the rule with the global tensors."""
         reference = flatten(self.model.read(names))
-        self.rule.begin({key: tensor for key, tensor in reference.items() if tensor.is_floating_point()})
+        self.rule.begin_round({key: tensor for key, tensor in reference.items() if tensor.is_floating_point()})
         return ReceivedUpdates(reference, self.rule.add, self.max_update)
 
     def finish(self, updates: ReceivedUpdates, round_: int, step: Callable[[], Any] | None = None) -> set[str]:

@@ -31,7 +31,7 @@ class OpenRound:
 
     def sent(self, task: Task) -> int:
         """Notes a task; returns its bytes."""
-        sent = num_bytes(task.active) + num_bytes(task.frozen)
+        sent = num_bytes(task.active) + num_bytes(task.frozen) + num_bytes(task.correction)
         self.asked[task.client_id] = list(task.active)
         self.down_bytes[task.client_id] = self.down_bytes.get(task.client_id, 0) + sent
         return sent

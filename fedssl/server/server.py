@@ -72,7 +72,7 @@ class Server:
         if calibration:
             calibration.check(auxiliary)
         scheme.check(model.encoder)
-        step.check(participation, rounds)
+        step.begin(participation, rounds)
         self.model = model
         self.scheme = scheme
         self.stages = fleet_stages(scheme, len(model.encoder.blocks), rounds, participation.fleet)
@@ -133,14 +133,14 @@ class Server:
         return self.current.cohort
 
     def make_task(self, client_id: int) -> Task:
-        """Make a client's task: the active part, and the frozen parts that the client does not hold yet."""
+        """Make a client's task: the active part, the frozen parts that it does not hold yet, the rule's correction."""
         held = self._holdings.setdefault(client_id, {})
         variant = self.participation.choose(client_id, self._options.priced)
         stage = self._options.draw(-1 if variant is None else variant, client_id, self.round)
         needed = {name: self._part_id(name) for name in self.model.frozen_names(stage)}
         missing = [name for name, content in needed.items() if held.get(name) != content]
         active, frozen = self.model.read(self.model.trained_names(stage)), self.model.read(missing)
-        task = Task(client_id, self.round, stage, active, needed, frozen)
+        task = Task(client_id, self.round, stage, active, needed, frozen, self.step.correction(client_id, list(active)))
         # Noted before any answer: a client that lost its frozen parts says so, see ``set_holdings``.
         held.update(needed)
         self.ledger.sent(client_id, self.current.sent(task))
@@ -164,7 +164,7 @@ class Server:
                 empty one, and so does any of a rule that always steps.
             NonFiniteModelError: The round broke the global model; its last checkpoint is good.
         """
-        updates, outcomes = self.step.begin(self.model.trained_names(self.stage)), []
+        updates, outcomes = self.step.begin_round(self.model.trained_names(self.stage)), []
         for result in results:
             with self.times("aggregation"):
                 outcomes += self._take(result, updates)
@@ -266,7 +266,7 @@ class Server:
         self._entered = stage.index
         self.participation.begin_stage(stage)
         if self.pace:
-            self.pace.begin(self._followed(), torch_generator(self.seed, "pace", stage.index))
+            self.pace.begin_stage(self._followed(), torch_generator(self.seed, "pace", stage.index))
 
     def _grow(self, previous: Stage, stage: Stage) -> None:
         """Give the new blocks, and the heads, the weights that the scheme wants them to start from."""

@@ -27,7 +27,7 @@ class CentralizedSSL(Pretraining):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.method = self.model.method
-        self.method.start()
+        self.method.begin_client()
 
     def setup(self, stage: str) -> None:
         """Check that images and encoder fit.

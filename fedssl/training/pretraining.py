@@ -81,9 +81,9 @@ class Pretraining(EvaluatedModule):
         """Class scores of the classifier trained with the encoder; ``None`` for a method without one."""
         return self.model.classify(images)
 
-    def nats(self, texts: Tensor) -> Tensor | None:
+    def token_nll(self, texts: Tensor) -> Tensor | None:
         """Per-token negative log-likelihood in nats, or ``None`` for image encoders."""
-        return self.model.method.nats(self.model.encoder, texts)
+        return self.model.method.token_nll(self.model.encoder, texts)
 
     def on_fit_end(self) -> None:
         """Lightning's hook; record the progress of training while the Trainer still knows it."""

@@ -52,7 +52,7 @@ def test_slope_by_hand(values, expected):
 
 
 def follow(pace, weights):
-    pace.begin([weights[0]], generator())
+    pace.begin_stage([weights[0]], generator())
     return [pace.observe([row]) for row in weights[1:]]
 
 
@@ -114,7 +114,7 @@ def test_a_block_that_never_moves_converges():
 
 def test_sample_is_drawn_once_in_order_and_by_the_generator():
     pace, weights = BlockPerturbation(sample_size=10), [torch.arange(30.0), torch.arange(30.0, 60.0).view(5, 6)]
-    pace.begin(weights, generator(4))
+    pace.begin_stage(weights, generator(4))
     state = pace.state_dict()
     indices = state["indices"]
     assert len(set(indices.tolist())) == 10
@@ -123,29 +123,29 @@ def test_sample_is_drawn_once_in_order_and_by_the_generator():
     pace.observe([weight + 100 for weight in weights])
     assert torch.equal(pace.state_dict()["vectors"][1], indices.float() + 100)
     same, other = BlockPerturbation(sample_size=10), BlockPerturbation(sample_size=10)
-    same.begin(weights, generator(4))
-    other.begin(weights, generator(5))
+    same.begin_stage(weights, generator(4))
+    other.begin_stage(weights, generator(5))
     assert torch.equal(same.state_dict()["indices"], indices)
     assert not torch.equal(other.state_dict()["indices"], indices)
 
 
 def test_small_blocks_are_followed_whole_and_nothing_is_drawn():
     pace, source = BlockPerturbation(sample_size=6), generator()
-    pace.begin([torch.zeros(2, 3)], source)
+    pace.begin_stage([torch.zeros(2, 3)], source)
     assert pace.state_dict()["indices"].tolist() == list(range(6))
     assert torch.equal(source.get_state(), generator().get_state())
 
 
 def test_the_global_random_state_is_untouched():
     before = torch.get_rng_state()
-    BlockPerturbation(sample_size=3).begin([torch.zeros(9)], generator())
+    BlockPerturbation(sample_size=3).begin_stage([torch.zeros(9)], generator())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_weights_may_change_in_place():
     weight = torch.nn.Parameter(torch.zeros(3))
     pace = BlockPerturbation(window=2)
-    pace.begin([weight], generator())
+    pace.begin_stage([weight], generator())
     for reading in (None, 1.0):
         with torch.no_grad():
             weight.add_(1)
@@ -158,7 +158,7 @@ def test_resume_is_exact(interruption, tmp_path):
     weights = list(torch.randn(25, 40, generator=generator()).cumsum(0))
     whole = follow(BlockPerturbation(**settings), weights)
     first, second = BlockPerturbation(**settings), BlockPerturbation(**settings)
-    first.begin([weights[0]], generator())
+    first.begin_stage([weights[0]], generator())
     readings = [first.observe([row]) for row in weights[1 : 1 + interruption]]
     torch.save(first.state_dict(), tmp_path / "state.pt")
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -169,7 +169,7 @@ def test_resume_is_exact(interruption, tmp_path):
 
 def test_a_state_does_not_follow_the_original():
     pace = BlockPerturbation(window=2)
-    pace.begin([torch.zeros(3)], generator())
+    pace.begin_stage([torch.zeros(3)], generator())
     state = pace.state_dict()
     pace.observe([torch.ones(3)])
     assert len(state["vectors"]) == 1
@@ -178,7 +178,7 @@ def test_a_state_does_not_follow_the_original():
 def test_a_new_stage_starts_anew():
     pace = BlockPerturbation(2, 2, 0.5, 1)
     assert follow(pace, [torch.tensor([float(i)]) for i in range(9)])[-1].freeze
-    pace.begin([torch.zeros(5)], generator())
+    pace.begin_stage([torch.zeros(5)], generator())
     assert pace.observe([torch.ones(5)]) == PaceReading(None, None, None, 0, False)
 
 
@@ -186,8 +186,8 @@ def test_a_new_stage_starts_anew():
 def test_weights_that_are_not_finite_are_refused_and_forgotten(bad):
     pace = BlockPerturbation(window=2)
     with pytest.raises(ValueError, match="1 of the block's 3 weights are not finite"):
-        pace.begin([torch.tensor([0, bad, 0])], generator())
-    pace.begin([torch.zeros(3)], generator())
+        pace.begin_stage([torch.tensor([0, bad, 0])], generator())
+    pace.begin_stage([torch.zeros(3)], generator())
     pace.observe([torch.ones(3)])
     with pytest.raises(ValueError, match="1 of the block's 3 weights are not finite"):
         pace.observe([torch.tensor([0, bad, 0])])
@@ -197,10 +197,10 @@ def test_weights_that_are_not_finite_are_refused_and_forgotten(bad):
 def test_another_block_is_refused():
     pace = BlockPerturbation()
     with pytest.raises(ValueError, match="the block has no weights"):
-        pace.begin([], generator())
+        pace.begin_stage([], generator())
     with pytest.raises(ValueError, match="the block has 3 weights, the stage began with 0"):
         pace.observe([torch.zeros(3)])
-    pace.begin([torch.zeros(2)], generator())
+    pace.begin_stage([torch.zeros(2)], generator())
     with pytest.raises(ValueError, match="the block has 3 weights, the stage began with 2"):
         pace.observe([torch.zeros(3)])
 

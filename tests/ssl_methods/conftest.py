@@ -5,7 +5,7 @@ import pytorch_lightning as pl
 import torch
 
 from layerwise import EncoderSpec, build_encoder
-from ssl_methods import BYOL, MoCoV3, SimCLR, TwoViews
+from ssl_methods import BYOL, Foundation, MoCoV3, SimCLR, TwoViews
 
 METHODS = [SimCLR, BYOL, MoCoV3]
 VIT = {"patch_size": 4, "depth": 4, "embed_dim": 32, "num_heads": 2}
@@ -37,7 +37,7 @@ def objective():
             torch.manual_seed(seed)
             sizes = {"hidden_dim": 16, "output_dim": 8} | settings
             augment = augment or TwoViews(flip=0.5, noise=0.1)
-            return method_class(backbone, backbone.feature_dim, augment, optimizer, **sizes)
+            return method_class(Foundation(backbone, backbone.feature_dim, augment, optimizer), **sizes)
 
     return build
 

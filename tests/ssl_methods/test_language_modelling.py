@@ -8,7 +8,7 @@ import torch
 from torch.optim import SGD
 
 from layerwise import CausalTransformerSpec, EncoderSpec, Stage, build_encoder, split_encoder
-from ssl_methods import DigitsViews, LanguageModelling, SimCLR
+from ssl_methods import DigitsViews, Foundation, LanguageModelling, SimCLR
 
 SMALL = CausalTransformerSpec(vocabulary=5, context=4, depth=3, width=16, heads=2)
 OPTIMIZER = partial(SGD, lr=0.5)
@@ -24,7 +24,7 @@ def encoder():
 def method(encoder):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LanguageModelling(encoder, encoder.feature_dim, None, OPTIMIZER, vocabulary=5)
+        return LanguageModelling(Foundation(encoder, encoder.feature_dim, None, OPTIMIZER), vocabulary=5)
 
 
 class Unchanged(torch.nn.Module):
@@ -35,7 +35,7 @@ class Unchanged(torch.nn.Module):
 
 
 def test_loss_of_a_table_of_scores_by_hand() -> None:
-    method = LanguageModelling(Unchanged(), 3, None, OPTIMIZER, vocabulary=3)
+    method = LanguageModelling(Foundation(Unchanged(), 3, None, OPTIMIZER), vocabulary=3)
     with torch.no_grad():
         method.lm_head.weight.copy_(torch.tensor([[0.0, 1.0, 0.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]]))
         method.lm_head.bias.zero_()
@@ -44,7 +44,7 @@ def test_loss_of_a_table_of_scores_by_hand() -> None:
     after_1 = math.log(math.e + 1 + 1) - 1  # scores 1, 0, 0, and 0 follows
     loss = method.loss_of(method.inputs(text, torch.zeros(1)))
     assert loss.item() == pytest.approx((after_0 + after_1) / 2)
-    assert method.nats(Unchanged(), text).tolist() == pytest.approx([after_0, after_1])
+    assert method.token_nll(Unchanged(), text).tolist() == pytest.approx([after_0, after_1])
 
 
 def test_scores_of_zero_cost_the_logarithm_of_the_vocabulary(method) -> None:
@@ -94,17 +94,17 @@ def test_examples_have_the_shapes_of_inputs(method) -> None:
 
 def test_views_of_images_are_refused(encoder) -> None:
     with pytest.raises(ValueError, match="augment DigitsViews makes views of images, text has none"):
-        LanguageModelling(encoder, 16, DigitsViews(), OPTIMIZER)
+        LanguageModelling(Foundation(encoder, 16, DigitsViews(), OPTIMIZER))
 
 
 def test_a_method_for_images_needs_views(encoder) -> None:
     with pytest.raises(ValueError, match="SimCLR trains on views of images: set augment"):
-        SimCLR(encoder, 16, None, OPTIMIZER)
+        SimCLR(Foundation(encoder, 16, None, OPTIMIZER))
 
 
 def test_a_vocabulary_of_one_is_refused(encoder) -> None:
     with pytest.raises(ValueError, match="vocabulary must be at least 2, got 1"):
-        LanguageModelling(encoder, 16, None, OPTIMIZER, vocabulary=1)
+        LanguageModelling(Foundation(encoder, 16, None, OPTIMIZER), vocabulary=1)
 
 
 def test_encoder_and_method_must_agree(method, encoder) -> None:
@@ -115,6 +115,6 @@ def test_encoder_and_method_must_agree(method, encoder) -> None:
         ValueError, match="LanguageModelling trains on text, but the encoder vit_tiny_patch16_224 is for"
     ):
         method.check_encoder(EncoderSpec())
-    images = SimCLR(encoder, 16, DigitsViews(), OPTIMIZER)
+    images = SimCLR(Foundation(encoder, 16, DigitsViews(), OPTIMIZER))
     with pytest.raises(ValueError, match="SimCLR trains on images, but the encoder causal_transformer is for text"):
         images.check_encoder(SMALL)

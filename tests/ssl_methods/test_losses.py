@@ -27,7 +27,7 @@ def headless(objective):
         method = objective(method_class, Points(), **settings)
         for name in method.heads():
             setattr(method, name, nn.Identity())
-        method.start()
+        method.begin_client()
         return method
 
     return build

@@ -82,14 +82,14 @@ def test_training_mode_leaves_the_prefix_alone(method_class, encoder, objective)
 
 def test_a_single_image_cannot_be_contrasted(method_class, encoder, objective, images):
     method = objective(method_class, encoder())
-    method.start()
+    method.begin_client()
     assert method.training_step(images(1)) is None
     assert method.training_step((images(1), torch.zeros(1))) is None
 
 
 def test_two_images_are_enough(method_class, encoder, objective, images):
     method = objective(method_class, encoder())
-    method.start()
+    method.begin_client()
     loss = method.training_step(images(2))
     loss.backward()
     assert loss.shape == ()
@@ -100,7 +100,7 @@ def test_two_images_are_enough(method_class, encoder, objective, images):
 @pytest.mark.parametrize("wrap", [tuple, list])
 def test_labels_are_ignored(method_class, encoder, objective, images, wrap):
     method = objective(method_class, encoder())
-    method.start()
+    method.begin_client()
     batches = [images(4), wrap((images(4), torch.arange(4)))]
     losses = []
     for batch in batches:
@@ -111,7 +111,7 @@ def test_labels_are_ignored(method_class, encoder, objective, images, wrap):
 
 def test_views_come_from_the_methods_generator_alone(method_class, encoder, objective, images):
     method = objective(method_class, encoder())
-    method.start()
+    method.begin_client()
     losses = []
     for seed in (5, 5, 6):
         method.generator.manual_seed(seed)
@@ -146,7 +146,7 @@ def test_further_loss_terms_see_the_prefix_output_and_are_added(method_class, en
 @pytest.mark.parametrize("name", ["vit_avg", "vit_token"])
 def test_gradient_steps_lower_the_loss(method_class, encoder, objective, images, name):
     method = objective(method_class, encoder(name))
-    method.start()
+    method.begin_client()
     batch = images(16)
 
     def loss(seed):
@@ -215,12 +215,12 @@ def test_a_stage_under_a_trainer_leaves_frozen_layers_bit_for_bit(method_class, 
 
 def test_the_target_starts_anew_from_the_online_branch(encoder, objective):
     method = objective(MoCoV3, encoder())
-    method.start()
+    method.begin_client()
     twin = method.target
     with torch.no_grad():
         for parameter in method.trained():
             parameter.add_(1.0)
-    method.start()
+    method.begin_client()
     assert method.target is twin
     assert unchanged(method.online(), snapshot(twin.copy))
 

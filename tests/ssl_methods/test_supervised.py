@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from layerwise import LayerWise, split_encoder
-from ssl_methods import DigitsViews, SimCLR, Supervised, TwoViews
+from ssl_methods import DigitsViews, Foundation, SimCLR, Supervised, TwoViews
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def supervised(encoder):
         backbone = encoder(name)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return Supervised(backbone, backbone.feature_dim, augment or TwoViews(flip=0.5), optimizer, **settings)
+            return Supervised(
+                Foundation(backbone, backbone.feature_dim, augment or TwoViews(flip=0.5), optimizer), **settings
+            )
 
     return build
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fedssl.protocol.messages import STATE, Tensors
-from fedssl.server.aggregation.rule import Aggregation, Update, difference_to
-
-STATISTICS = ("running_mean", "running_var")
+from fedssl.protocol.messages import Tensors
+from fedssl.server.aggregation.rule import Aggregation, Update, difference_to, moved_by_gradients
 
 
 class FedNova(Aggregation):
@@ -42,7 +40,7 @@ class FedNova(Aggregation):
             raise ValueError(f"momentum {momentum} and proximal {proximal} exclude each other: set one of them to 0")
         self.momentum, self.proximal = momentum, proximal
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._sums: dict[str, Tensor] = {}
         self._images: dict[str, int] = {}
@@ -68,14 +66,9 @@ class FedNova(Aggregation):
 
 
 def path_length(steps: int, momentum: float = 0.0, proximal: float = 0.0) -> float:
-    """Sum |a| of the weights with which gradients of one size add up over so many steps; at most one is above 0."""
+    """Sum the weights |a| with which gradients of one size add up over so many steps; at most one is above 0."""
     if momentum:
         return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
     if proximal:
         return (1 - (1 - proximal) ** steps) / proximal
     return float(steps)
-
-
-def moved_by_gradients(key: str) -> bool:
-    """False for batch norm's statistics and a method's state; a key is ``part/tensor name``."""
-    return not key.startswith(STATE) and not key.endswith(STATISTICS)

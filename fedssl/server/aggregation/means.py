@@ -22,7 +22,7 @@ class WeightedMean(Aggregation):
     digits.
     """
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._sums: dict[str, Tensor] = {}
         self._totals: dict[str, int] = {}
@@ -54,8 +54,8 @@ class UnchangedMean(WeightedMean):
     uses is not known; this one is our reading.
     """
 
-    def begin(self, reference: Tensors) -> None:
-        super().begin(reference)
+    def begin_round(self, reference: Tensors) -> None:
+        super().begin_round(reference)
         self._images = 0
 
     def add(self, update: Update) -> None:
@@ -79,8 +79,8 @@ class NormWeightedMean(WeightedMean):
     ``up`` times the mean of ``down`` is not the mean of the products, as in the paper.
     """
 
-    def begin(self, reference: Tensors) -> None:
-        super().begin(reference)
+    def begin_round(self, reference: Tensors) -> None:
+        super().begin_round(reference)
         self._norms = 0.0
         self._adapted: Tensors = {}
 
@@ -101,7 +101,7 @@ class NormWeightedMean(WeightedMean):
 
 
 def update_norm(adapters: Tensors) -> float:
-    """Frobenius norm of the updates ``up @ down`` of all weights together; several adapters of one weight add up.
+    """Return the Frobenius norm of all updates ``up @ down`` together; several adapters of one weight add up.
 
     It is the root of the sum of all entries of (up' up) * (down down'), so that no update is multiplied out.
     """
@@ -126,7 +126,7 @@ class LDAWA(Aggregation):
     code: a layer that turns also shrinks. A layer is one tensor; where one of the two is zero the cosine counts as 1.
     """
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -146,6 +146,6 @@ class LDAWA(Aggregation):
 
 
 def angular_weight(reference: Tensor, own: Tensor) -> Tensor:
-    """Cosine between two tensors of one shape, 1 where either is zero."""
+    """Return the cosine between two tensors of one shape, 1 where either is zero."""
     cosine = F.cosine_similarity(reference.flatten(), own.flatten(), dim=0)
     return cosine.where(reference.any() & own.any(), cosine.new_ones(()))

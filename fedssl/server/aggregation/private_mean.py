@@ -71,8 +71,8 @@ class PrivateMean(Aggregation):
         self._key = secrets.token_bytes(32)
         self._clients = 1
 
-    def check(self, participation: Participation, rounds: int) -> None:
-        """Refuse runs for which the guarantee does not hold.
+    def begin(self, participation: Participation, rounds: int) -> None:
+        """Start a run, and refuse one for which the guarantee does not hold.
 
         Raises:
             ValueError: The selection depends on the clients' data, or the guarantee is too weak to mean anything.
@@ -95,7 +95,7 @@ class PrivateMean(Aggregation):
             )
         self._clients = participation.size
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._sums = {key: torch.zeros_like(tensor, dtype=torch.float32) for key, tensor in reference.items()}
 
@@ -113,11 +113,11 @@ class PrivateMean(Aggregation):
         return {name: self._step(name, reference, key) for name, reference in self._reference.items()}
 
     def metrics(self, rounds: int) -> dict[str, float]:
-        """Epsilon spent after a number of rounds."""
+        """Return epsilon spent after a number of rounds."""
         return {"privacy/epsilon": epsilon_of(self.noise_multiplier, rounds, self.delta)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Key of the noise. It is a secret: whoever has it can subtract the noise."""
+        """Return the key of the noise. It is a secret: whoever has it can subtract the noise."""
         return {"key": self._key.hex()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ class PrivateMean(Aggregation):
 
 
 def gaussian(key: bytes, size: int) -> Tensor:
-    """Standard normal float32 numbers (size,) that nobody can tell from random ones without the key.
+    """Draw standard normal float32 numbers (size,) that nobody can tell from random ones without the key.
 
     torch's generators have short seeds and are invertible: an attacker could guess the seed, or continue the noise from
     the part that is visible. SHAKE-256 is made to prevent both.
@@ -144,13 +144,13 @@ def gaussian(key: bytes, size: int) -> Tensor:
 
 
 def norm_of(changes: Tensors) -> float:
-    """Euclidean norm of all tensors as one vector."""
+    """Return the Euclidean norm of all tensors as one vector."""
     return math.sqrt(sum(change.double().square().sum().item() for change in changes.values()))
 
 
 @lru_cache(maxsize=4096)
 def epsilon_of(noise_multiplier: float, rounds: int, delta: float) -> float:
-    """Epsilon of one Gaussian mechanism a round, by Google's accountant for Rényi differential privacy."""
+    """Return epsilon of one Gaussian mechanism a round, by Google's accountant for Rényi differential privacy."""
     from dp_accounting import GaussianDpEvent, SelfComposedDpEvent
     from dp_accounting.rdp import RdpAccountant
 

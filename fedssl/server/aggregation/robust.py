@@ -25,8 +25,8 @@ class RobustAggregation(Aggregation):
     not train it, the layer keeps its global value in that round.
     """
 
-    def check(self, participation: Participation, rounds: int) -> None:
-        """Refuse cohorts that are too small for the rule.
+    def begin(self, participation: Participation, rounds: int) -> None:
+        """Start a run, and refuse cohorts that are too small for the rule.
 
         Raises:
             ValueError: The cohort has fewer clients than ``least``.
@@ -37,7 +37,7 @@ class RobustAggregation(Aggregation):
                 "it leaves nobody out; see --model.participation and --model.aggregation"
             )
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._changes: dict[str, list[Tensors]] = {}
 
@@ -63,11 +63,11 @@ class RobustAggregation(Aggregation):
 
     @abstractmethod
     def __str__(self) -> str:
-        """Name of the rule and its settings, for messages."""
+        """Return the name of the rule and its settings, for messages."""
 
     @abstractmethod
     def least(self) -> int:
-        """Minimum number of clients with which the rule bounds a liar's influence."""
+        """Return the minimum number of clients with which the rule bounds a liar's influence."""
 
     @abstractmethod
     def combine(self, clients: list[Tensors]) -> Tensors:
@@ -109,7 +109,7 @@ class TrimmedMean(RobustAggregation):
 
 
 def trimmed_mean(values: Tensor, cut: int) -> Tensor:
-    """Mean over the first dimension without the ``cut`` smallest and the ``cut`` largest of each coordinate.
+    """Return the mean over the first dimension without the ``cut`` smallest and the ``cut`` largest of each coordinate.
 
     Args:
         values: Values of shape (clients, ...).
@@ -170,7 +170,7 @@ class Krum(RobustAggregation):
 
 
 def krum_scores(vectors: Tensor, byzantine: int) -> Tensor:
-    """Sum of squared distances of each vector to its nearest others.
+    """Return the sum of squared distances of each vector to its nearest others.
 
     Args:
         vectors: Vectors of shape (clients, D).

@@ -1,27 +1,31 @@
-"""Aggregation rules: how the clients' results become one."""
+"""Interface of aggregation rules, which make one result of the clients'."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
-from fedssl.protocol.messages import Tensors
+from fedssl.protocol.messages import STATE, Tensors
 from fedssl.server.participation import Participation
+
+STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)
 class Update:
-    """A client's result as rules see it.
+    """Client's result as rules see it.
 
     Args:
-        client_id: Who gave it.
+        client_id: Number of the client.
         tensors: Floating-point tensors of the layers that it gave. They must not be kept: the next client overwrites
             them.
         num_images: Images it trained on, no more than the division gave it.
-        steps: Optimizer steps it took, as it says itself.
+        steps: Optimizer steps it took, by its own account.
         loss: Mean training loss over these steps, likewise.
     """
 
@@ -33,58 +37,91 @@ class Update:
 
 
 class Aggregation(ABC):
-    """Combines floating-point tensors of several clients, given one client at a time.
+    """Aggregation rule: combines the floating-point tensors of several clients, given one client at a time.
 
-    A rule is used once a round: :meth:`begin`, :meth:`add` for each client in ascending order of client id,
+    A rule is used once a round: :meth:`begin_round`, :meth:`add` for each client in ascending order of client id,
     :meth:`finish`. Integer tensors never reach it. A client may give only some of the tensors: those of the layers it
-    trained, or finished in time.
+    trained, or finished in time. :meth:`correction` is asked for each task, between ``begin_round`` and ``finish`` or
+    before them, and maybe after the ``add`` of another client of the round.
 
     Attributes:
-        takes_counters: Whether integer tensors take the largest of the clients' values; otherwise they stay.
-        always_steps: Whether every round ends with a step of all trained tensors, also if some or all clients gave
-            nothing, because the models must not tell who did.
+        takes_counters: Integer tensors take the largest of the clients' values; otherwise they stay.
+        always_steps: Every round ends with a step of all trained tensors, also if some or all clients gave nothing,
+            because the models must not tell who did.
+        corrects: Every task has a correction of the gradients, so that its cost is known before the run.
         refused: Why parts (by name) keep their values in the round that was finished last, though clients gave them.
     """
 
     takes_counters = True
     always_steps = False
+    corrects = False
     refused: dict[str, str] = {}  # noqa: RUF012 (replaced, never changed)
 
-    def check(self, participation: Participation, rounds: int) -> None:
-        """Before the run: refuses settings that the rule does not fit.
+    def begin(self, participation: Participation, rounds: int) -> None:
+        """Start a run, forgetting any run before it, and refuse settings that the rule does not fit.
 
         Args:
-            participation: Says how many clients there are, and how many train in a round.
+            participation: Number of clients, of all and in a round.
             rounds: Communication rounds of the run, at most.
 
         Raises:
             ValueError: They do not fit.
         """
 
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """Refuse, before the run, a clients' optimizer that the rule does not fit.
+
+        Args:
+            optimizer: Like those that clients make anew in every round, over a parameter that nobody needs.
+
+        Raises:
+            ValueError: It does not fit.
+        """
+
+    def correction(self, client_id: int, parameters: Mapping[str, Tensor]) -> Tensors:
+        """Return what a client adds to its gradients before each optimizer step; by default nothing.
+
+        Rules against client drift say in this way what the other clients' data would add. The tensors are part of the
+        client's traffic, and its device holds them while it trains.
+
+        Args:
+            client_id: Client that a task is made for.
+            parameters: Global parameters that it trains, by ``part/name``. They must not be kept.
+        """
+        return {}
+
     def metrics(self, rounds: int) -> dict[str, float]:
-        """What the rule has to say after some rounds, by the keys that loggers get."""
+        """Return the rule's own figures after some rounds, by the keys that loggers get."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, in plain types: a secret, so only their owner may read checkpoints that have it."""
+        """Return what a resumed run needs, in plain types and tensors.
+
+        It counts as a secret: only their owner may read checkpoints that have it.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restore :meth:`state_dict`."""
 
     @abstractmethod
-    def begin(self, reference: Tensors) -> None:
-        """Starts a round from the global tensors that were sent out."""
+    def begin_round(self, reference: Tensors) -> None:
+        """Start a round from the global tensors that were sent out."""
 
     @abstractmethod
     def add(self, update: Update) -> None:
-        """Takes what one client gave."""
+        """Take what one client gave."""
 
     @abstractmethod
     def finish(self) -> Tensors:
-        """The aggregated tensors, with the keys of the reference; those that no client gave are unchanged."""
+        """Return the aggregated tensors, with the keys of the reference; those that no client gave are unchanged."""
 
 
 def difference_to(reference: Tensor, tensor: Tensor) -> Tensor:
-    """``tensor - reference`` in float32, on the reference's device."""
+    """Return ``tensor - reference`` in float32, on the reference's device."""
     return tensor.to(reference.device).float() - reference.float()
+
+
+def moved_by_gradients(key: str) -> bool:
+    """Return False for batch norm's statistics and a method's state; a key is ``part/tensor name``."""
+    return not key.startswith(STATE) and not key.endswith(STATISTICS)

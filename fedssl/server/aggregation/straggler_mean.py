@@ -36,7 +36,7 @@ class StragglerMean(Aggregation):
             raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
         self.rule = rule
 
-    def begin(self, reference: Tensors) -> None:
+    def begin_round(self, reference: Tensors) -> None:
         self._reference = reference
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -69,7 +69,7 @@ class StragglerMean(Aggregation):
 
 
 def empty_probability(rank: int, layers: int, clients: int) -> float:
-    """Chance that no client reaches a layer, if each stops after a uniformly distributed number of layers.
+    """Return the chance that no client reaches a layer, if each stops after a uniformly distributed number of layers.
 
     Args:
         rank: Position from the end: 1 for the last layer, which backward finishes first.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from layerwise import LayerWise
-from ssl_methods import SSLMethod, StepOutput, TwoViews, Views, info_nce
+from ssl_methods import Foundation, SSLMethod, StepOutput, TwoViews, Views, info_nce
 from ssl_methods.alignment import Alignment, GlobalAlignment, MoonAlignment, ProximalTerm
 
 HIDDEN = torch.eye(2)
@@ -24,7 +24,7 @@ class Linear(SSLMethod):
     """The projection of x is W x; nothing else."""
 
     def __init__(self, weight: Tensor) -> None:
-        super().__init__(nn.Linear(2, 2, bias=False), 2, TwoViews(), partial(SGD, lr=0.1))
+        super().__init__(Foundation(nn.Linear(2, 2, bias=False), 2, TwoViews(), partial(SGD, lr=0.1)))
         self.projector = nn.Linear(2, 2, bias=False)
         self.set(weight)
 
@@ -44,10 +44,10 @@ class Linear(SSLMethod):
 def started(alignment: Alignment, received: Tensor, previous: Tensor | None = None) -> Linear:
     """A method that received weights, after its client remembered others."""
     method = Linear(torch.zeros(2, 2) if previous is None else previous)
-    alignment.attach(method)
+    alignment.begin_stage(method)
     memory = None if previous is None else alignment.remember(method)
     method.set(received)
-    alignment.start(method, memory)
+    alignment.begin_client(method, memory)
     return method
 
 
@@ -112,7 +112,7 @@ def test_received_model_stays_while_the_local_one_trains() -> None:
     before = value(alignment, PROJECTIONS)
     method.set(torch.tensor([[0.0, 5.0], [1.0, 0.0]]))
     assert value(alignment, PROJECTIONS) == before
-    alignment.start(method, None)
+    alignment.begin_client(method, None)
     assert value(alignment, PROJECTIONS) != before
 
 
@@ -131,7 +131,7 @@ def test_moon_is_zero_without_a_memory() -> None:
     alignment = MoonAlignment()
     method = started(alignment, torch.eye(2), previous=torch.ones(2, 2))
     assert value(alignment, PROJECTIONS) > 0
-    alignment.start(method, None)
+    alignment.begin_client(method, None)
     loss = alignment((HIDDEN, HIDDEN), method.step((HIDDEN, HIDDEN)))
     assert loss.item() == 0.0
 
@@ -157,14 +157,14 @@ def test_alignment_of_the_active_part_is_that_of_the_whole_model(
     model.attach(stage)
     model.encoder.depth = stage.depth
     alignment = kind(temperature=0.3)
-    alignment.attach(model.method)
+    alignment.begin_stage(model.method)
     previous = copy.deepcopy((model.encoder, model.method.projector))
     memory = alignment.remember(model.method)
     with torch.no_grad():
         for parameter in model.method.trained():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
     received = copy.deepcopy((model.encoder, model.method.projector))
-    alignment.start(model.method, memory)
+    alignment.begin_client(model.method, memory)
     with torch.no_grad():
         model.method.backbone[0].mlp.fc1.weight.mul_(1.5)
 

@@ -22,6 +22,12 @@ PLAIN = TwoViews()
 """Every view is the image itself, so that a stored view is what the prefix would give."""
 
 
+class FourViews(SimCLR):
+    """A method that a bank has too few views for."""
+
+    num_views = 4
+
+
 @pytest.mark.parametrize("method", ["SimCLR", "BYOL", "MoCoV3", "Supervised"])
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_a_step_from_the_bank_is_the_step_on_the_prefixs_outputs(
@@ -146,7 +152,7 @@ def test_a_run_whose_banks_are_above_their_budget_is_refused(make_module: Callab
     make_module(bank=ActivationBank(budget="1MB")).prepare(data)
 
 
-def test_bad_settings_are_refused(make_module: Callable[..., FederatedSSL]) -> None:
+def test_bad_settings_are_refused(make_module: Callable[..., FederatedSSL], vit_spec: EncoderSpec) -> None:
     with pytest.raises(ValueError, match="leave out the bank, or the budget"):
         make_module(bank=ActivationBank(), memory_budget="10MiB")
     with pytest.raises(ValueError, match=r"bank\.pairs must be at least 1, got 0"):
@@ -159,6 +165,8 @@ def test_bad_settings_are_refused(make_module: Callable[..., FederatedSSL]) -> N
         ActivationBank(budget="many")
     with pytest.raises(ValueError, match="a bank stores views of images: LanguageModelling has none"):
         FederatedSSL(TEXT, LanguageModelling, None, SGD, LayerWise(), 3, bank=ActivationBank(), seed=0)
+    with pytest.raises(ValueError, match="a bank stores two kinds of views: FourViews has 4 views"):
+        FederatedSSL(vit_spec, FourViews, DigitsViews(), SGD, LayerWise(), 3, bank=ActivationBank(), seed=0)
 
 
 def test_the_bank_in_memory_is_predicted(make_module: Callable[..., FederatedSSL]) -> None:

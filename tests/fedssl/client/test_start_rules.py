@@ -59,7 +59,7 @@ def test_mixing_leaves_integers_global() -> None:
 @pytest.mark.parametrize(("threshold", "local"), [(2.4, True), (2.5, True), (2.6, False), (0.0, True)])
 def test_fedu_keeps_the_predictor_of_a_far_encoder(threshold: float, local: bool) -> None:
     received, own = weights([[3.0, 0.0], [0.0, 4.0]], 1.0, 3), weights([[0.0, 0.0], [0.0, 0.0]], 2.0, 9)
-    start = FedU(threshold).start(received, own, {})
+    start = FedU(threshold).begin_client(received, own, {})
     assert list(start) == list(received)
     for key, tensor in start.items():
         source = own if local and key.startswith("head.predictor/") else received
@@ -70,17 +70,17 @@ def test_fedema_by_hand() -> None:
     """The first use sets lambda to 0.7 / 2.5 = 0.28; a divergence of 0.5 then gives a share of 0.14."""
     rule, notes = FedEMA(0.7), {}
     received, own = weights([[3.0, 0.0], [0.0, 4.0]], 1.0, 3), weights([[0.0, 0.0], [0.0, 0.0]], 2.0, 9)
-    first = rule.start(received, own, notes)
+    first = rule.begin_client(received, own, notes)
     assert notes == {"lambda": pytest.approx(0.28)}
     assert torch.allclose(first["block.0/w"], 0.3 * received["block.0/w"])
     assert torch.allclose(first["block.0/bias"], torch.full((2,), 7.0 * 1.7))
     assert torch.allclose(first["head.predictor/w"], torch.full((1, 2), 1.7))
     assert first["head.predictor/steps"].item() == 3
     near = weights([[3.0, 1.0], [0.0, 4.0]], 2.0)
-    second = rule.start(received, near, notes)
+    second = rule.begin_client(received, near, notes)
     assert torch.allclose(second["block.0/w"], torch.tensor([[3.0, 0.14], [0.0, 4.0]]))
     far = weights([[30.0, 0.0], [0.0, 40.0]], 2.0)
-    third = rule.start(received, far, notes)
+    third = rule.begin_client(received, far, notes)
     assert torch.equal(third["block.0/w"], far["block.0/w"])  # a share of at most 1
     assert notes == {"lambda": pytest.approx(0.28)}
 
@@ -88,7 +88,7 @@ def test_fedema_by_hand() -> None:
 def test_fedema_waits_for_a_divergence_to_set_lambda() -> None:
     rule, notes = FedEMA(), {}
     received = weights([[3.0, 0.0], [0.0, 4.0]], 1.0)
-    start = rule.start(received, weights([[3.0, 0.0], [0.0, 4.0]], 5.0), notes)
+    start = rule.begin_client(received, weights([[3.0, 0.0], [0.0, 4.0]], 5.0), notes)
     assert notes == {}
     assert all(torch.equal(start[key], tensor) for key, tensor in received.items())
 
@@ -131,7 +131,7 @@ def test_the_second_round_starts_from_the_mix(rule: StartRule, make_world: Calla
     received, seen = world.weights(), starts_of(world)
     world.run(1)
     for client in range(3):
-        expected = rule.start(received, own[client], {})
+        expected = rule.begin_client(received, own[client], {})
         assert all(torch.equal(tensor, expected[key]) for key, tensor in seen[client].items())
         assert any(not torch.equal(tensor, received[key]) for key, tensor in seen[client].items())
 
@@ -177,7 +177,7 @@ def test_who_missed_a_round_mixes_with_its_last_one(
     assert all(torch.equal(tensor, world.local.memories[1].weights[key]) for key, tensor in kept.items())
     received, seen = world.weights(), starts_of(world)
     world.run(1)
-    expected = FedEMA().start(received, kept, {})
+    expected = FedEMA().begin_client(received, kept, {})
     assert all(torch.equal(tensor, expected[key]) for key, tensor in seen[1].items())
 
 

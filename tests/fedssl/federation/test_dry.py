@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fedssl import ActivationBank, Calibration, Deadline, GlobalAlignment, SmartFreezeSelector
+from fedssl import SCAFFOLD, ActivationBank, Calibration, Deadline, GlobalAlignment, SmartFreezeSelector
 from fedssl.devices import DeviceProfile
 from fedssl.federation.dry import dry_federation, dry_rounds
 from fedssl.server.rounds import RoundReport
@@ -40,6 +40,7 @@ def costs(report: RoundReport) -> tuple[Any, ...]:
         (LayerWise(), {"bank": ActivationBank(2, refresh=2), "cohort_size": 2}),
         (LayerWise(layer_budget=2), {"bank": ActivationBank(2)}),
         (LayerWise(), {"bank": ActivationBank(1), "calibration": Calibration(batch_size=4, when="stage")}),
+        (LayerWise(), {"aggregation": SCAFFOLD(), "cohort_size": 2}),
         (LastLayers(), {"method": "Supervised", "devices": [MEDIUM, SLOW, MEDIUM]}),
         (LayerWise(), {"devices": [MEDIUM, SLOW, FOREVER], "deadline": Deadline(2.0)}),
         (LayerWise(), {"devices": [MEDIUM, SLOW, FOREVER], "deadline": Deadline(2.0, "send_finished_layers")}),
@@ -69,5 +70,5 @@ def test_a_dry_run_leaves_everything_as_it_was(make_world: Callable[..., Any]) -
 def test_nothing_is_learnt_from_a_dry_run(make_settings: Callable[..., Any]) -> None:
     """A selector that wants losses or updates gets none, and does not fail for want of them."""
     settings = make_settings(LayerWise(), 6, cohort={"selector": SmartFreezeSelector(), "participation": 2})
-    federation = dry_federation(settings, [4, 9, 8], settings.local.predictor(settings.build()))
+    federation = dry_federation(settings, [4, 9, 8], settings.predictor())
     assert [each.report.round for each in dry_rounds(federation)] == list(range(6))

@@ -33,6 +33,10 @@ RUNS = {
     "mixed precision": ("lw_fedssl.yaml", ("--trainer.precision=bf16-mixed", "--model.rounds=2")),
     "progressive": ("prog_fedssl.yaml", ("--model.alignment=GlobalAlignment", "--model.participation=2")),
     "FedNova": ("lw_fedssl.yaml", ("--model.aggregation=FedNova", "--model.rounds=2")),
+    "SCAFFOLD": (
+        "lw_fedssl.yaml",
+        ("--model.aggregation=SCAFFOLD", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.05"),
+    ),
     "last layers": ("lw_fedssl.yaml", LAST_LAYERS),
     "end-to-end": ("fedssl.yaml", ("--model.start=fedssl.FedEMA", "--model.method=BYOL", "--model.dropout=0.2")),
 }

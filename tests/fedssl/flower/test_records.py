@@ -26,6 +26,7 @@ from fedssl.flower.records import (
 )
 from fedssl.flower.roster import Roster
 from fedssl.protocol.messages import Failure, Parts, flatten, num_bytes
+from fedssl.server.aggregation import SCAFFOLD, Aggregation, WeightedMean
 
 
 def same(a: Parts, b: Parts) -> bool:
@@ -39,15 +40,19 @@ def note(json: str, **records: Any) -> RecordDict:
     return RecordDict({"note": ConfigRecord({"json": json}), **records})
 
 
-def test_orders_and_answers_come_back_as_they_were(make_world: Callable[..., Any]) -> None:
-    world = make_world()
+@pytest.mark.parametrize("rule", [WeightedMean, SCAFFOLD])
+def test_orders_and_answers_come_back_as_they_were(rule: type[Aggregation], make_world: Callable[..., Any]) -> None:
+    world = make_world(aggregation=rule())
     task = world.tasks(rounds=1)[1]
     assert task.frozen
+    assert bool(task.correction) == rule.corrects
     arrived = decode_order(encode_order(Order(task, "ab12", "model: x", 7)))
     assert (arrived.run_id, arrived.recipe, arrived.needed_bytes) == ("ab12", "model: x", 7)
     assert same(arrived.task.active, task.active)
     assert same(arrived.task.frozen, task.frozen)
-    assert vars(arrived.task) | {"active": 0, "frozen": 0} == vars(task) | {"active": 0, "frozen": 0}
+    assert same(arrived.task.correction, task.correction)
+    tensors = {"active": 0, "frozen": 0, "correction": 0}
+    assert vars(arrived.task) | tensors == vars(task) | tensors
     result = world.local(task, world.clients[1])
     back = decode_answer(encode_answer(result), 1)
     assert same(back.parts, result.parts)

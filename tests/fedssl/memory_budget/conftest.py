@@ -10,9 +10,7 @@ import pytest
 from torch.optim import AdamW
 
 from fedssl.costs.forecast import largest_batch
-from fedssl.costs.prediction import StepPredictor
 from fedssl.data.images import FederatedData
-from fedssl.federation.settings import FederationSettings
 from fedssl.memory_budget.planner import StepPlanner
 from fedssl.training.federated import FederatedSSL
 from layerwise import EncoderSpec, EndToEnd
@@ -53,7 +51,7 @@ def make_planner(make_run: Callable[..., FederatedSSL]) -> Callable[..., StepPla
     def make(method: str = "SimCLR", anew: bool = False, **settings: Any) -> StepPlanner:
         key = f"{method} {sorted(settings)}"
         if anew or key not in made:
-            made[key] = StepPlanner(_predictor(make_run(method, **settings).settings), largest_batch([100], 16))
+            made[key] = StepPlanner(make_run(method, **settings).settings.predictor(), largest_batch([100], 16))
         return made[key]
 
     return make
@@ -64,7 +62,3 @@ def digits() -> FederatedData:
     data = FederatedData(clients=3, train_images=66, image_size=16, seed=0)
     data.setup("fit")
     return data
-
-
-def _predictor(settings: FederationSettings) -> StepPredictor:
-    return settings.local.predictor(settings.build())

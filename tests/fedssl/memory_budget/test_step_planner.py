@@ -27,7 +27,7 @@ def measured_peak(planner: StepPlanner, budget: int, stage: Stage = WHOLE) -> in
     """All bytes of tensors alive in the second step that is really run with the plan for a budget."""
     planned, predictor = planner.plan(stage, 16, budget), planner.predictor
     method = predictor.step.attach(predictor.model, stage)
-    copies = predictor.step.start(method, predictor.step.remember(method))
+    copies = predictor.step.begin_client(method, predictor.step.remember(method))
     optimizer = method.configure_optimizers()
     context: Any = PlannedStep(method, planned.actions) if planned else nullcontext()
     generator = torch.Generator().manual_seed(0)

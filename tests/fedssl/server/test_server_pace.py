@@ -39,7 +39,7 @@ class Stub(BlockPerturbation):
         self.seen: list[int] = []
         self.begun: list[int] = []
 
-    def begin(self, tensors: Any, generator: torch.Generator) -> None:
+    def begin_stage(self, tensors: Any, generator: torch.Generator) -> None:
         self.begun.append(sum(tensor.numel() for tensor in tensors))
 
     def observe(self, tensors: Any) -> PaceReading:
@@ -113,7 +113,7 @@ def test_the_real_controller_ends_stages_by_what_it_saw(make_world: Callable[...
     while not world.server.done:
         world.server.begin_round()
         if world.server.stage_rounds[world.server.stage.index] == 0:
-            controller.begin(world.server._followed(), torch.Generator())
+            controller.begin_stage(world.server._followed(), torch.Generator())
         reports.append(world.server.end_round(world.results(world.server.current.cohort)))
         block = world.server.model.modules[f"block.{reports[-1].stage}"]
         stem = list(world.server.model.modules["stem"].parameters()) if reports[-1].stage == 0 else []

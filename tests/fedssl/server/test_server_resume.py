@@ -1,5 +1,6 @@
 """A run that is stopped and continued elsewhere goes on bit for bit."""
 
+import copy
 import io
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ import torch
 from torch.optim import SGD, Adam
 
 from fedssl.client.bank import ActivationBank
-from fedssl.server.aggregation import FedNova
+from fedssl.server.aggregation import SCAFFOLD, FedNova
 from fedssl.server.calibration import Calibration
 from layerwise import LayerWise, Progressive
 from ssl_methods.alignment import GlobalAlignment, MoonAlignment
@@ -32,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "FedAvgM": {"server_optimizer": partial(SGD, lr=0.7, momentum=0.9)},
     "FedAdam": {"server_optimizer": partial(Adam, lr=0.01)},
     "FedNova": {"aggregation": FedNova(momentum=0.9), "sizes": (4, 9, 8)},
+    "SCAFFOLD": {"aggregation": SCAFFOLD(), "sizes": (4, 9, 8), "cohort_size": 2},
     "calibration": {"calibration": Calibration(batch_size=4)},
     "partial": {"cohort_size": 2, "dropout": 0.3},
     "growth": {"scheme": LayerWise(weight_transfer=True, renew_heads=True)},
@@ -46,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_a_resumed_run_continues_bit_for_bit(variant: str, stop: int, make_world: Callable[..., Any]) -> None:
     """Stages last two rounds: 3 is in the middle of one, 4 between two."""
     settings = {"rounds": 6, "sizes": (4, 4, 8)} | VARIANTS[variant]
-    whole, resumed = (make_world(**settings) for _ in range(2))
+    whole, resumed = (make_world(**copy.deepcopy(settings)) for _ in range(2))
     whole.run(stop)
     checkpoint = through_a_file(whole.checkpoint())
     resumed.restore(checkpoint)

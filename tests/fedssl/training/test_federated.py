@@ -15,8 +15,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import EarlyStopping
 from torch.optim import SGD, AdamW
 
+from fedssl.client.start import FedEMA
 from fedssl.data.images import FederatedData, ImageData
-from fedssl.server.aggregation import PrivateMean, WeightedMean
+from fedssl.server.aggregation import SCAFFOLD, PrivateMean, WeightedMean
 from fedssl.server.calibration import Calibration
 from fedssl.server.participation import Cohort
 from fedssl.server.server import AllClientsFailedError
@@ -254,6 +255,13 @@ def test_calibration_needs_images_before_training_starts(make_module: Callable[.
 def test_participation_must_fit_the_clients(make_module: Callable[..., FederatedSSL]) -> None:
     with pytest.raises(ValueError, match="participation 4 clients a round: allowed are 1 to 3"):
         trainer().fit(make_module(participation=4), datamodule=digits())
+
+
+def test_corrections_of_other_clients_are_refused(make_module: Callable[..., FederatedSSL]) -> None:
+    with pytest.raises(ValueError, match=r"SCAFFOLD needs clients with SGD.*got AdamW: set --model\.optimizer"):
+        make_module(aggregation=SCAFFOLD())
+    with pytest.raises(ValueError, match="SCAFFOLD corrects gradients for clients that start from the global weights"):
+        make_module("BYOL", aggregation=SCAFFOLD(), optimizer=partial(SGD, lr=0.1), start=FedEMA())
 
 
 @pytest.mark.parametrize(

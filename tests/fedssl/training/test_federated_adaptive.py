@@ -32,7 +32,7 @@ FLEET = [{"count": 2, "macs_per_second": 1e6}, {"count": 1, "memory": "1MiB", "a
 class Stub(BlockPerturbation):
     """Freezes every block after two rounds."""
 
-    def begin(self, tensors: Any, generator: torch.Generator) -> None:
+    def begin_stage(self, tensors: Any, generator: torch.Generator) -> None:
         self._converged = 0
 
     def observe(self, tensors: Any) -> PaceReading:

@@ -115,7 +115,7 @@ def test_a_run_is_evaluated_by_perplexity(data, scheme) -> None:
     trainer.test(module, datamodule=text, verbose=False)
     results = collect_results(module, 0.0)
     texts = text.eval_test.gather(torch.arange(len(text.eval_test)))
-    mean = module.model.method.nats(module.model.encoder, texts).mean().item()
+    mean = module.model.method.token_nll(module.model.encoder, texts).mean().item()
     assert results["perplexity"] == pytest.approx(np.exp(mean))
     assert results["bits_per_character"] == pytest.approx(mean / np.log(2))
     assert results["test_characters"] == 8 * len(text.eval_test)

@@ -11,7 +11,7 @@ Clients = list[tuple[dict[str, Tensor], int]]
 
 def aggregate(reference: dict[str, Tensor], clients: Clients) -> dict[str, Tensor]:
     rule = WeightedMean()
-    rule.begin(reference)
+    rule.begin_round(reference)
     for tensors, num_images in clients:
         rule.add(update_of(tensors, num_images))
     return rule.finish()
@@ -61,7 +61,7 @@ def test_clients_tensors_are_not_kept() -> None:
     reference = {"w": torch.zeros(3)}
     resident = torch.tensor([1.0, 2.0, 3.0])
     rule = WeightedMean()
-    rule.begin(reference)
+    rule.begin_round(reference)
     rule.add(update_of({"w": resident}, 1))
     resident.copy_(torch.tensor([3.0, 4.0, 5.0]))
     rule.add(update_of({"w": resident}, 1))
@@ -79,6 +79,6 @@ def test_clients_and_reference_are_not_changed() -> None:
 def test_every_round_starts_anew() -> None:
     rule = WeightedMean()
     for value in (1.0, 5.0):
-        rule.begin({"w": torch.zeros(1)})
+        rule.begin_round({"w": torch.zeros(1)})
         rule.add(update_of({"w": torch.tensor([value])}, 2))
         assert rule.finish()["w"].item() == value

@@ -16,7 +16,7 @@ from layerwise import LayerWise
 
 
 def aggregate(rule: Any, reference: dict[str, Tensor], *updates: tuple[dict[str, Tensor], int, int]) -> dict[str, Any]:
-    rule.begin(reference)
+    rule.begin_round(reference)
     for tensors, images, steps in updates:
         rule.add(update_of(tensors, images, steps))
     return {key: tensor.tolist() for key, tensor in rule.finish().items()}

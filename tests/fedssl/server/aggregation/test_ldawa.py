@@ -15,7 +15,7 @@ Tensors = dict[str, Tensor]
 
 def aggregate(reference: Tensors, *clients: Tensors) -> Tensors:
     rule = LDAWA()
-    rule.begin(reference)
+    rule.begin_round(reference)
     for place, tensors in enumerate(clients):
         rule.add(update_of(tensors, 10**place))
     return rule.finish()
@@ -71,7 +71,7 @@ def test_a_bias_that_starts_at_zero_can_leave_it() -> None:
 def test_clients_tensors_are_neither_kept_nor_changed() -> None:
     reference, resident = {"w": torch.tensor([1.0, 0.0])}, torch.tensor([2.0, 0.0])
     rule = LDAWA()
-    rule.begin(reference)
+    rule.begin_round(reference)
     rule.add(update_of({"w": resident}, 1))
     resident.copy_(torch.tensor([4.0, 0.0]))
     rule.add(update_of({"w": resident}, 1))
@@ -84,7 +84,7 @@ def test_clients_tensors_are_neither_kept_nor_changed() -> None:
 def test_every_round_starts_anew_and_keeps_the_dtype() -> None:
     rule = LDAWA()
     for value in (1.0, 5.0):
-        rule.begin({"w": torch.ones(1, dtype=torch.bfloat16)})
+        rule.begin_round({"w": torch.ones(1, dtype=torch.bfloat16)})
         rule.add(update_of({"w": torch.tensor([value])}, 2))
         result = rule.finish()["w"]
         assert (result.item(), result.dtype) == (value, torch.bfloat16)

@@ -38,7 +38,7 @@ def products(tensors: dict[str, Tensor], parts: int) -> list[Tensor]:
 
 def aggregate(*given: tuple[dict[str, Tensor], int]) -> dict[str, Tensor]:
     rule = NormWeightedMean()
-    rule.begin(client(9, 2))
+    rule.begin_round(client(9, 2))
     for tensors, images in given:
         rule.add(update_of(tensors, images))
     return rule.finish()

@@ -23,14 +23,14 @@ MANY = {"a/w": torch.zeros(200_000)}
 
 def private(clip: float = 5.0, noise: float = 1e-9, clients: int = 2, key: int = 7) -> PrivateMean:
     rule = PrivateMean(clip, noise, max_epsilon=math.inf)
-    rule.check(Participation([10] * clients), 3)
+    rule.begin(Participation([10] * clients), 3)
     rule.load_state_dict({"key": f"{key:064x}"})
     return rule
 
 
 def test_updates_are_clipped_as_one_vector_and_divided_by_the_cohort() -> None:
     rule = private(clients=4)
-    rule.begin(REFERENCE)
+    rule.begin_round(REFERENCE)
     rule.add(update_of({"a/w": torch.tensor([6.0, 0.0]), "b/w": torch.tensor([8.0])}, 1))
     rule.add(update_of({"a/w": torch.tensor([0.0, 4.0]), "b/w": torch.tensor([0.0])}, 1000))
     given = rule.finish()
@@ -45,7 +45,7 @@ def noise(key: int = 7, reference: float = 0.0, given: float = 0.0) -> torch.Ten
     before = {"a/w": MANY["a/w"] + reference}
     update = torch.zeros(200_000)
     update[:4] = given
-    rule.begin(before)
+    rule.begin_round(before)
     rule.add(update_of({"a/w": before["a/w"] + update}, 1))
     return rule.finish()["a/w"] - before["a/w"]
 
@@ -77,14 +77,14 @@ def test_every_process_draws_a_key_of_its_own_and_a_resumed_run_goes_on_with_it(
     assert first.state_dict() != second.state_dict()
     second.load_state_dict(first.state_dict())
     for rule in (first, second):
-        rule.begin(REFERENCE)
+        rule.begin_round(REFERENCE)
     assert torch.equal(first.finish()["a/w"], second.finish()["a/w"])
 
 
 def test_variances_stay_above_zero() -> None:
     rule = private(clip=1.0, noise=100.0)
     for value in range(8):
-        rule.begin(REFERENCE | {"b/w": torch.tensor([float(value)])})
+        rule.begin_round(REFERENCE | {"b/w": torch.tensor([float(value)])})
         assert rule.finish()["b/running_var"] >= 0
 
 
@@ -120,12 +120,12 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
 
 def test_runs_without_a_guarantee_are_refused() -> None:
     with pytest.raises(ValueError, match="sees no client's data, not SmartFreezeSelector"):
-        PrivateMean(1.0, 1.0).check(Participation([9] * 3, selector=SmartFreezeSelector()), 1)
+        PrivateMean(1.0, 1.0).begin(Participation([9] * 3, selector=SmartFreezeSelector()), 1)
     with pytest.raises(ValueError, match=r"delta 0\.5 must be below 1/3"):
-        PrivateMean(1.0, 1.0, delta=0.5).check(Participation([9] * 3), 1)
+        PrivateMean(1.0, 1.0, delta=0.5).begin(Participation([9] * 3), 1)
     with pytest.raises(ValueError, match=r"epsilon 5\.5e\+17 after 1 rounds, above 20: raise it"):
-        PrivateMean(1.0, 1e-9, max_epsilon=20.0).check(Participation([9] * 3), 1)
-    PrivateMean(1.0, 1e-9, max_epsilon=math.inf).check(Participation([9] * 3), 1)
+        PrivateMean(1.0, 1e-9, max_epsilon=20.0).begin(Participation([9] * 3), 1)
+    PrivateMean(1.0, 1e-9, max_epsilon=math.inf).begin(Participation([9] * 3), 1)
 
 
 def test_a_run_moves_by_the_clip_at_most_and_counters_stay(make_world: Callable[..., Any], tmp_path: Path) -> None:

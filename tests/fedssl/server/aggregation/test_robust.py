@@ -19,7 +19,7 @@ ROBUST = {"median": CoordinateMedian, "trimmed mean": lambda: TrimmedMean(0.25),
 
 
 def aggregate(rule: Aggregation, *clients: dict[str, list[float]]) -> dict[str, list[float]]:
-    rule.begin({key: torch.full((2,), 10.0) for key in ("a/w", "b/w")})
+    rule.begin_round({key: torch.full((2,), 10.0) for key in ("a/w", "b/w")})
     for number, client in enumerate(clients):
         rule.add(update_of({key: torch.tensor(values) for key, values in client.items()}, 1000**number))
     return {key: tensor.tolist() for key, tensor in rule.finish().items()}
@@ -74,9 +74,9 @@ def test_settings_that_promise_nothing_are_refused() -> None:
     ],
 )
 def test_rules_refuse_rounds_in_which_they_leave_nobody_out(rule: RobustAggregation, least: int) -> None:
-    rule.check(Participation([9] * least), 3)
+    rule.begin(Participation([9] * least), 3)
     with pytest.raises(ValueError, match=rf"participation {least - 1} clients a round: .* needs at least {least}"):
-        rule.check(Participation([9] * 20, least - 1), 3)
+        rule.begin(Participation([9] * 20, least - 1), 3)
     honest = [{"a/w": [11.0, 11.0]}] * (least - 2)
     liar = {"a/w": [1e6, 1e6], "b/w": [1e6, 1e6]}
     assert aggregate(rule, *honest, liar) == {"a/w": [10, 10], "b/w": [10, 10]}

@@ -18,7 +18,7 @@ LAYERS = ("stem", "block.0", "tail", "head.projector")
 
 def aggregate(rule: Any, reference: Tensors, clients: list[Tensors], images: int = 5) -> Tensors:
     mean = StragglerMean(rule)
-    mean.begin(reference)
+    mean.begin_round(reference)
     for place, tensors in enumerate(clients):
         mean.add(update_of(tensors, images + 100 * place))
     return mean.finish()
@@ -129,7 +129,7 @@ def test_chance_that_nobody_reaches_a_layer() -> None:
 def test_clients_tensors_are_neither_kept_nor_changed() -> None:
     reference, resident = {"a/w": torch.zeros(2)}, torch.tensor([1.0, 2.0])
     mean = StragglerMean()
-    mean.begin(reference)
+    mean.begin_round(reference)
     mean.add(update_of({"a/w": resident}, 1))
     resident.copy_(torch.tensor([3.0, 6.0]))
     mean.add(update_of({"a/w": resident}, 1))
@@ -142,7 +142,7 @@ def test_clients_tensors_are_neither_kept_nor_changed() -> None:
 def test_every_round_starts_anew_and_keeps_the_dtype() -> None:
     mean = StragglerMean("unbiased")
     for value in (1.0, 5.0):
-        mean.begin({"a/w": torch.zeros(1, dtype=torch.bfloat16)})
+        mean.begin_round({"a/w": torch.zeros(1, dtype=torch.bfloat16)})
         mean.add(update_of({"a/w": torch.tensor([value])}, 2))
         result = mean.finish()["a/w"]
         assert (result.item(), result.dtype) == (value, torch.bfloat16)

@@ -19,7 +19,7 @@ UPDATES = [{name: tensor(10 * client + i) for i, name in enumerate(names)} for c
 
 
 def aggregate(rule: Aggregation, updates: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    rule.begin(REFERENCE)
+    rule.begin_round(REFERENCE)
     for (images, _), update in zip(CLIENTS, updates, strict=True):
         rule.add(update_of(update, images))
     return rule.finish()
@@ -28,7 +28,7 @@ def aggregate(rule: Aggregation, updates: list[dict[str, Tensor]]) -> dict[str, 
 def test_by_hand() -> None:
     """Three of ten images move the layer by three tenths."""
     rule = UnchangedMean()
-    rule.begin({"a": torch.tensor([1.0]), "b": torch.tensor([0.0])})
+    rule.begin_round({"a": torch.tensor([1.0]), "b": torch.tensor([0.0])})
     rule.add(update_of({"a": torch.tensor([11.0]), "b": torch.tensor([10.0])}, 3))
     rule.add(update_of({"b": torch.tensor([20.0])}, 7))
     assert {key: value.item() for key, value in rule.finish().items()} == {"a": 4.0, "b": 17.0}

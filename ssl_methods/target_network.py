@@ -1,4 +1,4 @@
-"""Frozen copy of a branch: the momentum target, or the received model in an alignment loss."""
+"""Target network, a frozen copy of a branch: the momentum target, or the received model in an alignment loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
 
-class Twin(nn.Module):
+class TargetNetwork(nn.Module):
     """Copy of a network that never receives gradients.
 
     It stays in training mode, so its batch norms use the batch's own statistics like the online branch, as in MoCo v3
@@ -26,12 +26,12 @@ class Twin(nn.Module):
 
     @torch.no_grad()
     def reset(self, branch: nn.Module) -> None:
-        """Reset the twin to ``branch``, parameters and buffers."""
+        """Make the copy equal to ``branch``, parameters and buffers."""
         for mine, theirs in zip(self._tensors(self.copy), self._tensors(branch), strict=True):
             mine.copy_(theirs)
 
     def follow(self, branch: nn.Module, momentum: float) -> None:
-        """Move the parameters: twin = momentum * twin + (1 - momentum) * branch."""
+        """Move the parameters: copy = momentum * copy + (1 - momentum) * branch."""
         update_momentum(branch, self.copy, m=momentum)
 
     @torch.no_grad()
