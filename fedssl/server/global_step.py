@@ -26,8 +26,8 @@ class NonFiniteModelError(ArithmeticError):
 class GlobalStep(ABC):
     """Turns a round's updates into a change of the global model.
 
-    A run is :meth:`begin`, and for each round :meth:`begin_round`, :meth:`correction` for each task, :meth:`finish` once
-    the updates are in, and :meth:`check_finite`.
+    A run is :meth:`begin`, and for each round :meth:`begin_round`, :meth:`correction` for each task, :meth:`finish`
+    once the updates are in, and :meth:`check_finite`.
 
     Attributes:
         rule: Aggregation rule; absent in a dry run, which aggregates nothing.

@@ -15,7 +15,7 @@ from fedssl.federation.federation import Federation
 from fedssl.protocol.messages import Failure, Task
 from layerwise import CausalTransformerSpec, EncoderSpec, EndToEnd, LayerWise, LoRA
 from layerwise.memory import InfeasibleBudgetError
-from ssl_methods import DigitsViews, LanguageModelling, TwoViews
+from ssl_methods import DigitsViews, LanguageModelling, SimCLR, TwoViews
 
 TEXT = CausalTransformerSpec(context=8, depth=3, width=16, heads=2)
 PLAIN = TwoViews()

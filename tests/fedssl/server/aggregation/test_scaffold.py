@@ -211,7 +211,7 @@ def test_a_lost_update_leaves_the_variates(make_world: Callable[..., Any]) -> No
     results = [world.local(world.server.make_task(0), world.clients[0]), Failure(1, "gone"), Failure(2, "gone")]
     world.server.begin_round()
     world.server.make_task(0)
-    world.server.absorb(results)
+    world.server.end_round(results)
     after = rule.state_dict()["own"]
     for client, kept in {0: False, 1: True, 2: True}.items():
         assert all(torch.equal(after[client][key], before[client][key]) for key in before[client]) == kept
