@@ -37,7 +37,8 @@ def test_text_is_escaped() -> None:
 
 def test_light_dark_and_paper() -> None:
     text = page()
-    assert "@media screen and (prefers-color-scheme: dark)" in text
+    dark = text.partition("@media screen and (prefers-color-scheme: dark)")[2]
+    assert "filter: invert" in dark.partition("\n}")[0]
     assert "@media print" in text
 
 
