@@ -26,17 +26,17 @@ from fedssl.data.disclosure import may_show_images
 from fedssl.data.images import ImageData
 from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
 from fedssl.runs.pace_plot import plot_pace
+from fedssl.runs.result_tables import print_results, print_shortfall
 from fedssl.runs.results import (
     accuracy_over_simulated_time,
     collect_results,
-    print_results,
-    print_shortfall,
     write_results,
 )
 from fedssl.runs.run_folder import (
     AUTO,
     CHECKPOINTS,
     CONFIG,
+    METRICS,
     RESULTS,
     choose_run_folder,
     find_checkpoint,
@@ -52,8 +52,6 @@ from fedssl.training.signals import OUT_OF_TIME, HearSignals, out_of_time
 from fedssl.training.tracking import WANDB_ID, MetricsCSV, define_axes, log_again, wandb_logger
 from fedssl.utils.files import write_atomically
 from linear_eval import EvaluatedModule
-
-METRICS = "metrics.csv"
 
 TRAINER_DEFAULTS = {
     "devices": 1,

@@ -17,7 +17,7 @@ from fedssl.comparison.grid import Grid, plan_grid
 from fedssl.comparison.rows import Row, group_runs
 from fedssl.comparison.run import find_folders, read_run, run_of
 from fedssl.comparison.runner import run_missing
-from fedssl.comparison.table import as_csv, as_markdown, as_rich, make_tables
+from fedssl.comparison.table import as_csv, as_markdown, for_terminal, make_tables
 from fedssl.runs.report.deliver import REPORT
 from fedssl.training.signals import status_of
 from fedssl.utils.files import write_atomically
@@ -61,7 +61,7 @@ def show(rows: list[Row], folder: Path | None, command: str) -> None:
     console = Console()
     tables = make_tables(rows)
     for table in tables:
-        console.print(as_rich(table, console.width))
+        console.print(for_terminal(table).rich(console.width))
     if folder is None:
         return
     _write(folder / "table.md", as_markdown(tables, command))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedssl.comparison import curves as figures
 from fedssl.comparison.configuration import differences
 from fedssl.comparison.curves import ACCURACY, Band, band, layer_similarity, records
-from fedssl.comparison.measures import ACCURACIES, COSTS, MEASURES, Measure
 from fedssl.comparison.rows import Row, baseline, ratio
-from fedssl.comparison.table import NOTE, ComparisonTable, make_tables, percent
-from fedssl.runs.report.page import Block, Picture, Section, Table, build_page
+from fedssl.comparison.table import ComparisonTable, make_tables, percent
+from fedssl.runs.measures import COSTS, KNN, MEASURES, Measure
+from fedssl.runs.report.page import Block, Picture, Section, build_page
 from fedssl.runs.report.theme import heat_map
+from fedssl.utils.tables import Table
 
-KNN = ACCURACIES[0]
 CKA = (
     "Linear CKA of layers' mean outputs on the same test images, mean over seeds: 1 is equal up to rotation and scale, "
     "0 unrelated."
@@ -32,8 +33,8 @@ def comparison_page(rows: Sequence[Row], command: str) -> str:
     done = sum(not run.failure for run in runs)
     return build_page(
         title=f"Comparison of {len(rows)} settings",
-        subtitle=f"{done} of {len(runs)} runs · {' · '.join(table.data_set for table in tables)}",
-        summary=" ".join(sentence([row for row in rows if row.data_set == table.data_set]) for table in tables),
+        subtitle=f"{done} of {len(runs)} runs · {' · '.join(table.title for table in tables)}",
+        summary=" ".join(sentence([row for row in rows if row.data_set == table.title]) for table in tables),
         sections=[*(section for table in tables for section in _sections(table, rows, len(tables) > 1)), _origin(rows)],
         footer=command,
     )
@@ -56,12 +57,12 @@ def sentence(rows: Sequence[Row]) -> str:
 
 
 def _sections(table: ComparisonTable, rows: Sequence[Row], several: bool) -> list[Section]:
-    own = [row for row in rows if row.data_set == table.data_set]
-    suffix = f" on {table.data_set}" if several else ""
+    own = [row for row in rows if row.data_set == table.title]
+    suffix = f" on {table.title}" if several else ""
     groups = panels(own)
     common = "; ".join(f"{key}: {value}" for key, value in table.common.items())
     return [
-        Section(f"Results{suffix}", [Table(table.columns, table.cells, "", NOTE, table.labels)], common),
+        Section(f"Results{suffix}", [replace(table, title="")], common),
         Section(
             f"Not finished{suffix}", [Table(["run"], [[text] for text in table.failures])] if table.failures else []
         ),
@@ -164,6 +165,6 @@ def _mean(measure: Measure, row: Row) -> float:
 
 def _shares(row: Row, rows: Sequence[Row]) -> list[float]:
     """Costs as fractions of those of end-to-end training; empty if one of them is unknown."""
-    against = baseline(row, rows) if row.results else None
+    against = baseline(row, rows)
     found = [ratio(measure, row, against) for measure in COSTS]
     return [share for share in found if share is not None] if None not in found else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from fedssl.cli.command import main
 from fedssl.cli.lightning import FedSSLCLI
 from fedssl.runs.changed_settings import differences_of_flat, flatten
-from fedssl.runs.run_folder import CONFIG, RESULTS
+from fedssl.runs.run_folder import CONFIG
 
 Configuration = dict[str, Any]
 WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings", "show_images")
@@ -80,24 +79,6 @@ def read_configuration(folder: Path) -> Configuration:
     found = yaml.safe_load((folder / CONFIG).read_text())
     if not isinstance(found, dict) or not {"seed_everything", "model", "data"} <= found.keys():
         raise ValueError(f"{folder / CONFIG} is not the configuration of a run")
-    return found
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """Read ``results.json`` of a folder; empty for a folder without one.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
-    path = folder / RESULTS
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} does not hold the results of a run")
     return found
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from fedssl.comparison.measures import Measure, mean_and_deviation
 from fedssl.comparison.rows import Row
+from fedssl.runs.measures import Measure, mean_and_deviation
 from fedssl.runs.report.curves import DASHES, finish_rounds
 from fedssl.runs.report.record import Curve, RunRecord
 from fedssl.runs.report.theme import MUTED, SERIES, legend_above, new_axes, themed

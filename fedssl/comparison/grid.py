@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count, product
 from pathlib import Path
 
-from fedssl.comparison.configuration import Configuration, comparable, holds, read_results, resolve
-from fedssl.runs.run_folder import CHECKPOINTS, CONFIG, RESULTS
+from fedssl.comparison.configuration import Configuration, comparable, holds, resolve
+from fedssl.runs.run_folder import CHECKPOINTS, CONFIG, RESULTS, is_finished
 from fedssl.training.checkpoints import checkpoints_of
-from fedssl.training.run_progress import shortfall
 
 OURS = ("--run_dir", "--ckpt_path", "--seed_everything")
 Choices = dict[str, dict[str, str | None]]
@@ -79,8 +78,8 @@ class PlannedRun:
 
     @property
     def done(self) -> bool:
-        """Tell if the run has completed; one that was cut short has results too, and is resumed."""
-        return (self.folder / RESULTS).exists() and not shortfall(read_results(self.folder))
+        """Tell if the run has completed."""
+        return is_finished(self.folder)
 
 
 def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:

@@ -23,9 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from fedssl.comparison.configuration import read_results
 from fedssl.comparison.grid import PlannedRun
-from fedssl.runs.run_folder import CHECKPOINTS
+from fedssl.runs.run_folder import CHECKPOINTS, read_results
 from fedssl.runs.run_lock import check_free
 from fedssl.training.checkpoints import checkpoints_of
 from fedssl.training.run_progress import shortfall

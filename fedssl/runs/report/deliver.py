@@ -15,7 +15,7 @@ from fedssl.data.clients import ClientData
 from fedssl.data.disclosure import may_show_images
 from fedssl.data.images import ImageData
 from fedssl.runs.report import summary
-from fedssl.runs.report.page import Picture, Section, Table, build_page
+from fedssl.runs.report.page import Picture, Section, build_page
 from fedssl.runs.report.record import DETAILS, RunRecord, write_details
 from fedssl.runs.report.sections import run_sections
 from fedssl.runs.report.summary import stage_sums
@@ -23,6 +23,7 @@ from fedssl.runs.report.theme import as_png
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.run_progress import shortfall
 from fedssl.utils.files import write_atomically
+from fedssl.utils.tables import Table
 
 
 def deliver_report(

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from fedssl.runs.report.theme import GRID, INK, MUTED, PAPER, RULE, SERIES, as_svg
+from fedssl.utils.tables import Table
 
 
 @dataclass(frozen=True)
@@ -30,25 +31,6 @@ class Picture:
     def svg(self, name: str) -> Markup:
         """Figure as inline SVG; ``name`` is unique in the page."""
         return Markup(as_svg(self.figure, self.title, name))
-
-
-@dataclass(frozen=True)
-class Table:
-    """Table of text and numbers, as wide as the page; it scrolls where it does not fit.
-
-    Args:
-        header: Names of the columns.
-        rows: Cells, as printed.
-        title: Heading of a few words; empty for none.
-        caption: Explanation; empty for none.
-        text_columns: Number of leading text columns, aligned left; numbers are aligned right.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    title: str = ""
-    caption: str = ""
-    text_columns: int = 1
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,14 +14,13 @@ import yaml
 from fedssl.data.clients import ClientData
 from fedssl.data.disclosure import without_paths
 from fedssl.data.images import ImageData
-from fedssl.runs.run_folder import CONFIG, RESULTS
+from fedssl.runs.run_folder import CONFIG, METRICS, RESULTS, read_metrics, read_results
 from fedssl.server.rounds import ClientCost
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining
 from fedssl.utils.files import write_atomically
 from linear_eval import EvaluationDetails
 
-METRICS = "metrics.csv"
 OFF_SCALE = 1e300
 """Limit of values in figures. Larger ones are left out like NaN and infinity: they would make an axis infinite."""
 Curve = tuple[list[float], list[float]]
@@ -62,7 +59,7 @@ class RunRecord:
         return cls(
             folder,
             (folder / CONFIG).read_text(),
-            json.loads((folder / RESULTS).read_text()),
+            read_results(folder),
             _training_rows(folder / METRICS),
             evaluation,
             clients,
@@ -122,10 +119,7 @@ class RunRecord:
 
 
 def _training_rows(metrics: Path) -> list[dict[str, str]]:
-    if not metrics.exists():
-        return []
-    with metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_metrics(metrics)
     # The final evaluation logs a row of its own after the last round.
     last = max((float(row["epoch"]) for row in rows if row.get("round") or row.get("train/loss")), default=-1.0)
     return [row for row in rows if float(row["epoch"]) <= last]

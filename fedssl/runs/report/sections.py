@@ -10,9 +10,10 @@ from fedssl.runs.report import client_figures, curves, representation, summary
 from fedssl.runs.report.curves import Line
 from fedssl.runs.report.page import Block, Listing, Picture, Section
 from fedssl.runs.report.record import Curve, RunRecord
+from fedssl.runs.result_tables import cost_table
+from fedssl.utils.units import MIB
 from linear_eval import EvaluationDetails
 
-MIB = 2**20
 MOST_CLASSES = 100
 """Largest number of classes for which a figure has room."""
 LOSSES = {"client/loss": "clients", "server/calibration_loss": "server's calibration", "train/loss": "training"}
@@ -25,7 +26,7 @@ LAYERS = "Linear CKA of layers' mean outputs on test images: 1 is equal up to ro
 def run_sections(record: RunRecord) -> list[Section]:
     """Build all sections; those whose data the run did not record have no blocks."""
     return [
-        Section("Quality", [summary.quality_table(record), *_training(record)]),
+        Section("Quality", [summary.quality(record.results), *_training(record)]),
         Section("Cost", _cost(record) if record.federated else [], COST),
         Section("Clients", _clients(record)),
         Section("Classes", _classes(record), "The linear probe on the test images."),
@@ -90,7 +91,12 @@ def _cost(record: RunRecord) -> list[Block]:
         if drawn[0].curve[0]
     ]
     both = down[0], [received + sent for received, sent in zip(down[1], up[1], strict=True)]
-    return [*pictures, *accuracy_over_cost(record, both), summary.cost_table(record), summary.stage_table(record)]
+    return [
+        *pictures,
+        *accuracy_over_cost(record, both),
+        cost_table(record.results, "A device over the whole run"),
+        summary.stage_table(record),
+    ]
 
 
 def accuracy_over_cost(record: RunRecord, traffic: Curve) -> list[Block]:

@@ -4,32 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedssl.runs.report.page import Fact, Table
+from fedssl.runs.measures import ENCODERS, KNN, LINEAR, QUALITY
+from fedssl.runs.report.page import Fact
 from fedssl.runs.report.record import RunRecord
-from fedssl.runs.results import ENCODERS
+from fedssl.runs.result_tables import quality_table
 from fedssl.training.run_progress import UNFINISHED, shortfall
-from fedssl.utils.units import format_bytes
+from fedssl.utils.tables import Table
+from fedssl.utils.units import MIB, format_bytes
 
-MIB = 2**20
 STAGE_METRICS = ("cost/down_bytes", "cost/up_bytes", "cost/macs", "cost/peak_activation_bytes", "client/loss")
-QUALITY = (
-    ("kNN top-1 %", "knn_top1"),
-    ("linear top-1 %", "linear_top1"),
-    ("linear per class %", "linear_mean_per_class"),
-    ("linear F1 %", "linear_f1"),
-    ("RankMe", "rankme"),
-    ("feature spread", "feature_std"),
-)
 
 
 def sentence(record: RunRecord) -> str:
     """Summarise quality, cost for a device and memory limits; an unfinished run's shortfall comes first."""
     lacks = shortfall(record.results)
-    good = (f"{UNFINISHED}: {lacks}. " if lacks else "") + quality(record.results)
-    return " ".join([good, cost(record.results), fit(record)]) if record.federated else f"{good} There were no devices."
+    good = (f"{UNFINISHED}: {lacks}. " if lacks else "") + describe_quality(record.results)
+    return (
+        " ".join([good, describe_cost(record.results), fit(record)])
+        if record.federated
+        else f"{good} There were no devices."
+    )
 
 
-def quality(results: dict[str, Any]) -> str:
+def describe_quality(results: dict[str, Any]) -> str:
     """Describe the accuracy on test images, or the perplexity of held-out text."""
     if "perplexity" in results:
         return (
@@ -59,7 +56,7 @@ def _gain(results: dict[str, Any]) -> str:
     return said
 
 
-def cost(results: dict[str, Any]) -> str:
+def describe_cost(results: dict[str, Any]) -> str:
     """Describe the mean cost for a device that took part."""
     down, up = (format_bytes(results[f"{key}_bytes_per_client"]) for key in ("down", "up"))
     return (
@@ -95,12 +92,10 @@ def facts(record: RunRecord) -> list[Fact]:
         found.append(
             Fact("bits a character", f"{results['bits_per_character']:.2f}", f"of {results['test_characters']:,}")
         )
-    for title, key in QUALITY[:2]:
-        if key not in results:
-            continue
-        known = [(label, results.get(f"{prefix}{key}")) for label, prefix in ENCODERS.items() if prefix]
-        note = ", ".join(f"{label} {value:.1f} %" for label, value in known if value is not None)
-        found.append(Fact(title.removesuffix(" %"), f"{results[key]:.1f} %", note))
+    for measure in (KNN, LINEAR) if KNN.key in results else ():
+        known = {name: results.get(prefix + measure.key) for name, prefix in ENCODERS.items()}
+        own, *others = (f"{name} {value:.1f} %" for name, value in known.items() if value is not None)
+        found.append(Fact(measure.title.removesuffix(" %"), own.removeprefix("trained "), ", ".join(others)))
     if record.federated:
         for label, key in (("received by a device", "down_bytes"), ("sent by a device", "up_bytes")):
             most = f"at most {format_bytes(results[f'{key}_max_client'])}"
@@ -112,40 +107,16 @@ def facts(record: RunRecord) -> list[Fact]:
     return found
 
 
-def quality_table(record: RunRecord) -> Table:
+def quality(results: dict[str, Any]) -> Table:
     """Table of the representation's quality after and before training, or of the language model's."""
-    results = record.results
     if "perplexity" in results:
-        found = [
-            f"{results['perplexity']:.3f}",
-            f"{results['bits_per_character']:.3f}",
-            f"{results['test_characters']:,}",
-        ]
-        header = ["perplexity a character", "bits a character", "held-out characters"]
-        return Table(header, [found], "What the language model is worth", "Measured at the end of the run.")
-    rows = []
-    for name, prefix in ENCODERS.items():
-        if prefix + "knn_top1" in results:
-            rows.append([name, *(f"{results[prefix + key]:.2f}" for _, key in QUALITY)])
-    for name, key in (("trained classifier", "classifier"), ("fine-tuned", "finetuned")):
-        if f"{key}_top1" in results:
-            found = [f"{results[f'{key}_{measure}']:.2f}" for measure in ("top1", "mean_per_class")]
-            rows.append([name, "", *found, "", "", ""])
+        return quality_table(results, QUALITY, "What the language model is worth", "Measured at the end of the run.")
     probe = f"{results['probe']}, regularisation {results['probe_regularization']:g}"
     caption = (
         f"{results['test_images']:,} test images, {results['train_images']:,} labelled training images, features of "
         f"width {results['feature_dim']}, probe: {probe}. Measured at the end of the run."
     )
-    return Table(["representation", *(name for name, _ in QUALITY)], rows, "What the representation is worth", caption)
-
-
-def cost_table(record: RunRecord) -> Table:
-    """Table of a device's costs over the whole run."""
-    rows = []
-    for name, key in (("mean", "per_client"), ("largest", "max_client")):
-        down, up, macs = (record.results[f"{what}_{key}"] for what in ("down_bytes", "up_bytes", "macs"))
-        rows.append([name, *_amounts(down / MIB, up / MIB, macs / 1e9)])
-    return Table(["device", "received MiB", "sent MiB", "GMACs"], rows, "A device over the whole run")
+    return quality_table(results, QUALITY, "What the representation is worth", caption)
 
 
 def stage_table(record: RunRecord) -> Table:

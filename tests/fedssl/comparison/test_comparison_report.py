@@ -11,9 +11,9 @@ from finished import MIB, configuration, results
 
 from fedssl.comparison.comparison_report import comparison_page, panels, sentence
 from fedssl.comparison.curves import Band, accuracy_over_rounds, band, cost_shares, layer_similarity
-from fedssl.comparison.measures import COSTS
 from fedssl.comparison.rows import Row, group_runs
 from fedssl.comparison.run import Run, read_run
+from fedssl.runs.measures import COSTS
 from linear_eval import EvaluationDetails
 
 MakeRun = Callable[..., Path]

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from finished import configuration, results
 
-from fedssl.comparison.measures import ACCURACIES, COSTS, Measure, mean_and_deviation, spread
 from fedssl.comparison.rows import Row, baseline, group_runs, ratio
 from fedssl.comparison.run import Run, find_folders, read_run
+from fedssl.runs.measures import ACCURACIES, COSTS, Measure, mean_and_deviation, spread
 
 MakeRun = Callable[..., Path]
 

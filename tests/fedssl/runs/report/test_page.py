@@ -3,8 +3,9 @@
 from matplotlib.figure import Figure
 from webpage import check_page
 
-from fedssl.runs.report.page import Fact, Listing, Picture, Section, Table, build_page
+from fedssl.runs.report.page import Fact, Listing, Picture, Section, build_page
 from fedssl.runs.report.theme import new_axes, themed
+from fedssl.utils.tables import Table
 
 
 @themed
