@@ -9,7 +9,7 @@ from fedssl.cli.command import main as run_command
 from fedssl.cli.lightning import FedSSLCLI
 
 
-def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = FedSSLCLI) -> None:
+def main(arguments: list[str] | None = None, cli: Callable[[list[str]], FedSSLCLI] = FedSSLCLI) -> None:
     """Run the whole command line, comparisons included.
 
     Args:

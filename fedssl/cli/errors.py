@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
+from fedssl.cli.arguments import UsageError
 from fedssl.cli.class_paths import OWN
 from fedssl.cli.setting_names import similar_settings
 from fedssl.client.start import StartRule
@@ -67,11 +68,11 @@ PLAIN |= {"dict": "a mapping", "NoneType": "null"}
 
 
 class BriefParser(LightningArgumentParser):
-    """Parser that prints the error instead of the whole usage."""
+    """Parser that tells the error instead of the whole usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the program with a short message."""
-        sys.exit(f"error: {one_line(brief(message))}\n(train.py fit --help and --print_config show all settings)")
+        """Refuse the arguments with a short message."""
+        raise UsageError(one_line(brief(message)), "train.py fit --help and --print_config show all settings") from ex
 
 
 def brief(message: str) -> str:

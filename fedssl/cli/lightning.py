@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-from pytorch_lightning import LightningModule
+from pytorch_lightning import LightningDataModule, LightningModule
 from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -20,10 +20,11 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from fedssl.cli.arguments import SUBCOMMANDS, run_name
 from fedssl.cli.class_paths import check_class_paths
-from fedssl.cli.errors import blame_settings, check_nulls
+from fedssl.cli.errors import BriefParser, blame_settings, check_nulls
 from fedssl.data.clients import ClientData
 from fedssl.data.disclosure import may_show_images
 from fedssl.data.images import ImageData
+from fedssl.planning.trainer import PlanningTrainer
 from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
 from fedssl.runs.pace_plot import plot_pace
 from fedssl.runs.result_tables import print_results, print_shortfall
@@ -53,13 +54,6 @@ from fedssl.training.tracking import WANDB_ID, MetricsCSV, define_axes, log_agai
 from fedssl.utils.files import write_atomically
 from linear_eval import EvaluatedModule
 
-TRAINER_DEFAULTS = {
-    "devices": 1,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-    "enable_model_summary": False,
-}
-
 # jsonargparse passes null as the text "None" to a class within a class.
 _load_yaml = get_loader("yaml")
 
@@ -67,17 +61,31 @@ set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), ex
 
 
 class FedSSLCLI(LightningCLI):
-    """LightningCLI with one folder a run, exact resume and results at the end.
+    """LightningCLI with one folder a run, exact resume and results at the end; its constructor runs the command.
 
     Args:
-        *args: Arguments of ``LightningCLI``, whose constructor runs the whole command.
-        **kwargs: Keyword arguments of ``LightningCLI``.
+        arguments: Sub-command and settings, as completed by ``prepare_arguments``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._begun = False
+    def __init__(self, arguments: list[str]) -> None:
+        self.arguments, self._begun = arguments, False
+        few = {"devices": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 1, "enable_model_summary": False}
         with ExitStack() as self._until_the_end:
-            super().__init__(*args, **kwargs)
+            super().__init__(
+                EvaluatedModule,
+                LightningDataModule,
+                args=arguments,
+                parser_class=BriefParser,
+                parser_kwargs={"description": "Federated self-supervised learning. See also: train.py compare --help"},
+                trainer_class=PlanningTrainer,
+                trainer_defaults=few,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=42,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -115,7 +123,7 @@ class FedSSLCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse as Lightning does, and report a misshapen configuration in one line instead of a traceback."""
         with blame_settings():
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(args)
         trainer = self.config[self.config.subcommand].trainer
         if not isinstance(trainer, Namespace):
             raise ValueError(f"trainer: expected a mapping of settings, got {trainer}")
@@ -271,7 +279,7 @@ class FedSSLCLI(LightningCLI):
 
     def _open_run_folder(self, run_dir: str | None, ckpt_path: str | None) -> Path:
         """Run folder; a run that writes locks it until this process ends."""
-        parent = Path("runs") / run_name(sys.argv[1:])
+        parent = Path("runs") / run_name(self.arguments)
         if ckpt_path == AUTO and self.subcommand != "fit":
             raise ValueError(f"--ckpt_path auto begins or resumes a fit: {self.subcommand} needs last or a file")
         begins = self._writes or (self.subcommand == "test" and ckpt_path is None)
@@ -342,6 +350,24 @@ class FedSSLCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning reads hyper-parameters from the checkpoint here, and ours has none."""
+
+
+class SettingsOnly(FedSSLCLI):
+    """Command line that stops where it knows the settings that ``fit`` would write to ``config.yaml``."""
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the settings, and touch no folder."""
+        self._set_rounds()
+        self._dump_config()
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 def _log_round(trainer: Trainer, module: LightningModule) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count, product
 from pathlib import Path
 
-from fedssl.comparison.configuration import Configuration, comparable, holds, resolve
+from fedssl.cli.command import parse
+from fedssl.comparison.configuration import Configuration, comparable, holds
 from fedssl.runs.run_folder import CHECKPOINTS, CONFIG, RESULTS, is_finished
 from fedssl.training.checkpoints import checkpoints_of
 
@@ -109,7 +110,10 @@ def place(runs: list[PlannedRun]) -> list[PlannedRun]:
     for run in runs:
         key = tuple(run.arguments)
         if key not in resolved:
-            resolved[key] = _resolve(run)
+            try:
+                resolved[key] = parse(run.arguments)
+            except ValueError as error:
+                raise ValueError(f"{run.name}: {error}") from error
         configuration = resolved[key] | {"seed_everything": run.seed}
         for other in placed:
             if comparable(other.configuration) == comparable(configuration):
@@ -122,13 +126,6 @@ def place(runs: list[PlannedRun]) -> list[PlannedRun]:
 def slug(name: str) -> str:
     """Replace everything but letters and digits in a name by underscores."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)
-
-
-def _resolve(run: PlannedRun) -> Configuration:
-    try:
-        return resolve(run.arguments)
-    except ValueError as error:
-        raise ValueError(f"{run.name}: {error}") from error
 
 
 def _free_folder(wanted: Path, configuration: Configuration, taken: set[Path]) -> Path:
