@@ -15,30 +15,8 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from fedssl.cli.arguments import UsageError
 from fedssl.cli.class_paths import OWN
-from fedssl.cli.setting_names import similar_settings
-from fedssl.client.start import StartRule
-from fedssl.data.partition import Partitioner
-from fedssl.devices import DeviceSource
-from fedssl.server.aggregation import Aggregation
-from fedssl.server.selection import Selector
-from layerwise import BlockPerturbation, Scheme
-from linear_eval import EvaluatedModule
-from ssl_methods import Method, TwoViews
-from ssl_methods.alignment import Alignment
+from fedssl.cli.setting_names import allowed_classes, similar_settings
 
-CLASSES: dict[str, type] = {
-    "model": EvaluatedModule,
-    "method": Method,
-    "scheme": Scheme,
-    "augment": TwoViews,
-    "alignment": Alignment,
-    "aggregation": Aggregation,
-    "partition": Partitioner,
-    "selector": Selector,
-    "devices": DeviceSource,
-    "start": StartRule,
-    "pace": BlockPerturbation,
-}
 NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value"
     r"|Expected a path but|Problem with given class_path|^Parser key|does not correspond to a subclass of"
@@ -56,15 +34,8 @@ EXPECTED = re.compile(r"Expected a <class '(\w+)'>")
 GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
 LONG = 200
 NO_MAPPING = re.compile(r"'\w+' object has no attribute 'keys'")
-PLAIN = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "list": "a list",
-    "tuple": "a list",
-}
-PLAIN |= {"dict": "a mapping", "NoneType": "null"}
+PLAIN = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "null"}
+PLAIN |= {"list": "a list", "tuple": "a list", "dict": "a mapping"}
 
 
 class BriefParser(LightningArgumentParser):
@@ -97,22 +68,17 @@ def _known(message: str, key: str) -> str:
         return f"{found[1]} is no {found[2].rpartition('.')[2]}"
     if NO_MAPPING.search(message):
         return "expected a mapping of settings"
-    given = GIVEN.search(message)
+    given, allowed = GIVEN.search(message), allowed_classes(key)
+    choice = f"; allowed: {', '.join(allowed)}" if allowed else ""
     # The parser tries each allowed class and reports all failures. If the named class has rejected its own settings,
     # its message tells more than the type mismatch of the others.
     if (found := OTHER_CLASS.search(message)) and not _telling(message):
-        allowed = allowed_classes(key)
-        return f"{given[1] if given else 'this'} is no {found[1]}" + (
-            f"; allowed: {', '.join(allowed)}" if allowed else ""
-        )
-    plain = [PLAIN[name] for name in dict.fromkeys(EXPECTED.findall(message)) if name in PLAIN]
-    plain = allowed_classes(key) + plain
-    if given and plain:
-        return f"expected {' or '.join(plain)}, got {shorten(given[1])!r}"
-    if found := UNKNOWN_CLASS.search(message):
-        allowed = allowed_classes(key)
-        return f"unknown class {found[1] or found[3]!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
-    return ""
+        return f"{given[1] if given else 'this'} is no {found[1]}{choice}"
+    expected = allowed + [PLAIN[name] for name in dict.fromkeys(EXPECTED.findall(message)) if name in PLAIN]
+    if given and expected:
+        return f"expected {' or '.join(expected)}, got {shorten(given[1])!r}"
+    found = UNKNOWN_CLASS.search(message)
+    return f"unknown class {found[1] or found[3]!r}{choice}" if found else ""
 
 
 def shorten(text: str, length: int = 60) -> str:
@@ -135,12 +101,6 @@ def _telling(message: str) -> list[str]:
 
 def _lines(message: str) -> list[str]:
     return [line.strip(" -\t") for line in message.splitlines()]
-
-
-def allowed_classes(key: str) -> list[str]:
-    """Names of the classes that a setting accepts, sorted."""
-    base = CLASSES.get(key)
-    return sorted(_leaves(base)) if base else []
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -222,8 +182,3 @@ def _class_paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         if key == "class_path" and isinstance(value, str):
             yield prefix, value
         yield from _class_paths(value, f"{prefix}.{key}".lstrip("."))
-
-
-def _leaves(base: Any) -> set[str]:
-    below = {name for child in base.__subclasses__() for name in _leaves(child)}
-    return below or {base.__name__}

@@ -26,7 +26,6 @@ from fedssl.data.disclosure import may_show_images
 from fedssl.data.images import ImageData
 from fedssl.planning.trainer import PlanningTrainer
 from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
-from fedssl.runs.pace_plot import plot_pace
 from fedssl.runs.result_tables import print_results, print_shortfall
 from fedssl.runs.results import (
     accuracy_over_simulated_time,
@@ -246,6 +245,8 @@ class FedSSLCLI(LightningCLI):
             results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
             results |= {"resumed_with_changes": self._notes["changes"]} if self._notes["changes"] else {}
             if isinstance(self.model, FederatedSSL) and self.model.pace:
+                from fedssl.runs.pace_plot import plot_pace  # its drawing library takes a while to load
+
                 plot_pace(self.folder / METRICS, self.folder / "pace.png")
         write_results(results, self.folder / file)
         print_results(results, self.folder)

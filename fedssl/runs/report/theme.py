@@ -60,10 +60,16 @@ def themed(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return wrapper
 
 
-def new_axes(width: float = 4.8, height: float = 2.9) -> tuple[Figure, Axes]:
-    """Create a figure with one panel; sizes in inches, of which a column of the page is 4.8 wide."""
+def new_figure(width: float, height: float) -> Figure:
+    """Create an empty figure; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def new_axes(width: float = 4.8, height: float = 2.9) -> tuple[Figure, Axes]:
+    """Create a figure with one panel; a column of the page is 4.8 inches wide."""
+    figure = new_figure(width, height)
     return figure, figure.subplots()
 
 
