@@ -12,7 +12,7 @@ from fedssl.comparison.rows import Row, baseline, ratio
 from fedssl.comparison.table import ComparisonTable, make_tables, percent
 from fedssl.runs.measures import COSTS, KNN, MEASURES, Measure
 from fedssl.runs.report.page import Block, Picture, Section, build_page
-from fedssl.runs.report.theme import heat_map
+from fedssl.runs.report.representation import layer_heat_map
 from fedssl.utils.tables import Table
 
 CKA = (
@@ -91,7 +91,7 @@ def _accuracy(groups: dict[str, dict[str, Row]]) -> list[Block]:
     for title, group in groups.items():
         read = {name: records(row) for name, row in group.items() if row.results}
         bands: dict[str, Band] = {name: band([each.curve(ACCURACY) for each in runs]) for name, runs in read.items()}
-        bands = {name: each for name, each in bands.items() if each.rounds}
+        bands = {name: each for name, each in bands.items() if len(each.rounds)}
         units = " and ".join(dict.fromkeys(each.unit for runs in read.values() for each in runs))
         if bands:
             blocks.append(Picture(title or "All rows", figures.accuracy_over_rounds(bands, units), caption))
@@ -128,9 +128,7 @@ def _layers(rows: Sequence[Row]) -> list[Block]:
         found = layer_similarity(row, against) if against and against is not row else None
         if found and against:
             values, own, other = found
-            figure = heat_map(
-                values[::-1], own[::-1], other, row.name, against.name, square=True, highest=1.0, digits=2
-            )
+            figure = layer_heat_map(values, own, other, row.name, against.name)
             blocks.append(Picture(f"{row.name} and {against.name}", figure, CKA))
     return blocks
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from linear_eval import EvaluationDetails
 
 OFF_SCALE = 1e300
 """Limit of values in figures. Larger ones are left out like NaN and infinity: they would make an axis infinite."""
-Curve = tuple[list[float], list[float]]
+Curve = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -109,13 +108,12 @@ class RunRecord:
     def curve(self, key: str) -> Curve:
         """Rounds (or epochs) from 1 and values of a metric, where it was measured and lies below ``OFF_SCALE``."""
         rows = [row for row in self.rows if row.get(key) and abs(float(row[key])) < OFF_SCALE]
-        return [float(row["epoch"]) + 1 for row in rows], [float(row[key]) for row in rows]
+        return np.array([float(row["epoch"]) + 1 for row in rows]), np.array([float(row[key]) for row in rows])
 
     def stages(self) -> list[int]:
         """Last round of each stage; empty without stages."""
         rounds, stages = self.curve("stage")
-        ends = [at for at, (stage, following) in enumerate(pairwise(stages)) if stage != following]
-        return [int(rounds[at]) for at in ends] + [int(at) for at in rounds[-1:]]
+        return rounds[np.diff(stages, append=-1) != 0].astype(int).tolist()
 
 
 def _training_rows(metrics: Path) -> list[dict[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
 
@@ -17,6 +17,10 @@ from linear_eval import EvaluationDetails
 MOST_CLASSES = 100
 """Largest number of classes for which a figure has room."""
 LOSSES = {"client/loss": "clients", "server/calibration_loss": "server's calibration", "train/loss": "training"}
+ACCURACY, BITS = "eval/knn_top1", "eval/bits_per_character"
+MEMORY = "Most bytes kept for backward in a local step of any client of the round."
+COMPUTATION = "Multiply-accumulates of local training, forward and backward; mean of the round's clients."
+TRAFFIC = "Mean of each round's clients, added up. Frozen layers are received once, after their stage."
 COST = "What devices paid, counted while they trained: tensors that travelled, operations that ran."
 MAP = "Up to 1,000 test images on the first two principal components of the features; labels only colour them."
 NEIGHBOURS = "Framed by whether the class is that of the test image; another class is named."
@@ -39,61 +43,46 @@ def run_sections(record: RunRecord) -> list[Section]:
 
 def _training(record: RunRecord) -> list[Block]:
     """Pictures of accuracy and loss during training."""
-    knn = [Line(record.curve("eval/knn_top1"))]
-    bits = [Line(record.curve("eval/bits_per_character"))]
-    losses = [Line(record.curve(key), name) for key, name in LOSSES.items() if record.curve(key)[0]]
     several = len(record.stages()) > 1
     queries = "Online measure, on training images held out as queries." + " Vertical lines end stages." * several
     weighted = "Of training, weighted by images." + " Losses of different stages need not compare." * several
+    losses = [Line(record.curve(key), name) for key, name in LOSSES.items()]
+    panels = (
+        ("Accuracy", "kNN top-1 %", [Line(record.curve(ACCURACY))], queries),
+        ("Held-out text", "bits a character", [Line(record.curve(BITS))], "Online measure, on held-out text."),
+        ("Loss", "loss", losses, weighted),
+    )
     return [
-        Picture(title, curves.lines(drawn, record.unit, label, record.stages(), from_zero=False), caption)
-        for title, drawn, label, caption in (
-            (f"Accuracy over the {record.unit}s", knn, "kNN top-1 %", queries),
-            (f"Held-out text over the {record.unit}s", bits, "bits a character", "Online measure, on held-out text."),
-            (f"Loss over the {record.unit}s", losses, "loss", weighted),
-        )
-        if drawn and drawn[0].curve[0]
+        block
+        for title, label, drawn, caption in panels
+        for block in _over_rounds(record, f"{title} over the {record.unit}s", label, drawn, caption, from_zero=False)
     ]
+
+
+def _over_rounds(
+    record: RunRecord, title: str, label: str, drawn: Sequence[Line], caption: str, *, from_zero: bool = True
+) -> list[Block]:
+    """Picture of the lines that have values; nothing if none has."""
+    drawn = [line for line in drawn if len(line.curve[0])]
+    figure = curves.lines(drawn, record.unit, label, record.stages(), from_zero) if drawn else None
+    return [Picture(title, figure, caption)] if figure else []
 
 
 def _cost(record: RunRecord) -> list[Block]:
     """Pictures of memory, computation and traffic over the rounds, after figure 5 of LW-FedSSL (arXiv 2401.11647)."""
     rounds, peaks = record.curve("cost/peak_activation_bytes")
-    memory = [(at, peak / MIB) for at, peak in zip(rounds, peaks, strict=True) if peak]
-    macs = curves.mean_of_participants(record, "cost/macs", scale=1e9)
+    memory = Line((rounds[peaks > 0], peaks[peaks > 0] / MIB), steps=True)
+    macs = Line(curves.mean_of_participants(record, "cost/macs", scale=1e9), steps=True)
     down, up = (
         curves.so_far(curves.mean_of_participants(record, f"cost/{way}_bytes", scale=MIB)) for way in ("down", "up")
     )
-    panels: list[tuple[str, list[Line], str, str]] = [
-        (
-            "Memory",
-            [Line(([at for at, _ in memory], [peak for _, peak in memory]), steps=True)],
-            "activations of a step (MiB)",
-            "Most bytes kept for backward in a local step of any client of the round.",
-        ),
-        (
-            "Computation",
-            [Line(macs, steps=True)],
-            "GMACs a round",
-            "Multiply-accumulates of local training, forward and backward; mean of the round's clients.",
-        ),
-        (
-            "Traffic",
-            [Line(down, "received"), Line(up, "sent")],
-            "MiB since the run began",
-            "Mean of each round's clients, added up. Frozen layers are received once, after their stage.",
-        ),
-    ]
-    stages = record.stages()
-    pictures: list[Block] = [
-        Picture(title, curves.lines(drawn, record.unit, label, stages), caption)
-        for title, drawn, label, caption in panels
-        if drawn[0].curve[0]
-    ]
-    both = down[0], [received + sent for received, sent in zip(down[1], up[1], strict=True)]
     return [
-        *pictures,
-        *accuracy_over_cost(record, both),
+        *_over_rounds(record, "Memory", "activations of a step (MiB)", [memory], MEMORY),
+        *_over_rounds(record, "Computation", "GMACs a round", [macs], COMPUTATION),
+        *_over_rounds(
+            record, "Traffic", "MiB since the run began", [Line(down, "received"), Line(up, "sent")], TRAFFIC
+        ),
+        *accuracy_over_cost(record, (down[0], down[1] + up[1])),
         cost_table(record.results, "A device over the whole run"),
         summary.stage_table(record),
     ]
@@ -103,13 +92,12 @@ def accuracy_over_cost(record: RunRecord, traffic: Curve) -> list[Block]:
     """Picture of kNN accuracy over the virtual clock or, if no device has a speed, over traffic."""
     paid, label, title = traffic, "MiB received and sent by a client", "Accuracy over traffic"
     clock = record.curve("time/simulated_seconds")
-    if any(clock[1]):
-        paid, title = clock, "Accuracy over time"
-        label = "seconds on the virtual clock"
-    line = Line(curves.against(paid, record.curve("eval/knn_top1")))
-    if not line.curve[0]:
+    if clock[1].any():
+        paid, label, title = clock, "seconds on the virtual clock", "Accuracy over time"
+    curve = curves.against(paid, record.curve(ACCURACY))
+    if not len(curve[0]):
         return []
-    figure = curves.lines([line], label, "kNN top-1 %", from_zero=False)
+    figure = curves.lines([Line(curve)], label, "kNN top-1 %", from_zero=False)
     return [Picture(title, figure, "The online measure over what it took to get there.")]
 
 

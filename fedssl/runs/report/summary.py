@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from fedssl.runs.measures import ENCODERS, KNN, LINEAR, QUALITY
 from fedssl.runs.report.page import Fact
 from fedssl.runs.report.record import RunRecord
@@ -136,9 +138,10 @@ def stage_sums(record: RunRecord) -> list[dict[str, float]]:
     found, start = [], 1
     for end in record.stages():
         down, up, macs, peak, loss = (_between(record, key, start, end) for key in STAGE_METRICS)
-        sums = {"first_round": start, "last_round": end, "down_mib": sum(down) / MIB, "up_mib": sum(up) / MIB}
-        sums |= {"gmacs": sum(macs) / 1e9, "peak_mib": max(peak, default=0) / MIB}
-        found.append(sums | ({"loss": loss[-1]} if loss else {}))
+        sums = {"first_round": start, "last_round": end, "down_mib": down.sum() / MIB, "up_mib": up.sum() / MIB}
+        sums |= {"gmacs": macs.sum() / 1e9, "peak_mib": peak.max(initial=0) / MIB}
+        sums |= {"loss": loss[-1]} if len(loss) else {}
+        found.append({key: float(value) for key, value in sums.items()})
         start = end + 1
     return found
 
@@ -162,5 +165,6 @@ def gmacs(macs: float) -> str:
     return f"{giga:,.0f} GMACs" if giga >= 100 else f"{giga:.3g} GMACs"
 
 
-def _between(record: RunRecord, key: str, start: int, end: int) -> list[float]:
-    return [value for at, value in zip(*record.curve(key), strict=True) if start <= at <= end]
+def _between(record: RunRecord, key: str, start: int, end: int) -> np.ndarray:
+    rounds, values = record.curve(key)
+    return values[(start <= rounds) & (rounds <= end)]

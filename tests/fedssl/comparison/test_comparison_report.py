@@ -39,6 +39,11 @@ class Headings(HTMLParser):
         self._inside = False
 
 
+def curve(*values: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    rounds, measured = (np.array(each, dtype=float) for each in values)
+    return rounds, measured
+
+
 def label(*rows: tuple[str, ...]) -> list[Row]:
     keys = ("scheme", "method", "clients")
     return [Row(dict(zip(keys, texts, strict=False)), []) for texts in rows]
@@ -61,10 +66,9 @@ def rows(make_run: MakeRun) -> list[Row]:
 
 
 def test_a_band_is_mean_and_deviation_where_all_runs_measured() -> None:
-    found = band([([1.0, 2.0, 4.0], [10.0, 20.0, 40.0]), ([2.0, 3.0, 4.0], [22.0, 30.0, 40.0])])
-    assert found == Band([2.0, 4.0], [21.0, 40.0], [2**0.5, 0.0])
-    assert band([([1.0], [5.0])]) == Band([1.0], [5.0], [0.0])
-    assert band([]) == Band([], [], [])
+    found = band([curve([1, 2, 4], [10, 20, 40]), curve([2, 3, 4], [22, 30, 40])])
+    assert [each.tolist() for each in vars(found).values()] == [[2.0, 4.0], [21.0, 40.0], [pytest.approx(2**0.5), 0.0]]
+    assert [each.tolist() for each in vars(band([curve([1], [5])])).values()] == [[1.0], [5.0], [0.0]]
 
 
 def test_a_figure_holds_rows_that_differ_in_the_first_label() -> None:
@@ -130,7 +134,7 @@ def test_layers_are_compared_only_if_runs_of_the_same_seed_kept_them(rows: list[
 
 
 def test_lines_and_bars_show_the_numbers() -> None:
-    figure = accuracy_over_rounds({"a": Band([1, 2], [50, 60], [1, 2])}, "round")
+    figure = accuracy_over_rounds({"a": Band(*np.array([[1, 2], [50, 60], [1, 2]]))}, "round")
     [axes] = figure.axes
     assert axes.lines[0].get_ydata().tolist() == [50, 60]
     vertices = axes.collections[0].get_paths()[0].vertices
