@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from contextlib import ExitStack
@@ -22,16 +21,9 @@ from fedssl.cli.arguments import SUBCOMMANDS, run_name
 from fedssl.cli.class_paths import check_class_paths
 from fedssl.cli.errors import BriefParser, blame_settings, check_nulls
 from fedssl.data.clients import ClientData
-from fedssl.data.disclosure import may_show_images
-from fedssl.data.images import ImageData
 from fedssl.planning.trainer import PlanningTrainer
 from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
-from fedssl.runs.result_tables import print_results, print_shortfall
-from fedssl.runs.results import (
-    accuracy_over_simulated_time,
-    collect_results,
-    write_results,
-)
+from fedssl.runs.finish import finish_fit, finish_test
 from fedssl.runs.run_folder import (
     AUTO,
     CHECKPOINTS,
@@ -210,7 +202,7 @@ class FedSSLCLI(LightningCLI):
             reason = self.model.progress.reason if self.model.progress else ""
             raise ValueError("nothing was trained" + (f": {reason}" if reason else ""))
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        self._finish(RESULTS, time.perf_counter() - self._started)
+        self._finish()
         if out_of_time(self.trainer):
             sys.exit(self._say_out_of_time())
 
@@ -220,12 +212,18 @@ class FedSSLCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print and store the results of the evaluation."""
-        self._finish("test.json", time.perf_counter() - self._started)
+        if not process_rank():
+            finish_test(self.model, self.folder, time.perf_counter() - self._started)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Suppress Lightning's table of test metrics: ours follows."""
         quiet = {"verbose": False} if subcommand == "test" else {}
         return super()._prepare_subcommand_kwargs(subcommand) | quiet
+
+    @rank_zero_only
+    def _finish(self) -> None:
+        seconds, changes = time.perf_counter() - self._started, self._notes["changes"]
+        finish_fit(self.model, self.datamodule, self.folder, seconds, changes, self._config.show_images)
 
     @rank_zero_only
     def _describe(self) -> None:
@@ -234,49 +232,6 @@ class FedSSLCLI(LightningCLI):
         if isinstance(self.model, FederatedSSL):
             for stage in self.model.eligibility():
                 print(stage, file=sys.stderr)
-
-    @rank_zero_only
-    def _finish(self, file: str, seconds: float) -> None:
-        assert isinstance(self.model, EvaluatedModule)
-        results = collect_results(self.model, seconds)
-        if isinstance(self.model, Pretraining) and file == RESULTS:
-            self._export(self.model)
-            over_time = accuracy_over_simulated_time(self.folder / METRICS)
-            results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
-            results |= {"resumed_with_changes": self._notes["changes"]} if self._notes["changes"] else {}
-            if isinstance(self.model, FederatedSSL) and self.model.pace:
-                from fedssl.runs.pace_plot import plot_pace  # its drawing library takes a while to load
-
-                plot_pace(self.folder / METRICS, self.folder / "pace.png")
-        write_results(results, self.folder / file)
-        print_results(results, self.folder)
-        if isinstance(self.model, Pretraining) and file == RESULTS:
-            self._report(self.model)
-        print_shortfall(results)
-
-    def _export(self, module: Pretraining) -> None:
-        """Write the encoder; one that is too shallow for timm, after an early end, must not cost the results."""
-        try:
-            module.export(self.folder / "encoder")
-        except ValueError as error:
-            if not module.progress or module.progress.finished:
-                raise
-            print(f"no encoder: {error}", file=sys.stderr)
-
-    def _report(self, module: Pretraining) -> None:
-        """Draw the report; the results are already on disk, so a failure here is printed and the run succeeds."""
-        from fedssl.runs.report.deliver import deliver_report  # its drawing libraries take a while to load
-
-        try:
-            with working("drawing the report"):
-                shown = self._config.show_images
-                page = deliver_report(module, self.datamodule, self.folder, self.trainer.loggers, shown)
-            hidden = shown is None and isinstance(self.datamodule, ImageData) and not may_show_images(self.datamodule)
-            print(f"report: {page}" + " (without your images; --show_images true shows them)" * hidden)
-        except Exception as error:
-            if os.environ.get("FEDSSL_DEBUG"):
-                raise
-            print(f"no report: {error} (FEDSSL_DEBUG=1 shows where)", file=sys.stderr)
 
     def _open_run_folder(self, run_dir: str | None, ckpt_path: str | None) -> Path:
         """Run folder; a run that writes locks it until this process ends."""

@@ -128,7 +128,7 @@ def _layers(rows: Sequence[Row]) -> list[Block]:
         found = layer_similarity(row, against) if against and against is not row else None
         if found and against:
             values, own, other = found
-            figure = layer_heat_map(values, own, other, row.name, against.name)
+            figure = layer_heat_map(values, own, other, (row.name, against.name))
             blocks.append(Picture(f"{row.name} and {against.name}", figure, CKA))
     return blocks
 

@@ -16,13 +16,8 @@ MOST_CLIENTS = 200
 def distribution(clients: ClientDetails) -> Figure:
     """Draw the images of each class that each client holds; of more than ``MOST_CLIENTS``, an evenly spaced part."""
     shown = shown_clients(len(clients.images))
-    return heat_map(
-        clients.images[shown],
-        rows=[str(client) for client in shown],
-        columns=clients.classes.tolist(),
-        row_label="client",
-        column_label="class",
-    )
+    names, classes = shown.astype(str).tolist(), clients.classes.tolist()
+    return heat_map(clients.images[shown], names, classes, ("client", "class"))
 
 
 def shown_clients(number: int) -> np.ndarray:

@@ -62,12 +62,11 @@ def media(sections: Sequence[Section]) -> dict[str, Any]:
     logged: dict[str, Any] = {}
     for section in sections:
         for block in section.blocks:
+            key = f"report/{section.title}/{block.title}"
             if isinstance(block, Picture):
-                picture = Image.open(io.BytesIO(as_png(block.figure)))
-                logged[f"report/{section.title}/{block.title}"] = wandb.Image(picture, caption=block.caption)
+                logged[key] = wandb.Image(Image.open(io.BytesIO(as_png(block.figure))), caption=block.caption)
             elif isinstance(block, Table):
-                rows = [list(row) for row in block.rows]
-                logged[f"report/{section.title}/{block.title}"] = wandb.Table(columns=list(block.header), data=rows)
+                logged[key] = wandb.Table(columns=list(block.header), data=list(map(list, block.rows)))
     return logged
 
 

@@ -21,21 +21,16 @@ def sentence(record: RunRecord) -> str:
     """Summarise quality, cost for a device and memory limits; an unfinished run's shortfall comes first."""
     lacks = shortfall(record.results)
     good = (f"{UNFINISHED}: {lacks}. " if lacks else "") + describe_quality(record.results)
-    return (
-        " ".join([good, describe_cost(record.results), fit(record)])
-        if record.federated
-        else f"{good} There were no devices."
-    )
+    costs = [describe_cost(record.results), fit(record)] if record.federated else ["There were no devices."]
+    return " ".join([good, *costs])
 
 
 def describe_quality(results: dict[str, Any]) -> str:
     """Describe the accuracy on test images, or the perplexity of held-out text."""
     if "perplexity" in results:
-        return (
-            f"Each of {results['test_characters']:,} held-out characters takes "
-            f"{results['bits_per_character']:.2f} bits "
-            f"(a perplexity of {results['perplexity']:.2f})."
-        )
+        characters, bits = results["test_characters"], results["bits_per_character"]
+        said = f"Each of {characters:,} held-out characters takes {bits:.2f} bits"
+        return f"{said} (a perplexity of {results['perplexity']:.2f})."
     return (
         f"Of {results['test_images']:,} test images, {results['knn_top1']:.1f} % are classified correctly by their "
         f"nearest neighbours and {results['linear_top1']:.1f} % by a linear probe{_gain(results)}."
@@ -44,18 +39,19 @@ def describe_quality(results: dict[str, Any]) -> str:
 
 def _gain(results: dict[str, Any]) -> str:
     """Describe the gain of training over the run's start: random initialisation unless weights were loaded."""
-    loaded = "start_knn_top1" in results
-    if not loaded and "random_init_knn_top1" not in results:
+    loaded, chance = (f"{prefix}knn_top1" in results for prefix in ("start_", "random_init_"))
+    if not loaded and not chance:
         return ""
     prefix, what = ("start_", "the weights it started from") if loaded else ("random_init_", "random init")
-    pairs = [(results[prefix + key], results[key]) for key in ("knn_top1", "linear_top1")]
-    before = " and ".join(f"{value:.1f} %" for value, _ in pairs)
-    gained = " and ".join(f"{after - value:+.1f}" for value, after in pairs)
-    said = f"; before training ({what}) these were {before}, so training changed them by {gained} points"
-    if loaded and "random_init_knn_top1" in results:
-        chance = " and ".join(f"{results[f'random_init_{key}']:.1f} %" for key in ("knn_top1", "linear_top1"))
-        said += f" (random init: {chance})"
-    return said
+    gained = " and ".join(f"{results[each.key] - results[prefix + each.key]:+.1f}" for each in (KNN, LINEAR))
+    before = f"; before training ({what}) these were {_both(results, prefix)}"
+    return f"{before}, so training changed them by {gained} points" + (
+        f" (random init: {_both(results, 'random_init_')})" if loaded and chance else ""
+    )
+
+
+def _both(results: dict[str, Any], prefix: str) -> str:
+    return " and ".join(f"{results[prefix + measure.key]:.1f} %" for measure in (KNN, LINEAR))
 
 
 def describe_cost(results: dict[str, Any]) -> str:
@@ -91,9 +87,8 @@ def facts(record: RunRecord) -> list[Fact]:
     results = record.results
     found = []
     if "perplexity" in results:
-        found.append(
-            Fact("bits a character", f"{results['bits_per_character']:.2f}", f"of {results['test_characters']:,}")
-        )
+        characters = f"of {results['test_characters']:,}"
+        found.append(Fact("bits a character", f"{results['bits_per_character']:.2f}", characters))
     for measure in (KNN, LINEAR) if KNN.key in results else ():
         known = {name: results.get(prefix + measure.key) for name, prefix in ENCODERS.items()}
         own, *others = (f"{name} {value:.1f} %" for name, value in known.items() if value is not None)

@@ -130,11 +130,10 @@ def heat_map(
     values: np.ndarray,
     rows: Sequence[str],
     columns: Sequence[str],
-    row_label: str,
-    column_label: str,
+    labels: tuple[str, str],
+    *,
     square: bool = False,
-    highest: float | None = None,
-    digits: int = 0,
+    fractions: bool = False,
 ) -> Figure:
     """Draw a matrix, light to dark from 0, with numbers in the cells and names beside them where there is room.
 
@@ -142,28 +141,26 @@ def heat_map(
         values: Matrix (R, C) of values from 0.
         rows: Names of the rows.
         columns: Names of the columns.
-        row_label: Label of the rows.
-        column_label: Label of the columns.
+        labels: Labels of the rows and of the columns.
         square: Draw cells as high as they are wide.
-        highest: Value of the darkest colour; ``None`` takes the largest value.
-        digits: Digits after the decimal point.
+        fractions: The values lie between 0 and 1; otherwise the largest has the darkest colour.
     """
     height = 4.2 if square else min(4.2, max(2.0, 0.9 + 0.26 * len(rows)))
     figure, axes = new_axes(height=height)
     axes.grid(visible=False)
-    top = highest or max(float(values.max(initial=0)), 1e-12)
+    top = 1.0 if fractions else max(float(values.max(initial=0)), 1e-12)
     axes.imshow(tint(values / top), interpolation="none", aspect="equal" if square else "auto")
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(length=0)
     slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
     axes.set_xticks(*_names(columns), **(slanted if max(map(len, columns), default=0) > LONG_NAME else {}))
     axes.set_yticks(*_names(rows))
-    axes.set_xlabel(column_label)
-    axes.set_ylabel(row_label)
+    axes.set_ylabel(labels[0])
+    axes.set_xlabel(labels[1])
     if max(values.shape) <= PRINTED_CELLS:
         for (row, column), value in np.ndenumerate(values):
             color = INK if value / top < 0.55 else "#ffffff"  # white on a dark cell, in either theme
-            text = f"{value:.{digits}f}"
+            text = f"{value:.2f}" if fractions else f"{value:.0f}"
             axes.text(column, row, text, ha="center", va="center", color=color, fontsize=8)
     return figure
 

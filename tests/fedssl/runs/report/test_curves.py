@@ -138,6 +138,6 @@ def test_figures_of_odd_sizes_can_be_drawn(tmp_path: Path) -> None:
     curves.lines([Line((np.ones(1), np.ones(1)))], "round", "loss", [1])
     curves.lines([Line((np.arange(2), np.zeros(2)), str(each)) for each in range(8)], "round", "loss")
     curves.participation(record(tmp_path))
-    heat_map(np.zeros((1, 1)), ["a"], ["b"], "row", "column")
+    heat_map(np.zeros((1, 1)), ["a"], ["b"], ("row", "column"))
     names = [f"class {number}" for number in range(100)]
-    heat_map(np.ones((300, 100)), [str(row) for row in range(300)], names, "row", "column")
+    heat_map(np.ones((300, 100)), [str(row) for row in range(300)], names, ("row", "column"))
