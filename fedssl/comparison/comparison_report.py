@@ -63,9 +63,7 @@ def _sections(table: ComparisonTable, rows: Sequence[Row], several: bool) -> lis
     common = "; ".join(f"{key}: {value}" for key, value in table.common.items())
     return [
         Section(f"Results{suffix}", [replace(table, title="")], common),
-        Section(
-            f"Not finished{suffix}", [Table(["run"], [[text] for text in table.failures])] if table.failures else []
-        ),
+        Section(f"Not finished{suffix}", [Table(["run"], [[text] for text in table.failures])] * bool(table.failures)),
         Section(f"Accuracy over rounds{suffix}", _accuracy(groups)),
         Section(f"Accuracy against cost{suffix}", _against_cost(groups)),
         Section(f"Cost{suffix}", _cost(groups, own)),
@@ -142,18 +140,13 @@ def _settings(rows: Sequence[Row]) -> list[Block]:
 
 
 def _origin(rows: Sequence[Row]) -> Section:
-    header = ["row", "seed", *(measure.title for measure in MEASURES), "folder"]
+    runs = [(row.name, run) for row in rows for run in row.runs]
+    shown = [measure for measure in MEASURES if any(measure.values([run.results]) for _, run in runs)]
     cells = [
-        [row.name, str(run.seed)]
-        + [measure.text([run.results]) if run.results else "" for measure in MEASURES]
-        + [str(run.folder)]
-        for row in rows
-        for run in row.runs
+        [name, str(run.seed), *(measure.text([run.results]) for measure in shown), str(run.folder)]
+        for name, run in runs
     ]
-    kept = [column for column in range(len(header)) if any(line[column] for line in cells)]
-    return Section(
-        "Runs", [Table([header[at] for at in kept], [[line[at] for at in kept] for line in cells], text_columns=1)]
-    )
+    return Section("Runs", [Table(["row", "seed", *(measure.title for measure in shown), "folder"], cells)])
 
 
 def _mean(measure: Measure, row: Row) -> float:

@@ -49,14 +49,12 @@ class Grid:
 
     def rows(self) -> list[tuple[dict[str, str], list[str]]]:
         """Choices of each combination by axis, and their joined arguments."""
-        combinations = product(*(choices.items() for choices in self.axes.values()))
-        return [
-            (
-                dict(zip(self.axes, (name for name, _ in chosen), strict=True)),
-                [part for _, text in chosen for part in shlex.split(text or "")] + shlex.split(self.settings),
-            )
-            for chosen in combinations
-        ]
+        rows = []
+        for chosen in product(*(choices.items() for choices in self.axes.values())):
+            names, texts = zip(*chosen, strict=True)
+            arguments = shlex.split(" ".join(filter(None, [*texts, self.settings])))
+            rows.append((dict(zip(self.axes, names, strict=True)), arguments))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -89,12 +87,12 @@ def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:
     Raises:
         ValueError: ``fit`` would refuse a run, or two rows are the same.
     """
-    rows = []
+    runs = []
     for labels, arguments in grid.rows():
         name = ", ".join(labels.values())
-        rows.append([PlannedRun(name, arguments, seed, parent / f"{slug(name)}-seed{seed}") for seed in grid.seeds])
-    placed = iter(place([run for row in rows for run in row]))
-    return [[next(placed) for _ in row] for row in rows]
+        runs += [PlannedRun(name, arguments, seed, parent / f"{slug(name)}-seed{seed}") for seed in grid.seeds]
+    placed, seeds = place(runs), len(grid.seeds)
+    return [placed[start : start + seeds] for start in range(0, len(placed), seeds)]
 
 
 def place(runs: list[PlannedRun]) -> list[PlannedRun]:

@@ -176,51 +176,40 @@ CSS = f"""
   #neighbours svg {{ filter: none; background: {PAPER}; }} /* photographs */
 }}
 * {{ box-sizing: border-box; }}
-body {{
-  margin: 0; background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif;
-}}
+body {{ margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, "DejaVu Sans", sans-serif; }}
 main, header, footer {{ max-width: 1160px; margin: 0 auto; padding: 0 clamp(16px, 4vw, 40px); }}
-header {{ padding-top: 40px; }}
-h1 {{ font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; margin: 0 0 4px; }}
-h2 {{ font-size: 1.3rem; margin: 0 0 6px; }}
+header, section {{ padding-top: 38px; }}
+h1 {{ font-size: clamp(1.5rem, 4vw, 2.1rem); line-height: 1.2; }}
+h1, h2 {{ margin: 0 0 6px; }}
 h3 {{ font-size: 1rem; margin: 0 0 8px; }}
 p {{ margin: 0 0 12px; max-width: 74ch; }}
-a {{ color: var(--link); }}
-.subtitle, figcaption, .intro, footer, small, dt {{ color: var(--muted); }}
-.subtitle, footer {{ overflow-wrap: anywhere; }}
+a {{ color: var(--link); text-decoration: none; }}
+.subtitle, .intro, figcaption, footer, small, dt {{ color: var(--muted); overflow-wrap: anywhere; }}
 .summary {{ font-size: 1.12rem; margin: 20px 0 24px; }}
 .facts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 0 0 24px; }}
-.fact {{ border: 1px solid var(--grid); border-radius: 10px; padding: 12px 14px; }}
-dt, small {{ display: block; font-size: 0.83rem; font-weight: 400; line-height: 1.4; }}
+.fact, pre {{ border: 1px solid var(--grid); border-radius: 10px; padding: 12px 14px; }}
+dt, small {{ display: block; font-size: 0.83rem; font-weight: 400; }}
 dd {{ margin: 0; font-size: 1.5rem; font-weight: 600; line-height: 1.3; }}
 nav {{ display: flex; flex-wrap: wrap; gap: 4px 20px; padding: 10px 0; border-block: 1px solid var(--grid); }}
-nav a {{ text-decoration: none; font-size: 0.92rem; }}
-section {{ padding: 36px 0 4px; }}
-.blocks {{
-  display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr));
-  gap: 30px 40px; align-items: start; margin-top: 18px;
-}}
+.blocks {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); gap: 30px 40px; }}
 figure {{ margin: 0; min-width: 0; }}
 figure svg {{ display: block; width: 100%; height: auto; max-width: 560px; overflow: visible; }}
 figure svg text {{ font-family: inherit !important; }}
-figcaption, footer {{ font-size: 0.88rem; line-height: 1.45; margin-top: 8px; max-width: 60ch; }}
+figcaption, footer {{ font-size: 0.88rem; margin-top: 8px; max-width: 60ch; }}
 .wide {{ grid-column: 1 / -1; }}
-.scroll {{ overflow-x: auto; }}
+.scroll, pre {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 6px 22px 6px 0; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }}
-th {{ color: var(--muted); font-weight: 500; vertical-align: bottom; border-bottom-color: var(--rule); }}
+th {{ color: var(--muted); font-weight: 500; vertical-align: bottom; border-color: var(--rule); }}
 .text {{ text-align: left; white-space: normal; min-width: 5em; }}
 summary {{ cursor: pointer; font-weight: 600; }}
-pre {{ overflow-x: auto; font-size: 0.82rem; border: 1px solid var(--grid); border-radius: 10px; padding: 14px 16px; }}
-footer {{ padding-block: 40px 48px; }}
+footer {{ padding-block: 40px; }}
 @media print {{
   body {{ font-size: 10pt; }}
   nav {{ display: none; }}
   .blocks {{ grid-template-columns: repeat(2, 1fr); }}
   figure, .fact, tr {{ break-inside: avoid; }}
   h2, h3, .intro {{ break-after: avoid; }}
-  table {{ font-size: 8.5pt; }}
   pre {{ white-space: pre-wrap; }}
 }}
 """

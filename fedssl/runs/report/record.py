@@ -54,15 +54,8 @@ class RunRecord:
         """
         if not (folder / RESULTS).is_file():
             raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULTS}")
-        evaluation, clients = read_details(folder / DETAILS)
-        return cls(
-            folder,
-            (folder / CONFIG).read_text(),
-            read_results(folder),
-            _training_rows(folder / METRICS),
-            evaluation,
-            clients,
-        )
+        text, results, rows = (folder / CONFIG).read_text(), read_results(folder), _training_rows(folder / METRICS)
+        return cls(folder, text, results, rows, *read_details(folder / DETAILS))
 
     @property
     def config(self) -> dict[str, Any]:
