@@ -15,7 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from fedssl.cli.arguments import UsageError, prepare_arguments
 from fedssl.cli.class_paths import restrict_class_paths
 from fedssl.cli.errors import one_line, root_cause
-from fedssl.cli.lightning import FedSSLCLI, SettingsOnly
+from fedssl.cli.lightning import FedSSLCLI
 from fedssl.server.server import AllClientsFailedError
 from fedssl.training.processes import process_rank
 from fedssl.training.ranks import RankLostError
@@ -54,6 +54,24 @@ def main(
                 raise
             process = f"process {process_rank()}: " if process_rank() else ""
             sys.exit(f"error: {process}{_told(error)}\n(FEDSSL_DEBUG=1 shows where)")
+
+
+class SettingsOnly(FedSSLCLI):
+    """Command line that stops where it knows the settings that ``fit`` would write to ``config.yaml``."""
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the settings, and touch no folder."""
+        self._set_rounds()
+        self._dump_config()
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 def parse(arguments: list[str]) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-from pytorch_lightning import LightningDataModule, LightningModule
-from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar, Timer
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.trainer import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -22,13 +21,12 @@ from fedssl.cli.class_paths import check_class_paths
 from fedssl.cli.errors import BriefParser, blame_settings, check_nulls
 from fedssl.data.clients import ClientData
 from fedssl.planning.trainer import PlanningTrainer
+from fedssl.runs.begin import RunBeginning
 from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
 from fedssl.runs.finish import finish_fit, finish_test
 from fedssl.runs.run_folder import (
     AUTO,
     CHECKPOINTS,
-    CONFIG,
-    METRICS,
     RESULTS,
     choose_run_folder,
     find_checkpoint,
@@ -41,9 +39,14 @@ from fedssl.training.pretraining import Pretraining
 from fedssl.training.processes import check_trainer, process_rank, process_settings
 from fedssl.training.progress import RoundProgress, working
 from fedssl.training.signals import OUT_OF_TIME, HearSignals, out_of_time
-from fedssl.training.tracking import WANDB_ID, MetricsCSV, define_axes, log_again, wandb_logger
-from fedssl.utils.files import write_atomically
 from linear_eval import EvaluatedModule
+
+RUN_DIR_HELP = "Folder of the run; by default the next free runs/<name of the configuration>/<number>."
+CHANGED_HELP = "Whether a run may go on from a checkpoint that was made with other settings."
+IMAGES_HELP = (
+    "Whether images of the data stand in report.html, details.npz and Weights & Biases; by default those of public "
+    "data sets only."
+)
 
 # jsonargparse passes null as the text "None" to a class within a class.
 _load_yaml = get_loader("yaml")
@@ -59,7 +62,7 @@ class FedSSLCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str]) -> None:
-        self.arguments, self._begun = arguments, False
+        self.arguments = arguments
         few = {"devices": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 1, "enable_model_summary": False}
         with ExitStack() as self._until_the_end:
             super().__init__(
@@ -90,25 +93,9 @@ class FedSSLCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings of the run folder and of the output."""
-        parser.add_argument(
-            "--run_dir",
-            type=str | None,
-            default=None,
-            help="Folder of the run; by default the next free runs/<name of the configuration>/<number>.",
-        )
-        parser.add_argument(
-            "--changed_settings",
-            type=Literal["refuse", "accept"],
-            default="refuse",
-            help="Whether a run may go on from a checkpoint that was made with other settings.",
-        )
-        parser.add_argument(
-            "--show_images",
-            type=bool | None,
-            default=None,
-            help="Whether images of the data stand in report.html, details.npz and Weights & Biases; by default those "
-            "of public data sets only.",
-        )
+        parser.add_argument("--run_dir", type=str | None, default=None, help=RUN_DIR_HELP)
+        parser.add_argument("--changed_settings", type=Literal["refuse", "accept"], default="refuse", help=CHANGED_HELP)
+        parser.add_argument("--show_images", type=bool | None, default=None, help=IMAGES_HELP)
         parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -165,18 +152,20 @@ class FedSSLCLI(LightningCLI):
         shown = configured["enable_progress_bar"] is not False
         if shown and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(RoundProgress(self._config.more))
+        loggers = []
         if self._writes:
-            # The files are opened once nothing can be refused any more. ``on_fit_end`` is for a resumed run whose
-            # rounds are all done: Lightning never calls ``on_train_start`` for it.
-            begin = dict.fromkeys(("on_train_start", "on_fit_end"), self._begin)
-            callbacks.append(LambdaCallback(**begin, on_validation_epoch_end=_log_round))
+            self._dump_config()
+            use_wandb = configured["logger"] in (None, True)
+            beginning = RunBeginning(self.folder, self.config_dump, self._notes["changes"], use_wandb)
+            callbacks.append(beginning)
+            loggers = [beginning.csv, *_as_list(configured["logger"])]
         if configured["max_time"] and not any(isinstance(callback, Timer) for callback in callbacks):
             # Lightning's own timer stops within an epoch, and a resumed run would take that epoch for a whole one.
             callbacks.append(Timer(configured["max_time"], interval="epoch"))
         return super().instantiate_trainer(
             max_time=None,
             default_root_dir=str(self.folder),
-            logger=self._loggers(configured["logger"]),
+            logger=loggers,
             callbacks=[HearSignals(), *callbacks],
             plugins=[*plugins, AtomicCheckpointIO(self._notes)],
             **process_settings(configured["strategy"], configured["devices"]),
@@ -254,37 +243,6 @@ class FedSSLCLI(LightningCLI):
             print(said, file=sys.stderr)
         return OUT_OF_TIME
 
-    @rank_zero_only
-    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the configuration and start W&B, once every check has passed.
-
-        ``config.yaml`` is what makes the folder a run: a refused run leaves none.
-        """
-        if self._begun:
-            return
-        self._begun = True
-        changes = [f"# resumed with another {name}: {values}\n" for name, values in self._notes["changes"].items()]
-        text = "".join(changes) + yaml.safe_dump(self.config_dump, sort_keys=False)
-        write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
-        rows = self._csv.resume(trainer.global_step)
-        if self._config.trainer.logger in (None, True):
-            name = "-".join(self.folder.parts[-2:])
-            trainer.loggers = [*trainer.loggers, wandb_logger(self.folder, name, self.config_dump)]
-        wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        for logger in wandb_loggers:
-            define_axes(logger, "round" if isinstance(module, FederatedSSL) else "epoch")
-            log_again(logger, rows)
-        if wandb_loggers:
-            write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(str(wandb_loggers[0].version)))
-
-    def _loggers(self, configured: Any) -> list[Logger]:
-        """CSV logger and the configured ones; ``_begin`` adds W&B later unless ``trainer.logger`` says otherwise."""
-        if not self._writes:
-            return []
-        self._csv = MetricsCSV(self.folder / METRICS)
-        self._dump_config()
-        return [self._csv, *_as_list(configured)]
-
     @property
     def _writes(self) -> bool:
         """Tell if this sub-command trains and leaves a run folder."""
@@ -306,30 +264,6 @@ class FedSSLCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning reads hyper-parameters from the checkpoint here, and ours has none."""
-
-
-class SettingsOnly(FedSSLCLI):
-    """Command line that stops where it knows the settings that ``fit`` would write to ``config.yaml``."""
-
-    def before_instantiate_classes(self) -> None:
-        """Keep the settings, and touch no folder."""
-        self._set_rounds()
-        self._dump_config()
-
-    def instantiate_classes(self) -> None:
-        """Build nothing."""
-
-    def _set_seed(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def _log_round(trainer: Trainer, module: LightningModule) -> None:
-    """Log the round beside an online evaluation; W&B would fill it in too, but too late for some rows."""
-    if isinstance(module, FederatedSSL):
-        module.log("round", float(trainer.current_epoch))
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from fedssl.runs.run_folder import read_metrics
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining
-from fedssl.utils.files import write_atomically
+from fedssl.utils.files import write_text
 from fedssl.utils.resources import peak_process_bytes
 from linear_eval import EvaluatedModule
 
@@ -85,8 +85,7 @@ def accuracy_over_simulated_time(metrics: Path) -> list[tuple[float, float]]:
 
 def write_results(results: dict[str, Any], path: Path) -> None:
     """Write the results as JSON, all or nothing."""
-    text = json.dumps(results, indent=2, sort_keys=True) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+    write_text(path, json.dumps(results, indent=2, sort_keys=True) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ from fedssl.runs.report.summary import stage_sums
 from fedssl.runs.report.theme import as_png
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.run_progress import shortfall
-from fedssl.utils.files import write_atomically
+from fedssl.utils.files import write_text
 from fedssl.utils.tables import Table
 
 
@@ -89,7 +89,7 @@ def write_run_report(record: RunRecord) -> Sequence[Section]:
         footer=f"Run {record.folder.resolve().name}, fedssl {results['versions'].get('fedssl', '')}, "
         f"commit {results['commit'] or 'unknown'}, seed {results['seed']}.",
     )
-    write_atomically(record.folder / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
+    write_text(record.folder / REPORT, page)
     return sections
 
 
