@@ -2,12 +2,12 @@
 
 import csv
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 from finished import MIB, configuration, results
+from webpage import check_page
 
 from fedssl.comparison.comparison_report import comparison_page, panels, sentence
 from fedssl.comparison.curves import Band, accuracy_over_rounds, band, cost_shares, layer_similarity
@@ -17,26 +17,6 @@ from fedssl.runs.measures import COSTS
 from linear_eval import EvaluationDetails
 
 MakeRun = Callable[..., Path]
-
-
-class Headings(HTMLParser):
-    """Collects second-level headings and every address that a page names."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.addresses: list[str] = []
-        self._inside = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._inside = tag == "h2"
-        self.addresses += [value or "" for key, value in attrs if key in ("href", "src")]
-
-    def handle_data(self, data: str) -> None:
-        if self._inside:
-            self.found.append(data)
-        self._inside = False
 
 
 def curve(*values: list[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -94,11 +74,10 @@ def test_the_sentence_names_the_best_and_the_lightest(rows: list[Row]) -> None:
 
 
 def test_the_page_has_all_sections_and_names_nothing_outside(rows: list[Row]) -> None:
-    page = Headings(comparison_page(rows, "python train.py compare <x>"))
-    expected = ["Results", "Accuracy over rounds", "Accuracy against cost", "Cost", "Settings", "Runs"]
-    assert [heading for heading in page.found if heading.strip()] == expected
-    assert all(address.startswith(("#", "data:")) for address in page.addresses)
-    assert "python train.py compare &lt;x&gt;" in comparison_page(rows, "python train.py compare <x>")
+    page = comparison_page(rows, "python train.py compare <x>")
+    sections = ["Results", "Accuracy over rounds", "Accuracy against cost", "Cost", "Settings", "Runs"]
+    assert [heading for heading in check_page(page).headings if heading in sections] == sections
+    assert "python train.py compare &lt;x&gt;" in page
 
 
 def test_failures_and_other_data_sets_are_apart_on_the_page(rows: list[Row]) -> None:

@@ -44,7 +44,6 @@ def test_a_setting_that_is_new_since_then_has_its_default(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-c", "lw_fedssl.yaml", "--model.schem=1"], "schem"),
         (["-c", "lw_fedssl.yaml", "--model.method=MoCo"], "method: unknown class 'MoCo'; allowed: "),
         (["-c", "lw_fedsl.yaml"], "no configuration 'lw_fedsl.yaml'"),
         (["-c", "lw_fedssl.yaml", "--trainer.max_epochs=3"], "trainer.max_epochs 3 differs from model.rounds 48"),

@@ -53,13 +53,6 @@ def test_an_unfinished_run_says_how_far_it_is(make_run: MakeRun) -> None:
     assert (run.results, run.facts, run.failure) == ({}, {}, "not finished, 2 rounds done")
 
 
-def test_damaged_results_are_named(make_run: MakeRun) -> None:
-    folder = make_run("a", configuration(), results())
-    (folder / "results.json").write_text("{")
-    with pytest.raises(ValueError, match=f"{folder / 'results.json'} is damaged"):
-        read_run(folder)
-
-
 def test_other_data_are_told_apart() -> None:
     transfer = configuration()
     transfer["data"]["init_args"]["eval_dataset"] = "cifar10"
