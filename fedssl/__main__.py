@@ -13,8 +13,8 @@ def main(arguments: list[str] | None = None, cli: Callable[[list[str]], FedSSLCL
     """Run the whole command line, comparisons included.
 
     Args:
-        arguments: Instead of the program's own.
-        cli: Runs what was asked for.
+        arguments: Arguments without the program's name; ``None`` takes those of this process.
+        cli: Builds and runs Lightning's sub-commands.
     """
     run_command(arguments, cli, {COMPARE: _compare})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +40,8 @@ def holds(folder: Path, wanted: Configuration) -> bool:
 
 def comparable(configuration: Configuration) -> Configuration:
     """Settings that decide the results of a run."""
-    kept = copy.deepcopy({key: value for key, value in configuration.items() if key not in WHERE})
-    kept.get("trainer", {}).pop("logger", None)
-    return kept
+    trainer = {key: value for key, value in configuration.get("trainer", {}).items() if key != "logger"}
+    return {key: value for key, value in configuration.items() if key not in WHERE} | {"trainer": trainer}
 
 
 def differences(configurations: list[Configuration]) -> dict[str, list[str]]:

@@ -31,7 +31,7 @@ class RunRecord:
 
     Args:
         folder: Run folder.
-        configuration: Text of ``config.yaml``.
+        config: Content of ``config.yaml``.
         results: Content of ``results.json``.
         rows: Rows of ``metrics.csv``, one a round (or epoch), without the final evaluation.
         evaluation: Data for the figures of the evaluation; ``None`` if the run did not keep them.
@@ -39,7 +39,7 @@ class RunRecord:
     """
 
     folder: Path
-    configuration: str
+    config: dict[str, Any]
     results: dict[str, Any]
     rows: list[dict[str, str]]
     evaluation: EvaluationDetails | None
@@ -54,13 +54,9 @@ class RunRecord:
         """
         if not (folder / RESULTS).is_file():
             raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULTS}")
-        text, results, rows = (folder / CONFIG).read_text(), read_results(folder), _training_rows(folder / METRICS)
-        return cls(folder, text, results, rows, *read_details(folder / DETAILS))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Content of ``config.yaml``."""
-        return yaml.safe_load(self.configuration)
+        config = yaml.safe_load((folder / CONFIG).read_text())
+        details = read_details(folder / DETAILS)
+        return cls(folder, config, read_results(folder), _training_rows(folder / METRICS), *details)
 
     @property
     def shown_configuration(self) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from fedssl.runs.report import curves
 from fedssl.runs.report.curves import Line
@@ -36,8 +35,8 @@ def record(folder: Path, settings: dict[str, Any] | None = None, **results: Any)
     (folder / "results.json").write_text("{}")
     (folder / "config.yaml").write_text("{}")
     read = RunRecord.read(folder)
-    text = yaml.safe_dump({"model": {"init_args": settings or {}}})
-    return RunRecord(folder, text, {"clients": 2} | results, read.rows, None, None)
+    config = {"model": {"init_args": settings or {}}}
+    return RunRecord(folder, config, {"clients": 2} | results, read.rows, None, None)
 
 
 def test_curves_and_stages_leave_out_the_final_evaluation(tmp_path: Path) -> None:
