@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -14,7 +13,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from fedssl.cli.arguments import UsageError
-from fedssl.cli.class_paths import OWN
+from fedssl.cli.class_paths import OWN, imported
 from fedssl.cli.setting_names import allowed_classes, similar_settings
 
 NOISE = re.compile(
@@ -154,13 +153,14 @@ def check_nulls(config: Any) -> None:
     Raises:
         ValueError: A setting is null, but neither its default nor its type allows that.
     """
-    classes = {key: _imported(path) for key, path in _class_paths(config)} | {"trainer": Trainer}
+    classes = {key: imported(path) for key, path in _class_paths(config)} | {"trainer": Trainer}
     for place, made in classes.items():
-        settings = config[place].get("init_args", config[place]) if made else {}
-        parameters = {p.name: p for base in reversed(made.__mro__) for p in _own(base)} if made else {}
-        for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
-            known = parameters.get(name)
-            if value is None and known and known.default is not None and "None" not in str(known.annotation):
+        settings = config[place].get("init_args", config[place])
+        if not isinstance(made, type) or not isinstance(settings, Namespace):
+            continue
+        parameters = {p.name: p for base in reversed(made.__mro__) for p in _own(base)}
+        for name in (name for name, value in vars(settings).items() if value is None and name in parameters):
+            if parameters[name].default is not None and "None" not in str(parameters[name].annotation):
                 place = place.replace(".init_args", "")
                 raise ValueError(f"{place}.{name} must not be null: leave it out for its default")
 
@@ -168,12 +168,6 @@ def check_nulls(config: Any) -> None:
 def _own(each: type) -> list[inspect.Parameter]:
     own = vars(each).get("__init__")
     return list(inspect.signature(own).parameters.values()) if inspect.isfunction(own) else []
-
-
-def _imported(path: str) -> type | None:
-    module, _, name = path.rpartition(".")
-    named = getattr(sys.modules.get(module), name, None)
-    return named if isinstance(named, type) else None
 
 
 def _class_paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
