@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from matplotlib.figure import Figure
+from collections.abc import Sequence
 
 from fedssl.runs.report import client_figures, curves, representation, summary
 from fedssl.runs.report.curves import Line
@@ -22,6 +20,8 @@ MEMORY = "Most bytes kept for backward in a local step of any client of the roun
 COMPUTATION = "Multiply-accumulates of local training, forward and backward; mean of the round's clients."
 TRAFFIC = "Mean of each round's clients, added up. Frozen layers are received once, after their stage."
 COST = "What devices paid, counted while they trained: tensors that travelled, operations that ran."
+PER_CLASS = "Share of each class's images that the probe gets right, worst class first."
+CONFUSION = "Percent of each true class (row) that the probe takes for each class (column), after training."
 MAP = "Up to 1,000 test images on the first two principal components of the features; labels only colour them."
 NEIGHBOURS = "Framed by whether the class is that of the test image; another class is named."
 LAYERS = "Linear CKA of layers' mean outputs on test images: 1 is equal up to rotation and scale, 0 unrelated."
@@ -33,10 +33,7 @@ def run_sections(record: RunRecord) -> list[Section]:
         Section("Quality", [summary.quality(record.results), *_training(record)]),
         Section("Cost", _cost(record) if record.federated else [], COST),
         Section("Clients", _clients(record)),
-        Section("Classes", _classes(record), "The linear probe on the test images."),
-        Section("Representation", _encoders(record, representation.flat_map, "Map", MAP)),
-        Section("Neighbours", _neighbours(record)),
-        Section("Layers", _layers(record)),
+        *(_evaluation(record, record.evaluation) if record.evaluation else []),
         Section("Origin", [summary.origin_table(record), Listing("config.yaml", record.shown_configuration)]),
     ]
 
@@ -124,38 +121,23 @@ def _clients(record: RunRecord) -> list[Block]:
     ]
 
 
-def _classes(record: RunRecord) -> list[Block]:
-    details = record.evaluation
-    if details is None:
-        return []
-    accuracy = "Share of each class's images that the probe gets right, worst class first."
-    confusion = "Percent of each true class (row) that the probe takes for each class (column), after training."
+def _evaluation(record: RunRecord, details: EvaluationDetails) -> list[Section]:
+    """Pictures of each encoder: before and after training, and at random initialisation where that differs."""
+    accuracy = Picture("Accuracy of each class", representation.per_class_accuracy(details), PER_CLASS)
+    confusion = Picture("Confusion", representation.confusion(details), CONFUSION)
+    maps, neighbours, layers = [], [], []
+    for name, when in record.encoders.items():
+        if name not in details.encoders:
+            continue
+        maps.append(Picture(f"Map {when}", representation.flat_map(details, name), MAP))
+        if details.has_pictures:
+            neighbours.append(Picture(f"Nearest images {when}", representation.neighbours(details, name), NEIGHBOURS))
+        if len(details.layers):
+            figure = representation.similarity(details, name, f"layer {when}")
+            layers.append(Picture(f"Trained layers against layers {when}", figure, LAYERS))
     return [
-        Picture("Accuracy of each class", representation.per_class_accuracy(details), accuracy),
-        Picture("Confusion", representation.confusion(details), confusion),
+        Section("Classes", [accuracy, confusion], "The linear probe on the test images."),
+        Section("Representation", maps),
+        Section("Neighbours", neighbours),
+        Section("Layers", layers),
     ]
-
-
-def _neighbours(record: RunRecord) -> list[Block]:
-    known = record.evaluation is not None and record.evaluation.has_pictures
-    return _encoders(record, representation.neighbours, "Nearest images", NEIGHBOURS) if known else []
-
-
-def _layers(record: RunRecord) -> list[Block]:
-    known = record.evaluation is not None and len(record.evaluation.layers) > 0
-
-    def draw(details: EvaluationDetails, name: str) -> Figure:
-        return representation.similarity(details, name, f"layer {record.encoders[name]}")
-
-    return _encoders(record, draw, "Trained layers against layers", LAYERS) if known else []
-
-
-def _encoders(
-    record: RunRecord, draw: Callable[[EvaluationDetails, str], Figure], what: str, caption: str
-) -> list[Block]:
-    """Same picture of each encoder: before and after training, and at random initialisation where that differs."""
-    details = record.evaluation
-    if details is None:
-        return []
-    known = [(name, title) for name, title in record.encoders.items() if name in details.encoders]
-    return [Picture(f"{what} {title}", draw(details, name), caption) for name, title in known]
