@@ -20,9 +20,10 @@ from benchmarks.caff_tasks import CLIENTS, COHORT, WEIGHT_DECAY, Images, Task, T
 from benchmarks.record import write_record
 from fedssl import IID, FederatedSSL
 from fedssl.comparison.grid import slug
-from fedssl.comparison.measures import MIB, spread
 from fedssl.data.partition import Partitioner
+from fedssl.runs.measures import spread
 from fedssl.utils.files import write_atomically
+from fedssl.utils.units import MIB
 
 RARE = (7, 8, 9)
 TASKS = (Images, Text)

@@ -14,10 +14,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.caff_tasks import Task
 from benchmarks.record import write_record
-from fedssl.comparison.measures import MIB
 from fedssl.costs.prediction import StepPredictor
 from fedssl.protocol.messages import num_bytes
 from fedssl.protocol.parts import SplitModel, build_model
+from fedssl.utils.units import MIB
 from layerwise import LastLayers, LoRA, Scheme, Stage, StepMeter, tensor_bytes
 from ssl_methods.method import Inputs
 

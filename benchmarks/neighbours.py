@@ -9,8 +9,9 @@ from typing import Any
 from benchmarks.record import write_record
 from benchmarks.runs import finish
 from fedssl.comparison.grid import PlannedRun, slug
-from fedssl.comparison.measures import MIB, Measure, spread
+from fedssl.runs.measures import Measure, spread
 from fedssl.runs.results import accuracy_over_simulated_time
+from fedssl.utils.units import MIB
 
 GOAL = 90
 """Accuracy in percent whose simulated time is reported."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from fedssl.comparison.table import markdown_table
 from fedssl.runs.results import commit, versions
+from fedssl.utils.tables import Table
 
 
 def provenance() -> dict[str, Any]:
@@ -47,7 +47,7 @@ def write_record(folder: Path, name: str, title: str, table: list[dict[str, Any]
         "",
         notes.strip(),
         "",
-        *markdown_table(columns, [[str(row[column]) for column in columns] for row in table]),
+        *Table(columns, [[str(row[column]) for column in columns] for row in table]).markdown(),
     ]
     lines += ["", f"- command: `{origin['command']}`", f"- commit: {origin['commit']}"]
     lines += [f"- hardware: {origin['processor']}, {origin['cores']} cores, GPU {origin['gpu']}"]

@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.record import write_record
 from benchmarks.runs import finish
 from fedssl.comparison.grid import PlannedRun
-from fedssl.comparison.measures import MIB, spread
+from fedssl.runs.measures import spread
+from fedssl.utils.units import MIB
 
 SCHEMES = {"end-to-end": "fedssl", "layer-wise": "lw_fedssl", "progressive": "prog_fedssl"}
 

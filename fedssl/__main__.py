@@ -9,12 +9,12 @@ from fedssl.cli.command import main as run_command
 from fedssl.cli.lightning import FedSSLCLI
 
 
-def main(arguments: list[str] | None = None, cli: Callable[..., FedSSLCLI] = FedSSLCLI) -> None:
+def main(arguments: list[str] | None = None, cli: Callable[[list[str]], FedSSLCLI] = FedSSLCLI) -> None:
     """Run the whole command line, comparisons included.
 
     Args:
-        arguments: Instead of the program's own.
-        cli: Runs what was asked for.
+        arguments: Arguments without the program's name; ``None`` takes those of this process.
+        cli: Builds and runs Lightning's sub-commands.
     """
     run_command(arguments, cli, {COMPARE: _compare})
 

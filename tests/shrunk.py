@@ -3,7 +3,6 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 from fedssl.cli.lightning import FedSSLCLI
 from linear_eval import EvaluatedModule
@@ -56,12 +55,13 @@ class Unstarted(FedSSLCLI):
     """Builds trainer, model and data, and starts nothing.
 
     Args:
+        arguments: Sub-command and settings.
         accepted: Gets the model.
     """
 
-    def __init__(self, *args: Any, accepted: list[EvaluatedModule], **kwargs: Any) -> None:
-        self._accepted = accepted
-        super().__init__(*args, **kwargs)
+    def __init__(self, arguments: list[str], accepted: list[EvaluatedModule] | None = None) -> None:
+        self._accepted = [] if accepted is None else accepted
+        super().__init__(arguments)
 
     def _run_subcommand(self, subcommand: str) -> None:
         self._accepted.append(self.model)

@@ -151,14 +151,13 @@ def test_all_mechanisms_together(tmp_path: Path) -> None:
     assert any(row["server/calibration_loss"] for row in rows)
 
 
-def test_a_run_without_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(tmp_path, "--model.rounds=2", "--trainer.enable_progress_bar=false")
-    assert "stage 2/2" not in capsys.readouterr().err
-
-
-def test_fast_dev_run_writes_nothing(tmp_path: Path) -> None:
-    folder = fit(tmp_path, "--trainer.fast_dev_run=true")
+@pytest.mark.parametrize("shown", [True, False])
+def test_a_trial_writes_nothing_and_shows_progress_if_asked(
+    shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit(tmp_path, "--trainer.fast_dev_run=true", f"--trainer.enable_progress_bar={str(shown).lower()}")
     assert not folder.exists()
+    assert ("stage 1/2" in capsys.readouterr().err) == shown
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from shrunk import Unstarted
 
 from benchmarks.reliability.cases import BASES, hostile, nonsense
 from fedssl.__main__ import main
+from fedssl.cli.command import parse
 from fedssl.cli.lightning import FedSSLCLI
-from fedssl.comparison.configuration import resolve
 
 BASE = "lw_fedssl"
 
@@ -31,14 +30,14 @@ class OnlyFit(Unstarted):
 def said_of(file: Path) -> str:
     """What is said of a configuration; nothing if it is accepted."""
     try:
-        main(["fit", "-c", str(file), f"--run_dir={file.parent / 'run'}"], partial(OnlyFit, accepted=[]))
+        main(["fit", "-c", str(file), f"--run_dir={file.parent / 'run'}"], OnlyFit)
     except SystemExit as stop:
         return str(stop.code)
     return ""
 
 
 def cases() -> Iterator[tuple[str, dict[str, Any], str]]:
-    whole = {BASE: resolve(["-c", f"{BASE}.yaml", *BASES[BASE], "--trainer.logger=false"])}
+    whole = {BASE: parse(["-c", f"{BASE}.yaml", *BASES[BASE], "--trainer.logger=false"])}
     yield from hostile(whole, 60)
     yield from islice(nonsense(whole), 0, None, 5)
 
@@ -85,12 +84,12 @@ def test_what_is_wrong_is_said(settings: dict[str, Any], message: str, tmp_path:
     file = tmp_path / "case.yaml"
     file.write_text(yaml.safe_dump(settings))
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", "-c", f"{BASE}.yaml", "-c", str(file)], partial(OnlyFit, accepted=[]))
+        main(["fit", "-c", f"{BASE}.yaml", "-c", str(file)], OnlyFit)
     assert message in str(stopped.value.code)
 
 
 def test_the_traceback_is_there_for_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSSL_DEBUG", "1")
     with pytest.raises(ValueError, match="trainer: a setting is of the wrong kind") as error:
-        main(["fit", "-c", f"{BASE}.yaml", "--trainer.devices=-1"], partial(OnlyFit, accepted=[]))
+        main(["fit", "-c", f"{BASE}.yaml", "--trainer.devices=-1"], OnlyFit)
     assert isinstance(error.value.__cause__, TypeError)

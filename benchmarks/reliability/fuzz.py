@@ -23,8 +23,8 @@ import yaml
 from benchmarks.record import write_record
 from benchmarks.reliability.cases import BASES, hostile, nonsense
 from fedssl.__main__ import main
+from fedssl.cli.command import parse
 from fedssl.cli.lightning import FedSSLCLI
-from fedssl.comparison.configuration import resolve
 
 NOTES = """
 Every case is a shipped configuration, shrunk to seconds, with one setting replaced, and is run in a process of its own
@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace, results: Path) -> None:
 
 def configurations() -> dict[str, Any]:
     """The shipped configurations, shrunk, with all their defaults."""
-    found = {base: resolve(["-c", f"{base}.yaml", *shrunk]) for base, shrunk in BASES.items()}
+    found = {base: parse(["-c", f"{base}.yaml", *shrunk]) for base, shrunk in BASES.items()}
     for configuration in found.values():
         configuration["trainer"]["logger"] = False
     return found

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 CONFIG_FOLDERS = (Path(), Path("configs"), Path(__file__).parents[2] / "configs")
-
-
 SUBCOMMANDS = ("fit", "validate", "test", "plan")
-
-
 COMPARE = "compare"
+
+
+class UsageError(SystemExit):
+    """End of the program because its arguments cannot be parsed.
+
+    It is no ``Exception``: the parser, which tries several classes for a setting, would take one for a failed trial.
+
+    Args:
+        reason: Error in one line.
+        hint: Where the user finds what is accepted; empty if the reason says so.
+    """
+
+    def __init__(self, reason: str, hint: str = "") -> None:
+        super().__init__(f"error: {reason}" + (f"\n({hint})" if hint else ""))
+        self.reason = reason
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Complete bare configuration names and flags, and refuse a configuration before the sub-command.
 
     Raises:
-        SystemExit: A configuration precedes the sub-command, where LightningCLI would ignore it, or a file does not
+        UsageError: A configuration precedes the sub-command, where LightningCLI would ignore it, or a file does not
             exist.
     """
     prepared: list[str] = []
@@ -28,7 +38,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         flag, _, value = argument.partition("=")
         is_config = flag in ("-c", "--config")
         if is_config and not any(name in prepared for name in (*SUBCOMMANDS, COMPARE)):
-            sys.exit(f"error: {argument} must follow the sub-command: train.py fit -c FILE")
+            raise UsageError(f"{argument} must follow the sub-command: train.py fit -c FILE")
         if after_flag:
             argument = str(find_config(argument))
         elif is_config and value:
@@ -62,13 +72,13 @@ def find_config(name: str) -> Path:
     """Find a configuration file, as given or in ``configs/``.
 
     Raises:
-        SystemExit: No file has this name.
+        UsageError: No file has this name.
     """
     for folder in CONFIG_FOLDERS:
         if (folder / name).is_file():
             return folder / name
     known = sorted(path.name for path in CONFIG_FOLDERS[-1].glob("*.yaml"))
-    sys.exit(f"error: no configuration {name!r}, neither here nor in configs/: there are {', '.join(known)}")
+    raise UsageError(f"no configuration {name!r}, neither here nor in configs/: there are {', '.join(known)}")
 
 
 def run_name(arguments: list[str]) -> str:

@@ -76,9 +76,14 @@ def check_class_paths(config: Any) -> None:
             check_class_paths(value)
 
 
-def _check_class(path: str) -> None:
+def imported(path: str) -> Any:
+    """Object at a dotted path; ``None`` if its module has not been imported yet."""
     module, _, name = path.rpartition(".")
-    named = getattr(sys.modules.get(module), name, None)
+    return getattr(sys.modules.get(module), name, None)
+
+
+def _check_class(path: str) -> None:
+    named = imported(path)
     if callable(named) and not isinstance(named, type):
         raise ForbiddenClassError(f"class_path {path} is a function: it must name a class")
 

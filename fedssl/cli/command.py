@@ -8,30 +8,26 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
-from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from fedssl.cli.arguments import prepare_arguments
+from fedssl.cli.arguments import UsageError, prepare_arguments
 from fedssl.cli.class_paths import restrict_class_paths
-from fedssl.cli.errors import BriefParser, one_line, root_cause
-from fedssl.cli.lightning import TRAINER_DEFAULTS, FedSSLCLI
-from fedssl.planning.trainer import PlanningTrainer
+from fedssl.cli.errors import one_line, root_cause
+from fedssl.cli.lightning import FedSSLCLI
 from fedssl.server.server import AllClientsFailedError
 from fedssl.training.processes import process_rank
 from fedssl.training.ranks import RankLostError
 from fedssl.training.signals import ended_by_signals
-from linear_eval import EvaluatedModule
 
 USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError, RankLostError, MisconfigurationException)
-
-
 Command = Callable[[list[str]], int]
 
 
 def main(
     arguments: list[str] | None = None,
-    cli: Callable[..., FedSSLCLI] = FedSSLCLI,
+    cli: Callable[[list[str]], FedSSLCLI] = FedSSLCLI,
     further: Mapping[str, Command] = MappingProxyType({}),
 ) -> None:
     """Run the command line.
@@ -41,40 +37,63 @@ def main(
         cli: Builds and runs Lightning's sub-commands.
         further: Sub-commands that bypass Lightning, by name; each returns its exit status.
     """
-    arguments = prepare_arguments(sys.argv[1:] if arguments is None else arguments)
-    sys.argv[1:] = arguments
+    arguments = sys.argv[1:] if arguments is None else arguments
     # Clients' last batches differ in size. oneDNN compiles a convolution for each shape, and its default cache of 1024
     # entries would evict them before the next round needs them.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
     _quieten()
     restrict_class_paths()
     with ended_by_signals():
-        _run(arguments, cli, further)
+        try:
+            arguments = sys.argv[1:] = prepare_arguments(arguments)  # processes of further ranks start with these
+            if arguments and arguments[0] in further:
+                sys.exit(further[arguments[0]](arguments[1:]))
+            cli(arguments)
+        except USER_ERRORS as error:
+            if os.environ.get("FEDSSL_DEBUG"):
+                raise
+            process = f"process {process_rank()}: " if process_rank() else ""
+            sys.exit(f"error: {process}{_told(error)}\n(FEDSSL_DEBUG=1 shows where)")
 
 
-def _run(arguments: list[str], cli: Callable[..., FedSSLCLI], further: Mapping[str, Command]) -> None:
+class SettingsOnly(FedSSLCLI):
+    """Command line that stops where it knows the settings that ``fit`` would write to ``config.yaml``."""
+
+    def before_instantiate_classes(self) -> None:
+        """Keep the settings, and touch no folder."""
+        self._set_rounds()
+        self._dump_config()
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def _set_seed(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def parse(arguments: list[str]) -> dict[str, Any]:
+    """Parse arguments into the configuration that ``train.py fit`` would save, all defaults included.
+
+    Args:
+        arguments: Arguments of ``fit``.
+
+    Raises:
+        ValueError: ``fit`` refuses the arguments.
+    """
+    restrict_class_paths()
     try:
-        if arguments and arguments[0] in further:
-            sys.exit(further[arguments[0]](arguments[1:]))
-        cli(
-            EvaluatedModule,
-            LightningDataModule,
-            parser_class=BriefParser,
-            parser_kwargs={"description": "Federated self-supervised learning. See also: train.py compare --help"},
-            trainer_class=PlanningTrainer,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=42,
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            trainer_defaults=TRAINER_DEFAULTS,
-        )
+        return SettingsOnly(prepare_arguments(["fit", *arguments])).config_dump
+    except UsageError as error:
+        raise ValueError(error.reason) from error
     except USER_ERRORS as error:
-        if os.environ.get("FEDSSL_DEBUG"):
-            raise
-        process = f"process {process_rank()}: " if process_rank() else ""
-        sys.exit(f"error: {process}{one_line(str(root_cause(error)))}\n(FEDSSL_DEBUG=1 shows where)")
+        raise ValueError(_told(error)) from error
+
+
+def _told(error: BaseException) -> str:
+    return one_line(str(root_cause(error)))
 
 
 def _quieten() -> None:

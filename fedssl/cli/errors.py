@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -13,31 +12,10 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
-from fedssl.cli.class_paths import OWN
-from fedssl.cli.setting_names import similar_settings
-from fedssl.client.start import StartRule
-from fedssl.data.partition import Partitioner
-from fedssl.devices import DeviceSource
-from fedssl.server.aggregation import Aggregation
-from fedssl.server.selection import Selector
-from layerwise import BlockPerturbation, Scheme
-from linear_eval import EvaluatedModule
-from ssl_methods import Method, TwoViews
-from ssl_methods.alignment import Alignment
+from fedssl.cli.arguments import UsageError
+from fedssl.cli.class_paths import OWN, imported
+from fedssl.cli.setting_names import allowed_classes, similar_settings
 
-CLASSES: dict[str, type] = {
-    "model": EvaluatedModule,
-    "method": Method,
-    "scheme": Scheme,
-    "augment": TwoViews,
-    "alignment": Alignment,
-    "aggregation": Aggregation,
-    "partition": Partitioner,
-    "selector": Selector,
-    "devices": DeviceSource,
-    "start": StartRule,
-    "pace": BlockPerturbation,
-}
 NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value"
     r"|Expected a path but|Problem with given class_path|^Parser key|does not correspond to a subclass of"
@@ -55,23 +33,16 @@ EXPECTED = re.compile(r"Expected a <class '(\w+)'>")
 GIVEN = re.compile(r"(?:Given value|Got value): (.*)")
 LONG = 200
 NO_MAPPING = re.compile(r"'\w+' object has no attribute 'keys'")
-PLAIN = {
-    "int": "a whole number",
-    "float": "a number",
-    "str": "text",
-    "bool": "true or false",
-    "list": "a list",
-    "tuple": "a list",
-}
-PLAIN |= {"dict": "a mapping", "NoneType": "null"}
+PLAIN = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "NoneType": "null"}
+PLAIN |= {"list": "a list", "tuple": "a list", "dict": "a mapping"}
 
 
 class BriefParser(LightningArgumentParser):
-    """Parser that prints the error instead of the whole usage."""
+    """Parser that tells the error instead of the whole usage."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End the program with a short message."""
-        sys.exit(f"error: {one_line(brief(message))}\n(train.py fit --help and --print_config show all settings)")
+        """Refuse the arguments with a short message."""
+        raise UsageError(one_line(brief(message)), "train.py fit --help and --print_config show all settings") from ex
 
 
 def brief(message: str) -> str:
@@ -96,22 +67,17 @@ def _known(message: str, key: str) -> str:
         return f"{found[1]} is no {found[2].rpartition('.')[2]}"
     if NO_MAPPING.search(message):
         return "expected a mapping of settings"
-    given = GIVEN.search(message)
+    given, allowed = GIVEN.search(message), allowed_classes(key)
+    choice = f"; allowed: {', '.join(allowed)}" if allowed else ""
     # The parser tries each allowed class and reports all failures. If the named class has rejected its own settings,
     # its message tells more than the type mismatch of the others.
     if (found := OTHER_CLASS.search(message)) and not _telling(message):
-        allowed = allowed_classes(key)
-        return f"{given[1] if given else 'this'} is no {found[1]}" + (
-            f"; allowed: {', '.join(allowed)}" if allowed else ""
-        )
-    plain = [PLAIN[name] for name in dict.fromkeys(EXPECTED.findall(message)) if name in PLAIN]
-    plain = allowed_classes(key) + plain
-    if given and plain:
-        return f"expected {' or '.join(plain)}, got {shorten(given[1])!r}"
-    if found := UNKNOWN_CLASS.search(message):
-        allowed = allowed_classes(key)
-        return f"unknown class {found[1] or found[3]!r}" + (f"; allowed: {', '.join(allowed)}" if allowed else "")
-    return ""
+        return f"{given[1] if given else 'this'} is no {found[1]}{choice}"
+    expected = allowed + [PLAIN[name] for name in dict.fromkeys(EXPECTED.findall(message)) if name in PLAIN]
+    if given and expected:
+        return f"expected {' or '.join(expected)}, got {shorten(given[1])!r}"
+    found = UNKNOWN_CLASS.search(message)
+    return f"unknown class {found[1] or found[3]!r}{choice}" if found else ""
 
 
 def shorten(text: str, length: int = 60) -> str:
@@ -134,12 +100,6 @@ def _telling(message: str) -> list[str]:
 
 def _lines(message: str) -> list[str]:
     return [line.strip(" -\t") for line in message.splitlines()]
-
-
-def allowed_classes(key: str) -> list[str]:
-    """Names of the classes that a setting accepts, sorted."""
-    base = CLASSES.get(key)
-    return sorted(_leaves(base)) if base else []
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -193,13 +153,14 @@ def check_nulls(config: Any) -> None:
     Raises:
         ValueError: A setting is null, but neither its default nor its type allows that.
     """
-    classes = {key: _imported(path) for key, path in _class_paths(config)} | {"trainer": Trainer}
+    classes = {key: imported(path) for key, path in _class_paths(config)} | {"trainer": Trainer}
     for place, made in classes.items():
-        settings = config[place].get("init_args", config[place]) if made else {}
-        parameters = {p.name: p for base in reversed(made.__mro__) for p in _own(base)} if made else {}
-        for name, value in vars(settings).items() if isinstance(settings, Namespace) else ():
-            known = parameters.get(name)
-            if value is None and known and known.default is not None and "None" not in str(known.annotation):
+        settings = config[place].get("init_args", config[place])
+        if not isinstance(made, type) or not isinstance(settings, Namespace):
+            continue
+        parameters = {p.name: p for base in reversed(made.__mro__) for p in _own(base)}
+        for name in (name for name, value in vars(settings).items() if value is None and name in parameters):
+            if parameters[name].default is not None and "None" not in str(parameters[name].annotation):
                 place = place.replace(".init_args", "")
                 raise ValueError(f"{place}.{name} must not be null: leave it out for its default")
 
@@ -209,20 +170,9 @@ def _own(each: type) -> list[inspect.Parameter]:
     return list(inspect.signature(own).parameters.values()) if inspect.isfunction(own) else []
 
 
-def _imported(path: str) -> type | None:
-    module, _, name = path.rpartition(".")
-    named = getattr(sys.modules.get(module), name, None)
-    return named if isinstance(named, type) else None
-
-
 def _class_paths(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Dotted key and path of every class in a configuration."""
     for key, value in vars(config).items() if isinstance(config, Namespace) else ():
         if key == "class_path" and isinstance(value, str):
             yield prefix, value
         yield from _class_paths(value, f"{prefix}.{key}".lstrip("."))
-
-
-def _leaves(base: Any) -> set[str]:
-    below = {name for child in base.__subclasses__() for name in _leaves(child)}
-    return below or {base.__name__}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from contextlib import ExitStack
@@ -11,32 +10,23 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
-from pytorch_lightning import LightningModule
-from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar, Timer
+from pytorch_lightning import LightningDataModule
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.trainer import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
 from fedssl.cli.arguments import SUBCOMMANDS, run_name
 from fedssl.cli.class_paths import check_class_paths
-from fedssl.cli.errors import blame_settings, check_nulls
+from fedssl.cli.errors import BriefParser, blame_settings, check_nulls
 from fedssl.data.clients import ClientData
-from fedssl.data.disclosure import may_show_images
-from fedssl.data.images import ImageData
+from fedssl.planning.trainer import PlanningTrainer
+from fedssl.runs.begin import RunBeginning
 from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
-from fedssl.runs.pace_plot import plot_pace
-from fedssl.runs.results import (
-    accuracy_over_simulated_time,
-    collect_results,
-    print_results,
-    print_shortfall,
-    write_results,
-)
+from fedssl.runs.finish import finish_fit, finish_test
 from fedssl.runs.run_folder import (
     AUTO,
     CHECKPOINTS,
-    CONFIG,
     RESULTS,
     choose_run_folder,
     find_checkpoint,
@@ -49,18 +39,14 @@ from fedssl.training.pretraining import Pretraining
 from fedssl.training.processes import check_trainer, process_rank, process_settings
 from fedssl.training.progress import RoundProgress, working
 from fedssl.training.signals import OUT_OF_TIME, HearSignals, out_of_time
-from fedssl.training.tracking import WANDB_ID, MetricsCSV, define_axes, log_again, wandb_logger
-from fedssl.utils.files import write_atomically
 from linear_eval import EvaluatedModule
 
-METRICS = "metrics.csv"
-
-TRAINER_DEFAULTS = {
-    "devices": 1,
-    "num_sanity_val_steps": 0,
-    "log_every_n_steps": 1,
-    "enable_model_summary": False,
-}
+RUN_DIR_HELP = "Folder of the run; by default the next free runs/<name of the configuration>/<number>."
+CHANGED_HELP = "Whether a run may go on from a checkpoint that was made with other settings."
+IMAGES_HELP = (
+    "Whether images of the data stand in report.html, details.npz and Weights & Biases; by default those of public "
+    "data sets only."
+)
 
 # jsonargparse passes null as the text "None" to a class within a class.
 _load_yaml = get_loader("yaml")
@@ -69,17 +55,31 @@ set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), ex
 
 
 class FedSSLCLI(LightningCLI):
-    """LightningCLI with one folder a run, exact resume and results at the end.
+    """LightningCLI with one folder a run, exact resume and results at the end; its constructor runs the command.
 
     Args:
-        *args: Arguments of ``LightningCLI``, whose constructor runs the whole command.
-        **kwargs: Keyword arguments of ``LightningCLI``.
+        arguments: Sub-command and settings, as completed by ``prepare_arguments``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._begun = False
+    def __init__(self, arguments: list[str]) -> None:
+        self.arguments = arguments
+        few = {"devices": 1, "num_sanity_val_steps": 0, "log_every_n_steps": 1, "enable_model_summary": False}
         with ExitStack() as self._until_the_end:
-            super().__init__(*args, **kwargs)
+            super().__init__(
+                EvaluatedModule,
+                LightningDataModule,
+                args=arguments,
+                parser_class=BriefParser,
+                parser_kwargs={"description": "Federated self-supervised learning. See also: train.py compare --help"},
+                trainer_class=PlanningTrainer,
+                trainer_defaults=few,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                save_config_callback=None,
+                seed_everything_default=42,
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -93,31 +93,15 @@ class FedSSLCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the settings of the run folder and of the output."""
-        parser.add_argument(
-            "--run_dir",
-            type=str | None,
-            default=None,
-            help="Folder of the run; by default the next free runs/<name of the configuration>/<number>.",
-        )
-        parser.add_argument(
-            "--changed_settings",
-            type=Literal["refuse", "accept"],
-            default="refuse",
-            help="Whether a run may go on from a checkpoint that was made with other settings.",
-        )
-        parser.add_argument(
-            "--show_images",
-            type=bool | None,
-            default=None,
-            help="Whether images of the data stand in report.html, details.npz and Weights & Biases; by default those "
-            "of public data sets only.",
-        )
+        parser.add_argument("--run_dir", type=str | None, default=None, help=RUN_DIR_HELP)
+        parser.add_argument("--changed_settings", type=Literal["refuse", "accept"], default="refuse", help=CHANGED_HELP)
+        parser.add_argument("--show_images", type=bool | None, default=None, help=IMAGES_HELP)
         parser.add_argument("-v", "--more", action="store_true", help="Show every round, and why clients gave nothing.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse as Lightning does, and report a misshapen configuration in one line instead of a traceback."""
         with blame_settings():
-            super().parse_arguments(parser, args)
+            self.config = parser.parse_args(args)
         trainer = self.config[self.config.subcommand].trainer
         if not isinstance(trainer, Namespace):
             raise ValueError(f"trainer: expected a mapping of settings, got {trainer}")
@@ -168,18 +152,20 @@ class FedSSLCLI(LightningCLI):
         shown = configured["enable_progress_bar"] is not False
         if shown and not any(isinstance(callback, ProgressBar) for callback in callbacks):
             callbacks.append(RoundProgress(self._config.more))
+        loggers = []
         if self._writes:
-            # The files are opened once nothing can be refused any more. ``on_fit_end`` is for a resumed run whose
-            # rounds are all done: Lightning never calls ``on_train_start`` for it.
-            begin = dict.fromkeys(("on_train_start", "on_fit_end"), self._begin)
-            callbacks.append(LambdaCallback(**begin, on_validation_epoch_end=_log_round))
+            self._dump_config()
+            use_wandb = configured["logger"] in (None, True)
+            beginning = RunBeginning(self.folder, self.config_dump, self._notes["changes"], use_wandb)
+            callbacks.append(beginning)
+            loggers = [beginning.csv, *_as_list(configured["logger"])]
         if configured["max_time"] and not any(isinstance(callback, Timer) for callback in callbacks):
             # Lightning's own timer stops within an epoch, and a resumed run would take that epoch for a whole one.
             callbacks.append(Timer(configured["max_time"], interval="epoch"))
         return super().instantiate_trainer(
             max_time=None,
             default_root_dir=str(self.folder),
-            logger=self._loggers(configured["logger"]),
+            logger=loggers,
             callbacks=[HearSignals(), *callbacks],
             plugins=[*plugins, AtomicCheckpointIO(self._notes)],
             **process_settings(configured["strategy"], configured["devices"]),
@@ -205,7 +191,7 @@ class FedSSLCLI(LightningCLI):
             reason = self.model.progress.reason if self.model.progress else ""
             raise ValueError("nothing was trained" + (f": {reason}" if reason else ""))
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        self._finish(RESULTS, time.perf_counter() - self._started)
+        self._finish()
         if out_of_time(self.trainer):
             sys.exit(self._say_out_of_time())
 
@@ -215,12 +201,18 @@ class FedSSLCLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print and store the results of the evaluation."""
-        self._finish("test.json", time.perf_counter() - self._started)
+        if not process_rank():
+            finish_test(self.model, self.folder, time.perf_counter() - self._started)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Suppress Lightning's table of test metrics: ours follows."""
         quiet = {"verbose": False} if subcommand == "test" else {}
         return super()._prepare_subcommand_kwargs(subcommand) | quiet
+
+    @rank_zero_only
+    def _finish(self) -> None:
+        seconds, changes = time.perf_counter() - self._started, self._notes["changes"]
+        finish_fit(self.model, self.datamodule, self.folder, seconds, changes, self._config.show_images)
 
     @rank_zero_only
     def _describe(self) -> None:
@@ -230,50 +222,9 @@ class FedSSLCLI(LightningCLI):
             for stage in self.model.federation.eligibility():
                 print(stage, file=sys.stderr)
 
-    @rank_zero_only
-    def _finish(self, file: str, seconds: float) -> None:
-        assert isinstance(self.model, EvaluatedModule)
-        results = collect_results(self.model, seconds)
-        if isinstance(self.model, Pretraining) and file == RESULTS:
-            self._export(self.model)
-            over_time = accuracy_over_simulated_time(self.folder / METRICS)
-            results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
-            results |= {"resumed_with_changes": self._notes["changes"]} if self._notes["changes"] else {}
-            if isinstance(self.model, FederatedSSL) and self.model.settings.server.pace:
-                plot_pace(self.folder / METRICS, self.folder / "pace.png")
-        write_results(results, self.folder / file)
-        print_results(results, self.folder)
-        if isinstance(self.model, Pretraining) and file == RESULTS:
-            self._report(self.model)
-        print_shortfall(results)
-
-    def _export(self, module: Pretraining) -> None:
-        """Write the encoder; one that is too shallow for timm, after an early end, must not cost the results."""
-        try:
-            module.export(self.folder / "encoder")
-        except ValueError as error:
-            if not module.progress or module.progress.finished:
-                raise
-            print(f"no encoder: {error}", file=sys.stderr)
-
-    def _report(self, module: Pretraining) -> None:
-        """Draw the report; the results are already on disk, so a failure here is printed and the run succeeds."""
-        from fedssl.runs.report.deliver import deliver_report  # its drawing libraries take a while to load
-
-        try:
-            with working("drawing the report"):
-                shown = self._config.show_images
-                page = deliver_report(module, self.datamodule, self.folder, self.trainer.loggers, shown)
-            hidden = shown is None and isinstance(self.datamodule, ImageData) and not may_show_images(self.datamodule)
-            print(f"report: {page}" + " (without your images; --show_images true shows them)" * hidden)
-        except Exception as error:
-            if os.environ.get("FEDSSL_DEBUG"):
-                raise
-            print(f"no report: {error} (FEDSSL_DEBUG=1 shows where)", file=sys.stderr)
-
     def _open_run_folder(self, run_dir: str | None, ckpt_path: str | None) -> Path:
         """Run folder; a run that writes locks it until this process ends."""
-        parent = Path("runs") / run_name(sys.argv[1:])
+        parent = Path("runs") / run_name(self.arguments)
         if ckpt_path == AUTO and self.subcommand != "fit":
             raise ValueError(f"--ckpt_path auto begins or resumes a fit: {self.subcommand} needs last or a file")
         begins = self._writes or (self.subcommand == "test" and ckpt_path is None)
@@ -291,37 +242,6 @@ class FedSSLCLI(LightningCLI):
             said = f"stopped after {rounds} rounds by trainer.max_time; a longer one goes on with {longer}"
             print(said, file=sys.stderr)
         return OUT_OF_TIME
-
-    @rank_zero_only
-    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
-        """Write the configuration and start W&B, once every check has passed.
-
-        ``config.yaml`` is what makes the folder a run: a refused run leaves none.
-        """
-        if self._begun:
-            return
-        self._begun = True
-        changes = [f"# resumed with another {name}: {values}\n" for name, values in self._notes["changes"].items()]
-        text = "".join(changes) + yaml.safe_dump(self.config_dump, sort_keys=False)
-        write_atomically(self.folder / CONFIG, lambda path: path.write_text(text))
-        rows = self._csv.resume(trainer.global_step)
-        if self._config.trainer.logger in (None, True):
-            name = "-".join(self.folder.parts[-2:])
-            trainer.loggers = [*trainer.loggers, wandb_logger(self.folder, name, self.config_dump)]
-        wandb_loggers = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        for logger in wandb_loggers:
-            define_axes(logger, "round" if isinstance(module, FederatedSSL) else "epoch")
-            log_again(logger, rows)
-        if wandb_loggers:
-            write_atomically(self.folder / WANDB_ID, lambda path: path.write_text(str(wandb_loggers[0].version)))
-
-    def _loggers(self, configured: Any) -> list[Logger]:
-        """CSV logger and the configured ones; ``_begin`` adds W&B later unless ``trainer.logger`` says otherwise."""
-        if not self._writes:
-            return []
-        self._csv = MetricsCSV(self.folder / METRICS)
-        self._dump_config()
-        return [self._csv, *_as_list(configured)]
 
     @property
     def _writes(self) -> bool:
@@ -344,12 +264,6 @@ class FedSSLCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning reads hyper-parameters from the checkpoint here, and ours has none."""
-
-
-def _log_round(trainer: Trainer, module: LightningModule) -> None:
-    """Log the round beside an online evaluation; W&B would fill it in too, but too late for some rows."""
-    if isinstance(module, FederatedSSL):
-        module.log("round", float(trainer.current_epoch))
 
 
 def _as_list(value: Any) -> list[Any]:

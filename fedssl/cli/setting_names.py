@@ -1,9 +1,10 @@
-"""Full names of all settings, to suggest one to a user who typed the last word only."""
+"""Settings and classes that a configuration accepts, to suggest one to a user who typed something else."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 from pytorch_lightning import LightningDataModule, Trainer
 from torch.optim import SGD, AdamW
 
+from fedssl.cli.class_paths import OWN
 from fedssl.client.bank import ActivationBank
 from fedssl.client.start import StartRule
 from fedssl.data.partition import Partitioner
@@ -65,9 +67,16 @@ def similar_settings(name: str) -> list[str]:
     return [f"--{path}{_whose(path, found[path])}" for path in ranked[:FIRST]]
 
 
+def allowed_classes(key: str) -> list[str]:
+    """Names of this project's classes that a setting with this last word accepts by class path, sorted."""
+    bases = [base for place, bases in PLACES.items() if place.rpartition(".")[2] == key for base in bases]
+    families = [base for base in bases if base.__module__.partition(".")[0] in OWN and not is_dataclass(base)]
+    return sorted({each.__name__ for base in families for each in _below(base) if not each.__subclasses__()})
+
+
 def _whose(path: str, owners: set[str]) -> str:
     place = path.rpartition(".")[0]
-    every = {each.__name__ for base in PLACES[place] for each in _below(base) if not inspect.isabstract(each)}
+    every = {each.__name__ for each in _built(place)}
     return f" of {' and '.join(sorted(owners))}" if owners < every and len(owners) <= FIRST else ""
 
 
@@ -75,11 +84,15 @@ def _whose(path: str, owners: set[str]) -> str:
 def _names() -> dict[str, dict[str, set[str]]]:
     """Full names by last word, each with the classes that have the setting."""
     names: dict[str, dict[str, set[str]]] = {}
-    for place, bases in PLACES.items():
-        for each in {each for base in bases for each in _below(base) if not inspect.isabstract(each)}:
+    for place in PLACES:
+        for each in _built(place):
             for name in inspect.signature(each).parameters:
                 names.setdefault(name, {}).setdefault(f"{place}.{name}", set()).add(each.__name__)
     return names
+
+
+def _built(place: str) -> set[Any]:
+    return {each for base in PLACES[place] for each in _below(base) if not inspect.isabstract(each)}
 
 
 def _below(base: Any) -> Iterator[Any]:

@@ -17,10 +17,10 @@ from fedssl.comparison.grid import Grid, plan_grid
 from fedssl.comparison.rows import Row, group_runs
 from fedssl.comparison.run import find_folders, read_run, run_of
 from fedssl.comparison.runner import run_missing
-from fedssl.comparison.table import as_csv, as_markdown, as_rich, make_tables
+from fedssl.comparison.table import as_csv, as_markdown, for_terminal, make_tables
 from fedssl.runs.report.deliver import REPORT
 from fedssl.training.signals import status_of
-from fedssl.utils.files import write_atomically
+from fedssl.utils.files import write_text
 
 DESCRIPTION = """
 Compares runs. With -c FILE: every combination of choices on the axes, with every seed; runs what is missing, resumes
@@ -61,17 +61,13 @@ def show(rows: list[Row], folder: Path | None, command: str) -> None:
     console = Console()
     tables = make_tables(rows)
     for table in tables:
-        console.print(as_rich(table, console.width))
+        console.print(for_terminal(table).rich(console.width))
     if folder is None:
         return
-    _write(folder / "table.md", as_markdown(tables, command))
-    _write(folder / "table.csv", as_csv(rows))
-    _write(folder / REPORT, comparison_page(rows, command))
+    write_text(folder / "table.md", as_markdown(tables, command))
+    write_text(folder / "table.csv", as_csv(rows))
+    write_text(folder / REPORT, comparison_page(rows, command))
     console.print(f"everything is in {folder}", highlight=False, soft_wrap=True)
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _rows_of_grid(options: Namespace) -> list[Row]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fedssl.comparison import curves as figures
 from fedssl.comparison.configuration import differences
 from fedssl.comparison.curves import ACCURACY, Band, band, layer_similarity, records
-from fedssl.comparison.measures import ACCURACIES, COSTS, MEASURES, Measure
 from fedssl.comparison.rows import Row, baseline, ratio
-from fedssl.comparison.table import NOTE, ComparisonTable, make_tables, percent
-from fedssl.runs.report.page import Block, Picture, Section, Table, build_page
-from fedssl.runs.report.theme import heat_map
+from fedssl.comparison.table import ComparisonTable, make_tables, percent
+from fedssl.runs.measures import COSTS, KNN, MEASURES, Measure
+from fedssl.runs.report.page import Block, Picture, Section, build_page
+from fedssl.runs.report.representation import layer_heat_map
+from fedssl.utils.tables import Table
 
-KNN = ACCURACIES[0]
 CKA = (
     "Linear CKA of layers' mean outputs on the same test images, mean over seeds: 1 is equal up to rotation and scale, "
     "0 unrelated."
@@ -32,8 +33,8 @@ def comparison_page(rows: Sequence[Row], command: str) -> str:
     done = sum(not run.failure for run in runs)
     return build_page(
         title=f"Comparison of {len(rows)} settings",
-        subtitle=f"{done} of {len(runs)} runs · {' · '.join(table.data_set for table in tables)}",
-        summary=" ".join(sentence([row for row in rows if row.data_set == table.data_set]) for table in tables),
+        subtitle=f"{done} of {len(runs)} runs · {' · '.join(table.title for table in tables)}",
+        summary=" ".join(sentence([row for row in rows if row.data_set == table.title]) for table in tables),
         sections=[*(section for table in tables for section in _sections(table, rows, len(tables) > 1)), _origin(rows)],
         footer=command,
     )
@@ -56,15 +57,13 @@ def sentence(rows: Sequence[Row]) -> str:
 
 
 def _sections(table: ComparisonTable, rows: Sequence[Row], several: bool) -> list[Section]:
-    own = [row for row in rows if row.data_set == table.data_set]
-    suffix = f" on {table.data_set}" if several else ""
+    own = [row for row in rows if row.data_set == table.title]
+    suffix = f" on {table.title}" if several else ""
     groups = panels(own)
     common = "; ".join(f"{key}: {value}" for key, value in table.common.items())
     return [
-        Section(f"Results{suffix}", [Table(table.columns, table.cells, "", NOTE, table.labels)], common),
-        Section(
-            f"Not finished{suffix}", [Table(["run"], [[text] for text in table.failures])] if table.failures else []
-        ),
+        Section(f"Results{suffix}", [replace(table, title="")], common),
+        Section(f"Not finished{suffix}", [Table(["run"], [[text] for text in table.failures])] * bool(table.failures)),
         Section(f"Accuracy over rounds{suffix}", _accuracy(groups)),
         Section(f"Accuracy against cost{suffix}", _against_cost(groups)),
         Section(f"Cost{suffix}", _cost(groups, own)),
@@ -90,7 +89,7 @@ def _accuracy(groups: dict[str, dict[str, Row]]) -> list[Block]:
     for title, group in groups.items():
         read = {name: records(row) for name, row in group.items() if row.results}
         bands: dict[str, Band] = {name: band([each.curve(ACCURACY) for each in runs]) for name, runs in read.items()}
-        bands = {name: each for name, each in bands.items() if each.rounds}
+        bands = {name: each for name, each in bands.items() if len(each.rounds)}
         units = " and ".join(dict.fromkeys(each.unit for runs in read.values() for each in runs))
         if bands:
             blocks.append(Picture(title or "All rows", figures.accuracy_over_rounds(bands, units), caption))
@@ -127,9 +126,7 @@ def _layers(rows: Sequence[Row]) -> list[Block]:
         found = layer_similarity(row, against) if against and against is not row else None
         if found and against:
             values, own, other = found
-            figure = heat_map(
-                values[::-1], own[::-1], other, row.name, against.name, square=True, highest=1.0, digits=2
-            )
+            figure = layer_heat_map(values, own, other, (row.name, against.name))
             blocks.append(Picture(f"{row.name} and {against.name}", figure, CKA))
     return blocks
 
@@ -143,18 +140,13 @@ def _settings(rows: Sequence[Row]) -> list[Block]:
 
 
 def _origin(rows: Sequence[Row]) -> Section:
-    header = ["row", "seed", *(measure.title for measure in MEASURES), "folder"]
+    runs = [(row.name, run) for row in rows for run in row.runs]
+    shown = [measure for measure in MEASURES if any(measure.values([run.results]) for _, run in runs)]
     cells = [
-        [row.name, str(run.seed)]
-        + [measure.text([run.results]) if run.results else "" for measure in MEASURES]
-        + [str(run.folder)]
-        for row in rows
-        for run in row.runs
+        [name, str(run.seed), *(measure.text([run.results]) for measure in shown), str(run.folder)]
+        for name, run in runs
     ]
-    kept = [column for column in range(len(header)) if any(line[column] for line in cells)]
-    return Section(
-        "Runs", [Table([header[at] for at in kept], [[line[at] for at in kept] for line in cells], text_columns=1)]
-    )
+    return Section("Runs", [Table(["row", "seed", *(measure.title for measure in shown), "folder"], cells)])
 
 
 def _mean(measure: Measure, row: Row) -> float:
@@ -164,6 +156,6 @@ def _mean(measure: Measure, row: Row) -> float:
 
 def _shares(row: Row, rows: Sequence[Row]) -> list[float]:
     """Costs as fractions of those of end-to-end training; empty if one of them is unknown."""
-    against = baseline(row, rows) if row.results else None
+    against = baseline(row, rows)
     found = [ratio(measure, row, against) for measure in COSTS]
     return [share for share in found if share is not None] if None not in found else []

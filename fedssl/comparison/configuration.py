@@ -1,74 +1,19 @@
-"""Configuration of a run before it starts, and the differences between configurations."""
+"""Configurations of runs, and the differences between them."""
 
 from __future__ import annotations
 
-import copy
-import json
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fedssl.cli.command import main
-from fedssl.cli.lightning import FedSSLCLI
+from fedssl.cli.command import parse
 from fedssl.runs.changed_settings import differences_of_flat, flatten
-from fedssl.runs.run_folder import CONFIG, RESULTS
+from fedssl.runs.run_folder import CONFIG
 
 Configuration = dict[str, Any]
 WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings", "show_images")
 """Settings of output and resume, which change no result; ``trainer.logger`` is one too."""
-
-
-class _ConfigurationOnly(FedSSLCLI):
-    """Command line that parses the arguments of ``fit`` and stops there.
-
-    Args:
-        found: Dictionary that receives the configuration.
-    """
-
-    def __init__(self, *args: Any, found: Configuration, **kwargs: Any) -> None:
-        self._found = found
-        super().__init__(*args, **kwargs)
-
-    def before_instantiate_classes(self) -> None:
-        """Keep the configuration that ``fit`` would write to ``config.yaml``."""
-        self._set_rounds()
-        self._dump_config()
-        self._found |= self.config_dump
-
-    def instantiate_classes(self) -> None:
-        """Build nothing."""
-
-    def _set_seed(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-def resolve(arguments: list[str]) -> Configuration:
-    """Parse arguments into the configuration that ``train.py fit`` would save, all defaults included.
-
-    Args:
-        arguments: Arguments of ``fit``.
-
-    Raises:
-        ValueError: ``fit`` refuses the arguments.
-    """
-    # LightningCLI parses in its constructor and nowhere else, so a command line that builds nothing has to run.
-    # ``main`` overwrites ``sys.argv`` and reports errors by ``SystemExit``, with a hint in brackets on the last line.
-    found: Configuration = {}
-    before = sys.argv[1:]
-    try:
-        main(["fit", *arguments], partial(_ConfigurationOnly, found=found))
-    except SystemExit as stop:
-        said = str(stop).removeprefix("error: ").rpartition("\n(")[0] or str(stop).removeprefix("error: ")
-        raise ValueError(said) from stop
-    finally:
-        sys.argv[1:] = before
-    return found
 
 
 def read_configuration(folder: Path) -> Configuration:
@@ -83,39 +28,20 @@ def read_configuration(folder: Path) -> Configuration:
     return found
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """Read ``results.json`` of a folder; empty for a folder without one.
-
-    Raises:
-        ValueError: The file is damaged.
-    """
-    path = folder / RESULTS
-    if not path.exists():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} does not hold the results of a run")
-    return found
-
-
 def holds(folder: Path, wanted: Configuration) -> bool:
     """Tell if a folder's run has this configuration; settings missing from its file take today's defaults."""
     if comparable(read_configuration(folder)) == comparable(wanted):
         return True
     try:
-        return comparable(resolve(["-c", str(folder / CONFIG)])) == comparable(wanted)
+        return comparable(parse(["-c", str(folder / CONFIG)])) == comparable(wanted)
     except ValueError:
         return False
 
 
 def comparable(configuration: Configuration) -> Configuration:
     """Settings that decide the results of a run."""
-    kept = copy.deepcopy({key: value for key, value in configuration.items() if key not in WHERE})
-    kept.get("trainer", {}).pop("logger", None)
-    return kept
+    trainer = {key: value for key, value in configuration.get("trainer", {}).items() if key != "logger"}
+    return {key: value for key, value in configuration.items() if key not in WHERE} | {"trainer": trainer}
 
 
 def differences(configurations: list[Configuration]) -> dict[str, list[str]]:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from fedssl.comparison.measures import Measure, mean_and_deviation
 from fedssl.comparison.rows import Row
+from fedssl.runs.measures import Measure, mean_and_deviation
 from fedssl.runs.report.curves import DASHES, finish_rounds
 from fedssl.runs.report.record import Curve, RunRecord
 from fedssl.runs.report.theme import MUTED, SERIES, legend_above, new_axes, themed
@@ -31,9 +31,9 @@ class Band:
         deviation: Standard deviation over the runs; 0 for a single run.
     """
 
-    rounds: list[float]
-    mean: list[float]
-    deviation: list[float]
+    rounds: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
 
 
 def records(row: Row) -> list[RunRecord]:
@@ -45,12 +45,13 @@ def band(curves: Sequence[Curve]) -> Band:
     """Mean and standard deviation in the rounds where all curves have a value.
 
     Args:
-        curves: One curve a seed.
+        curves: One curve a seed, at least one.
     """
     values = [dict(zip(*curve, strict=True)) for curve in curves]
-    rounds = sorted(set.intersection(*(set(each) for each in values))) if values else []
-    spreads = [mean_and_deviation([each[at] for each in values]) for at in rounds]
-    return Band(rounds, [mean for mean, _ in spreads], [deviation or 0.0 for _, deviation in spreads])
+    rounds = sorted(set.intersection(*map(set, values)))
+    found = np.array([[each[at] for at in rounds] for each in values])
+    deviation = found.std(axis=0, ddof=1) if len(found) > 1 else np.zeros(len(rounds))
+    return Band(np.array(rounds), found.mean(axis=0), deviation)
 
 
 def layer_similarity(first: Row, second: Row) -> tuple[np.ndarray, list[str], list[str]] | None:
@@ -93,10 +94,10 @@ def accuracy_over_rounds(bands: Mapping[str, Band], unit: str) -> Figure:
         unit: Unit of the horizontal axis.
     """
     figure, axes = new_axes()
-    for index, (name, band) in enumerate(bands.items()):
-        color, mean, deviation = SERIES[index % len(SERIES)], np.array(band.mean), np.array(band.deviation)
-        axes.plot(band.rounds, mean, color=color, linestyle=DASHES[index % len(DASHES)], label=name)
-        axes.fill_between(band.rounds, mean - deviation, mean + deviation, color=color, alpha=0.18, linewidth=0)
+    for (name, band), color, dashes in zip(bands.items(), cycle(SERIES), cycle(DASHES), strict=False):
+        axes.plot(band.rounds, band.mean, color=color, linestyle=dashes, label=name)
+        low, high = band.mean - band.deviation, band.mean + band.deviation
+        axes.fill_between(band.rounds, low, high, color=color, alpha=0.18, linewidth=0)
     axes.set_ylabel("kNN top-1 %")
     finish_rounds(axes, unit, ())
     legend_above(axes, 3)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain, count, product
 from pathlib import Path
 
-from fedssl.comparison.configuration import Configuration, comparable, holds, read_results, resolve
-from fedssl.runs.run_folder import CHECKPOINTS, CONFIG, RESULTS
+from fedssl.cli.command import parse
+from fedssl.comparison.configuration import Configuration, comparable, holds
+from fedssl.runs.run_folder import CHECKPOINTS, CONFIG, RESULTS, is_finished
 from fedssl.training.checkpoints import checkpoints_of
-from fedssl.training.run_progress import shortfall
 
 OURS = ("--run_dir", "--ckpt_path", "--seed_everything")
 Choices = dict[str, dict[str, str | None]]
@@ -49,14 +49,12 @@ class Grid:
 
     def rows(self) -> list[tuple[dict[str, str], list[str]]]:
         """Choices of each combination by axis, and their joined arguments."""
-        combinations = product(*(choices.items() for choices in self.axes.values()))
-        return [
-            (
-                dict(zip(self.axes, (name for name, _ in chosen), strict=True)),
-                [part for _, text in chosen for part in shlex.split(text or "")] + shlex.split(self.settings),
-            )
-            for chosen in combinations
-        ]
+        rows = []
+        for chosen in product(*(choices.items() for choices in self.axes.values())):
+            names, texts = zip(*chosen, strict=True)
+            arguments = shlex.split(" ".join(filter(None, [*texts, self.settings])))
+            rows.append((dict(zip(self.axes, names, strict=True)), arguments))
+        return rows
 
 
 @dataclass(frozen=True)
@@ -79,8 +77,8 @@ class PlannedRun:
 
     @property
     def done(self) -> bool:
-        """Tell if the run has completed; one that was cut short has results too, and is resumed."""
-        return (self.folder / RESULTS).exists() and not shortfall(read_results(self.folder))
+        """Tell if the run has completed."""
+        return is_finished(self.folder)
 
 
 def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:
@@ -89,12 +87,12 @@ def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:
     Raises:
         ValueError: ``fit`` would refuse a run, or two rows are the same.
     """
-    rows = []
+    runs = []
     for labels, arguments in grid.rows():
         name = ", ".join(labels.values())
-        rows.append([PlannedRun(name, arguments, seed, parent / f"{slug(name)}-seed{seed}") for seed in grid.seeds])
-    placed = iter(place([run for row in rows for run in row]))
-    return [[next(placed) for _ in row] for row in rows]
+        runs += [PlannedRun(name, arguments, seed, parent / f"{slug(name)}-seed{seed}") for seed in grid.seeds]
+    placed, seeds = place(runs), len(grid.seeds)
+    return [placed[start : start + seeds] for start in range(0, len(placed), seeds)]
 
 
 def place(runs: list[PlannedRun]) -> list[PlannedRun]:
@@ -110,7 +108,10 @@ def place(runs: list[PlannedRun]) -> list[PlannedRun]:
     for run in runs:
         key = tuple(run.arguments)
         if key not in resolved:
-            resolved[key] = _resolve(run)
+            try:
+                resolved[key] = parse(run.arguments)
+            except ValueError as error:
+                raise ValueError(f"{run.name}: {error}") from error
         configuration = resolved[key] | {"seed_everything": run.seed}
         for other in placed:
             if comparable(other.configuration) == comparable(configuration):
@@ -123,13 +124,6 @@ def place(runs: list[PlannedRun]) -> list[PlannedRun]:
 def slug(name: str) -> str:
     """Replace everything but letters and digits in a name by underscores."""
     return "".join(letter if letter.isalnum() else "_" for letter in name)
-
-
-def _resolve(run: PlannedRun) -> Configuration:
-    try:
-        return resolve(run.arguments)
-    except ValueError as error:
-        raise ValueError(f"{run.name}: {error}") from error
 
 
 def _free_folder(wanted: Path, configuration: Configuration, taken: set[Path]) -> Path:

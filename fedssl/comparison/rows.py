@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedssl.comparison.configuration import comparable, differences
-from fedssl.comparison.measures import Measure, mean_and_deviation
 from fedssl.comparison.run import Run
+from fedssl.runs.measures import Measure, mean_and_deviation
 
 SCHEME, METHOD = "scheme", "SSL method"
 NAMED = ("model.scheme", "model.method")

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedssl.comparison.configuration import Configuration, read_configuration, read_results
+from fedssl.comparison.configuration import Configuration, read_configuration
 from fedssl.comparison.grid import PlannedRun
 from fedssl.comparison.runner import rounds_done
 from fedssl.runs.changed_settings import flatten
-from fedssl.runs.run_folder import CONFIG
+from fedssl.runs.run_folder import CONFIG, read_results
 from fedssl.training.run_progress import shortfall
 
 

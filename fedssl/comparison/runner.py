@@ -9,23 +9,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
-from fedssl.comparison.configuration import read_results
 from fedssl.comparison.grid import PlannedRun
-from fedssl.runs.run_folder import CHECKPOINTS
+from fedssl.runs.run_folder import CHECKPOINTS, read_results
 from fedssl.runs.run_lock import check_free
 from fedssl.training.checkpoints import checkpoints_of
 from fedssl.training.run_progress import shortfall
@@ -67,19 +57,19 @@ def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
         check_free(run.folder)
     running: list[_Process] = []
     failed: dict[Path, str] = {}
-    with SetProgress(waiting, done=len(runs) - len(waiting)) as progress:
+    with RunsProgress(waiting, done=len(runs) - len(waiting)) as progress:
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     running.append(_Process(waiting.pop(0), jobs))
-                    progress.started(running[-1].run)
+                    progress.begin(running[-1].run)
                 time.sleep(POLL)
                 for process in [process for process in running if process.ended]:
                     running.remove(process)
                     reason = process.reason()
                     failed |= {process.run.folder: reason} if reason else {}
-                    progress.ended(process.run, reason)
-                progress.update({process.run.folder: rounds_done(process.run.folder) for process in running})
+                    progress.end(process.run, reason)
+                progress.show({process.run.folder: rounds_done(process.run.folder) for process in running})
         except Ended:
             _end(running, patience=0)  # the signal went to this process alone
             raise
@@ -153,7 +143,7 @@ def _start(command: list[str], log: IO[str], jobs: int) -> subprocess.Popen[byte
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env=environment)
 
 
-class SetProgress:
+class RunsProgress(Progress):
     """Progress display: rounds of all runs together, and of each current run.
 
     Args:
@@ -162,62 +152,36 @@ class SetProgress:
     """
 
     def __init__(self, runs: Sequence[PlannedRun], done: int) -> None:
-        self._console = Console(file=sys.stderr)
+        console = Console(file=sys.stderr)
+        columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__("{task.description}", *columns, console=console, disable=not console.is_terminal)
         self._rounds = {run.folder: int(run.configuration["trainer"]["max_epochs"] or 1) for run in runs}
-        self._over: dict[Path, int] = dict.fromkeys(self._rounds, 0)
-        self._tasks: dict[Path, TaskID] = {}
-        self._counts = [done, done + len(runs)]
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._all = self._progress.add_task(self._title(), total=sum(self._rounds.values()))
+        self._over = dict.fromkeys(self._rounds, 0)
+        self._bars: dict[Path, TaskID] = {}
+        self._ended, self._runs = done, done + len(runs)
+        self._all = self.add_task(self._title(), total=sum(self._rounds.values()))
+        console.print(f"{done} of {self._runs} runs are done already", highlight=False)
 
-    def __enter__(self) -> SetProgress:
-        self._console.print(f"{self._counts[0]} of {self._counts[1]} runs are done already", highlight=False)
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-        if isinstance(error, KeyboardInterrupt):
-            self._console.print("stopped; the same command goes on", highlight=False)
-
-    def started(self, run: PlannedRun) -> None:
+    def begin(self, run: PlannedRun) -> None:
         """Show a run that has begun or continues."""
-        total = self._rounds[run.folder]
-        self._tasks[run.folder] = self._progress.add_task(f"  {run.name}, seed {run.seed}: rounds", total=total)
+        text = f"  {run.name}, seed {run.seed}: rounds"
+        self._bars[run.folder] = self.add_task(text, total=self._rounds[run.folder])
 
-    def update(self, rounds: dict[Path, int]) -> None:
+    def show(self, rounds: dict[Path, int]) -> None:
         """Show the rounds that the current runs have done."""
         self._over |= rounds
         for folder, over in rounds.items():
-            self._progress.update(self._tasks[folder], completed=over)
-        self._progress.update(self._all, completed=sum(self._over.values()))
+            self.update(self._bars[folder], completed=over)
+        self.update(self._all, completed=sum(self._over.values()))
 
-    def ended(self, run: PlannedRun, failure: str | None) -> None:
-        """Print the end of a run.
-
-        Args:
-            run: Run that has ended.
-            failure: Reason of its failure; ``None`` for success.
-        """
+    def end(self, run: PlannedRun, failure: str | None) -> None:
+        """Print the end of a run, with the reason of a failure."""
         self._over[run.folder] = self._rounds[run.folder]
-        self._counts[0] += 1
-        self._progress.remove_task(self._tasks.pop(run.folder))
-        self._progress.update(self._all, description=self._title())
-        said = f"failed: {failure}" if failure else "done"
-        count = f"{self._counts[0]}/{self._counts[1]}"
-        self._console.print(
-            f"{count} {run.name}, seed {run.seed}: {said}", highlight=False, markup=False, soft_wrap=True
-        )
+        self._ended += 1
+        self.remove_task(self._bars.pop(run.folder))
+        self.update(self._all, description=self._title())
+        said = f"{self._ended}/{self._runs} {run.name}, seed {run.seed}: {f'failed: {failure}' if failure else 'done'}"
+        self.console.print(said, highlight=False, markup=False, soft_wrap=True)
 
     def _title(self) -> str:
-        return f"runs {self._counts[0]}/{self._counts[1]}, rounds"
+        return f"runs {self._ended}/{self._runs}, rounds"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -24,13 +23,14 @@ class FlowerCLI(FedSSLCLI):
     """Command line with the same configuration, run folder, checkpoints and results, and clients on Flower's nodes.
 
     Args:
+        arguments: Sub-command and settings.
         grid: Connection to the nodes.
         rounds: Conditions under which a round begins and ends.
     """
 
-    def __init__(self, *args: Any, grid: Grid, rounds: RoundSettings, **kwargs: Any) -> None:
+    def __init__(self, arguments: list[str], grid: Grid, rounds: RoundSettings) -> None:
         self._grid, self._rounds = grid, rounds
-        super().__init__(*args, **kwargs)
+        super().__init__(arguments)
 
     def before_fit(self) -> None:
         """Give the module an engine over Flower.

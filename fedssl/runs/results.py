@@ -1,8 +1,7 @@
-"""Results of a run: ``results.json`` and the table at its end."""
+"""Results of a run, as ``results.json`` holds them."""
 
 from __future__ import annotations
 
-import csv
 import json
 import platform
 import subprocess
@@ -11,13 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
+from fedssl.runs.run_folder import read_metrics
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining
-from fedssl.training.run_progress import UNFINISHED, shortfall
-from fedssl.utils.files import write_atomically
+from fedssl.utils.files import write_text
 from fedssl.utils.resources import peak_process_bytes
 from linear_eval import EvaluatedModule
 
@@ -28,11 +24,6 @@ PROTOCOL = (
     "training images. start_...: the loaded weights that training started from; random_init_...: random "
     "initialisation, which is the start where there is no start_..."
 )
-MIB = 2**20
-
-
-ENCODERS = {"trained": "", "start weights": "start_", "random init": "random_init_"}
-"""Prefix of each evaluated encoder's keys in ``results.json``."""
 
 
 def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, Any]:
@@ -88,73 +79,13 @@ def accuracy_over_simulated_time(metrics: Path) -> list[tuple[float, float]]:
     Args:
         metrics: ``metrics.csv`` of the run.
     """
-    if not metrics.exists():
-        return []
-    with metrics.open(newline="") as file:
-        rows = [(row.get("time/simulated_seconds"), row.get("eval/knn_top1")) for row in csv.DictReader(file)]
+    rows = [(row.get("time/simulated_seconds"), row.get("eval/knn_top1")) for row in read_metrics(metrics)]
     return [(float(seconds), float(accuracy)) for seconds, accuracy in rows if seconds and accuracy]
 
 
 def write_results(results: dict[str, Any], path: Path) -> None:
     """Write the results as JSON, all or nothing."""
-    text = json.dumps(results, indent=2, sort_keys=True) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
-
-
-def print_results(results: dict[str, Any], folder: Path, console: Console | None = None) -> None:
-    """Print tables of quality and cost, and the run folder."""
-    console = console or Console()
-    title = " ".join(str(results[key]) for key in ("scheme", "method", "encoder") if key in results)
-    console.print(_language_table(results, title) if "perplexity" in results else _quality_table(results, title))
-    if "down_bytes_per_client" in results:
-        console.print(_cost_table(results))
-    if results.get("simulated_seconds"):
-        minutes = results["simulated_seconds"] / 60
-        console.print(f"the run would take {minutes:,.1f} minutes on these devices", highlight=False)
-    console.print(f"{results['wall_seconds']:.0f} s; everything is in {folder}", highlight=False, soft_wrap=True)
-
-
-def print_shortfall(results: dict[str, Any], console: Console | None = None) -> None:
-    """Print the last line of an unfinished run; nothing for a finished one."""
-    if lacks := shortfall(results):
-        (console or Console()).print(f"{UNFINISHED}: {lacks}", style="bold red", highlight=False, soft_wrap=True)
-
-
-def _quality_table(results: dict[str, Any], title: str) -> Table:
-    table = Table(title=title or "evaluation", title_justify="left")
-    table.add_column("representation")
-    for column in ("kNN top-1 %", "linear top-1 %", "linear per class %", "RankMe"):
-        table.add_column(column, justify="right")
-    for label, prefix in ENCODERS.items():
-        if f"{prefix}knn_top1" in results:
-            keys = ("knn_top1", "linear_top1", "linear_mean_per_class", "rankme")
-            table.add_row(label, *(f"{results[prefix + key]:.2f}" for key in keys))
-    for label, key in (("trained classifier", "classifier"), ("fine-tuned", "finetuned")):
-        if f"{key}_top1" in results:
-            table.add_row(label, "", f"{results[f'{key}_top1']:.2f}", f"{results[f'{key}_mean_per_class']:.2f}", "")
-    return table
-
-
-def _language_table(results: dict[str, Any], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column in ("perplexity a character", "bits a character", "held-out characters"):
-        table.add_column(column, justify="right")
-    found = (f"{results[key]:.3f}" for key in ("perplexity", "bits_per_character"))
-    table.add_row(*found, f"{results['test_characters']:,}")
-    return table
-
-
-def _cost_table(results: dict[str, Any]) -> Table:
-    table = Table(title="cost of a device over the whole run", title_justify="left")
-    table.add_column("")
-    for column in ("received MiB", "sent MiB", "GMACs"):
-        table.add_column(column, justify="right")
-    for label in ("per_client", "max_client"):
-        mib = [results[f"{key}_{label}"] / MIB for key in ("down_bytes", "up_bytes")]
-        gmacs = results[f"macs_{label}"] / 1e9
-        table.add_row({"per_client": "mean", "max_client": "largest"}[label], *(f"{v:,.2f}" for v in (*mib, gmacs)))
-    table.caption = f"activations kept for backward, peak of a step: {results['peak_activation_bytes'] / MIB:,.2f} MiB"
-    return table
+    write_text(path, json.dumps(results, indent=2, sort_keys=True) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from fedssl.runs.run_lock import held, made
 from fedssl.training.checkpoints import checkpoints_of, newest_checkpoint, read_checkpoint
@@ -15,6 +17,7 @@ from fedssl.training.run_progress import shortfall
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 RESULTS = "results.json"
+METRICS = "metrics.csv"
 LAST = "last"
 AUTO = "auto"
 
@@ -150,19 +153,34 @@ def newest_readable(checkpoints: Path) -> Path | None:
     return None
 
 
+def read_results(folder: Path) -> dict[str, Any]:
+    """Read ``results.json`` of a folder; empty for a folder without one.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    path = folder / RESULTS
+    try:
+        return {**json.loads(path.read_text())} if path.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """Read the rows of ``metrics.csv``; none if the file does not exist."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def is_finished(folder: Path) -> bool:
-    """Tell if a run has completed its last round and written results.
+    """Tell if a run has completed its last round and written results; one that was cut short has results too.
 
     Raises:
         ValueError: The results cannot be read.
     """
-    path = folder / RESULTS
-    if not path.exists():
-        return False
-    try:
-        return not shortfall(json.loads(path.read_text()))
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    return (folder / RESULTS).exists() and not shortfall(read_results(folder))
 
 
 def _numbered(parent: Path) -> list[Path]:

@@ -33,6 +33,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file as ``write_atomically`` does."""
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Add the file's name to errors of the disk, because that of a full disk lacks it.

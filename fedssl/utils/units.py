@@ -8,6 +8,7 @@ from decimal import Decimal
 
 PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY_PREFIXES = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+MIB = BINARY_PREFIXES["mi"]
 FACTORS = PREFIXES | BINARY_PREFIXES
 SIZE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([kmgt]i?)?b\s*", re.IGNORECASE)
 RATE = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([KkMGT]i?)?(B|bit)/s\s*")

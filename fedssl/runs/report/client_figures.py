@@ -11,18 +11,14 @@ from fedssl.runs.report.theme import SERIES, heat_map, new_axes, themed
 
 MOST_CLIENTS = 200
 """Largest number of clients that can be told apart in a figure of this width."""
+MOST_BINS = 40
 
 
 def distribution(clients: ClientDetails) -> Figure:
     """Draw the images of each class that each client holds; of more than ``MOST_CLIENTS``, an evenly spaced part."""
     shown = shown_clients(len(clients.images))
-    return heat_map(
-        clients.images[shown],
-        rows=[str(client) for client in shown],
-        columns=clients.classes.tolist(),
-        row_label="client",
-        column_label="class",
-    )
+    names, classes = shown.astype(str).tolist(), clients.classes.tolist()
+    return heat_map(clients.images[shown], names, classes, ("client", "class"))
 
 
 def shown_clients(number: int) -> np.ndarray:
@@ -40,7 +36,9 @@ def each_client(values: np.ndarray, label: str) -> Figure:
     """
     figure, axes = new_axes(height=2.6)
     if len(values) > MOST_CLIENTS:
-        axes.hist(values, bins=_bins(values).tolist(), color=SERIES[0], rwidth=0.9)
+        whole = (values == values.round()).all()  # a bin for each number, where there are few
+        bins = min(MOST_BINS, int(np.ptp(values)) + 1) if whole else MOST_BINS
+        axes.hist(values, bins=bins, color=SERIES[0], rwidth=0.9)
         axes.set_xlabel(label)
         axes.set_ylabel("clients")
         return figure
@@ -50,11 +48,3 @@ def each_client(values: np.ndarray, label: str) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.margins(x=0.02)
     return figure
-
-
-def _bins(values: np.ndarray) -> np.ndarray:
-    """Borders of about 40 bins at most; centred on whole numbers if all values are whole."""
-    low, high = float(values.min()), float(values.max())
-    if (values == values.round()).all():
-        return np.arange(low, high + 1 + (step := max(1, round((high - low) / 40))), step) - 0.5
-    return np.linspace(low, high, 41)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import cycle
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,7 +16,6 @@ from fedssl.runs.report.record import Curve, RunRecord
 from fedssl.runs.report.theme import MUTED, RULE, SERIES, legend_above, new_axes, themed
 
 NUMBERED_STAGES = 12
-SINGLE_BARS = 100
 ABOVE_STAGES = 2.0
 DASHES = ("-", "--", "-.", ":")
 ABSENT = {
@@ -44,14 +44,7 @@ class Line:
 
 
 @themed
-def lines(
-    curves: Sequence[Line],
-    unit: str,
-    label: str,
-    borders: Sequence[int] = (),
-    levels: Sequence[tuple[str, float]] = (),
-    from_zero: bool = True,
-) -> Figure:
+def lines(curves: Sequence[Line], unit: str, label: str, borders: Sequence[int] = (), from_zero: bool = True) -> Figure:
     """Draw lines over rounds; colours and dashes tell them apart.
 
     Args:
@@ -59,21 +52,13 @@ def lines(
         unit: Unit of the horizontal axis.
         label: Label of the vertical axis, with its unit.
         borders: Last round of every stage.
-        levels: Names and heights of horizontal lines to compare with.
         from_zero: Start the vertical axis at 0.
     """
     figure, axes = new_axes()
-    for index, line in enumerate(curves):
-        axes.plot(
-            *line.curve,
-            color=SERIES[index % len(SERIES)],
-            linestyle=DASHES[index % len(DASHES)],
-            drawstyle="steps-mid" if line.steps else "default",
-            marker="o" if len(line.curve[0]) < 2 else None,
-            label=line.label or None,
-        )
-    for name, value in levels:
-        axes.axhline(value, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.2, label=name)
+    for line, color, dashes in zip(curves, cycle(SERIES), cycle(DASHES), strict=False):
+        jumps: Any = "steps-mid" if line.steps else "default"
+        marker = "o" if len(line.curve[0]) < 2 else None
+        axes.plot(*line.curve, color=color, ls=dashes, drawstyle=jumps, marker=marker, label=line.label or None)
     axes.set_ylabel(label)
     if from_zero:
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
@@ -87,17 +72,12 @@ def participation(record: RunRecord) -> Figure:
     """Draw the clients of each round: those whose result counted, and the others by reason."""
     figure, axes = new_axes()
     rounds, trained = record.curve("client/participants")
-    bottom = [0.0] * len(rounds)
-    series = [("trained", SERIES[0], trained)]
-    series += [(name, SERIES[1 + at], record.curve(key)[1]) for at, (key, name) in enumerate(ABSENT.items())]
-    for name, color, values in series:
-        if any(values):
-            top = [low + value for low, value in zip(bottom, values, strict=True)]
-            if len(rounds) > SINGLE_BARS:
-                axes.fill_between(rounds, bottom, top, step="mid", color=color, linewidth=0, label=name)
-            else:
-                axes.bar(rounds, values, bottom=bottom, width=0.9, color=color, label=name)
-            bottom = top
+    edges, bottom = np.append(rounds, rounds[-1:] + 1) - 0.5, np.zeros_like(trained)
+    series = {"trained": trained} | {name: record.curve(key)[1] for key, name in ABSENT.items()}
+    for (name, values), color in zip(series.items(), SERIES, strict=False):
+        if values.any():
+            axes.stairs(bottom + values, edges, baseline=bottom, fill=True, color=color, label=name)
+            bottom = bottom + values
     axes.set_ylabel("clients")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     finish_rounds(axes, record.unit, record.stages())
@@ -110,26 +90,25 @@ def mean_of_participants(record: RunRecord, *keys: str, scale: float) -> Curve:
 
     Empty if the run never logged one of the metrics: a private aggregation keeps exact figures to itself.
     """
-    rounds, trained = record.curve("client/participants")
-    failed = record.curve("client/failed")[1]
-    if not all(record.curve(key)[0] for key in ("client/participants", "client/failed", *keys)):
-        return [], []
-    clients = [sum(counts) for counts in zip(trained, failed, strict=True)]
-    totals = [sum(values) for values in zip(*(record.curve(key)[1] for key in keys), strict=True)]
-    known = [row for row in zip(rounds, totals, clients, strict=True) if row[2]]
-    return [at for at, _, _ in known], [total / number / scale for _, total, number in known]
+    rounds, *counts = record.curve("client/participants")
+    counts.append(record.curve("client/failed")[1])
+    totals = [record.curve(key)[1] for key in keys]
+    if not all(len(values) for values in (*counts, *totals)):
+        return np.empty(0), np.empty(0)
+    clients = np.sum(counts, axis=0)
+    known = clients > 0
+    return rounds[known], np.sum(totals, axis=0)[known] / clients[known] / scale
 
 
 def against(x: Curve, y: Curve) -> Curve:
     """Join two curves by round: the values of ``x`` replace the rounds of ``y``, where both have one."""
-    known = dict(zip(*x, strict=True))
-    both = [(known[at], value) for at, value in zip(*y, strict=True) if at in known]
-    return [at for at, _ in both], [value for _, value in both]
+    _, in_x, in_y = np.intersect1d(x[0], y[0], return_indices=True)
+    return x[1][in_x], y[1][in_y]
 
 
 def so_far(curve: Curve) -> Curve:
     """Running sum of a curve."""
-    return curve[0], list(accumulate(curve[1]))
+    return curve[0], curve[1].cumsum()
 
 
 def finish_rounds(axes: Axes, unit: str, borders: Sequence[int]) -> None:

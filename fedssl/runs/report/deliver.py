@@ -15,14 +15,15 @@ from fedssl.data.clients import ClientData
 from fedssl.data.disclosure import may_show_images
 from fedssl.data.images import ImageData
 from fedssl.runs.report import summary
-from fedssl.runs.report.page import Picture, Section, Table, build_page
+from fedssl.runs.report.page import Picture, Section, build_page
 from fedssl.runs.report.record import DETAILS, RunRecord, write_details
 from fedssl.runs.report.sections import run_sections
 from fedssl.runs.report.summary import stage_sums
 from fedssl.runs.report.theme import as_png
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.run_progress import shortfall
-from fedssl.utils.files import write_atomically
+from fedssl.utils.files import write_text
+from fedssl.utils.tables import Table
 
 
 def deliver_report(
@@ -61,12 +62,11 @@ def media(sections: Sequence[Section]) -> dict[str, Any]:
     logged: dict[str, Any] = {}
     for section in sections:
         for block in section.blocks:
+            key = f"report/{section.title}/{block.title}"
             if isinstance(block, Picture):
-                picture = Image.open(io.BytesIO(as_png(block.figure)))
-                logged[f"report/{section.title}/{block.title}"] = wandb.Image(picture, caption=block.caption)
+                logged[key] = wandb.Image(Image.open(io.BytesIO(as_png(block.figure))), caption=block.caption)
             elif isinstance(block, Table):
-                rows = [list(row) for row in block.rows]
-                logged[f"report/{section.title}/{block.title}"] = wandb.Table(columns=list(block.header), data=rows)
+                logged[key] = wandb.Table(columns=list(block.header), data=list(map(list, block.rows)))
     return logged
 
 
@@ -89,7 +89,7 @@ def write_run_report(record: RunRecord) -> Sequence[Section]:
         footer=f"Run {record.folder.resolve().name}, fedssl {results['versions'].get('fedssl', '')}, "
         f"commit {results['commit'] or 'unknown'}, seed {results['seed']}.",
     )
-    write_atomically(record.folder / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
+    write_text(record.folder / REPORT, page)
     return sections
 
 

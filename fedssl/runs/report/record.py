@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +13,16 @@ import yaml
 from fedssl.data.clients import ClientData
 from fedssl.data.disclosure import without_paths
 from fedssl.data.images import ImageData
-from fedssl.runs.run_folder import CONFIG, RESULTS
+from fedssl.runs.run_folder import CONFIG, METRICS, RESULTS, read_metrics, read_results
 from fedssl.server.rounds import ClientCost
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining
 from fedssl.utils.files import write_atomically
 from linear_eval import EvaluationDetails
 
-METRICS = "metrics.csv"
 OFF_SCALE = 1e300
 """Limit of values in figures. Larger ones are left out like NaN and infinity: they would make an axis infinite."""
-Curve = tuple[list[float], list[float]]
+Curve = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ class RunRecord:
 
     Args:
         folder: Run folder.
-        configuration: Text of ``config.yaml``.
+        config: Content of ``config.yaml``.
         results: Content of ``results.json``.
         rows: Rows of ``metrics.csv``, one a round (or epoch), without the final evaluation.
         evaluation: Data for the figures of the evaluation; ``None`` if the run did not keep them.
@@ -43,7 +39,7 @@ class RunRecord:
     """
 
     folder: Path
-    configuration: str
+    config: dict[str, Any]
     results: dict[str, Any]
     rows: list[dict[str, str]]
     evaluation: EvaluationDetails | None
@@ -58,20 +54,9 @@ class RunRecord:
         """
         if not (folder / RESULTS).is_file():
             raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULTS}")
-        evaluation, clients = read_details(folder / DETAILS)
-        return cls(
-            folder,
-            (folder / CONFIG).read_text(),
-            json.loads((folder / RESULTS).read_text()),
-            _training_rows(folder / METRICS),
-            evaluation,
-            clients,
-        )
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Content of ``config.yaml``."""
-        return yaml.safe_load(self.configuration)
+        config = yaml.safe_load((folder / CONFIG).read_text())
+        details = read_details(folder / DETAILS)
+        return cls(folder, config, read_results(folder), _training_rows(folder / METRICS), *details)
 
     @property
     def shown_configuration(self) -> str:
@@ -112,20 +97,16 @@ class RunRecord:
     def curve(self, key: str) -> Curve:
         """Rounds (or epochs) from 1 and values of a metric, where it was measured and lies below ``OFF_SCALE``."""
         rows = [row for row in self.rows if row.get(key) and abs(float(row[key])) < OFF_SCALE]
-        return [float(row["epoch"]) + 1 for row in rows], [float(row[key]) for row in rows]
+        return np.array([float(row["epoch"]) + 1 for row in rows]), np.array([float(row[key]) for row in rows])
 
     def stages(self) -> list[int]:
         """Last round of each stage; empty without stages."""
         rounds, stages = self.curve("stage")
-        ends = [at for at, (stage, following) in enumerate(pairwise(stages)) if stage != following]
-        return [int(rounds[at]) for at in ends] + [int(at) for at in rounds[-1:]]
+        return rounds[np.diff(stages, append=-1) != 0].astype(int).tolist()
 
 
 def _training_rows(metrics: Path) -> list[dict[str, str]]:
-    if not metrics.exists():
-        return []
-    with metrics.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_metrics(metrics)
     # The final evaluation logs a row of its own after the last round.
     last = max((float(row["epoch"]) for row in rows if row.get("round") or row.get("train/loss")), default=-1.0)
     return [row for row in rows if float(row["epoch"]) <= last]

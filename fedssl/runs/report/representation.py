@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,19 +17,14 @@ NAMED_CLASSES = 20
 SHORT_NAME = 10
 UNTRAINED = {"random_init": "random init", "start": "start weights"}
 RIGHT, WRONG = SERIES[2], SERIES[1]
+BEHIND_TEXT = {"facecolor": PAPER, "alpha": 0.8, "linewidth": 0, "pad": 1}
 
 
 def confusion(details: EvaluationDetails) -> Figure:
     """Draw the confusion matrix of the linear probe, in percent of each true class."""
-    counts = details.encoders["encoder"].confusion
-    return heat_map(
-        100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1),
-        rows=details.classes.tolist(),
-        columns=details.classes.tolist(),
-        row_label="true class",
-        column_label="predicted class",
-        square=True,
-    )
+    counts, names = details.encoders["encoder"].confusion, details.classes.tolist()
+    percents = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return heat_map(percents, names, names, ("true class", "predicted class"), square=True)
 
 
 @themed
@@ -82,17 +78,10 @@ def flat_map(details: EvaluationDetails, name: str) -> Figure:
 
 
 def _name_classes(axes: Axes, details: EvaluationDetails, encoder: EncoderDetails) -> None:
+    style: dict[str, Any] = {"ha": "center", "va": "center", "fontweight": "bold", "color": INK, "bbox": BEHIND_TEXT}
     for number in np.unique(details.map_labels):
         middle = np.median(encoder.map[details.map_labels == number], axis=0)
-        axes.annotate(
-            str(details.classes[number]),
-            middle,
-            ha="center",
-            va="center",
-            fontweight="bold",
-            color=INK,
-            bbox={"facecolor": PAPER, "alpha": 0.75, "linewidth": 0, "pad": 1},
-        )
+        axes.annotate(str(details.classes[number]), middle, **style)
 
 
 @themed
@@ -126,9 +115,8 @@ def _picture(axes: Axes, pixels: np.ndarray, corner: tuple[float, float], frame:
     side = 1 - 2 * gap
     axes.add_patch(Rectangle((left + gap, top + gap), side, side, fill=False, edgecolor=frame, linewidth=2, zorder=3))
     if label:
-        box = {"facecolor": PAPER, "alpha": 0.8, "linewidth": 0, "pad": 1}
         name = label if len(label) <= SHORT_NAME else label[: SHORT_NAME - 1] + "…"
-        axes.text(left + 0.11, top + 0.89, name, fontsize=7.5, color=INK, bbox=box, zorder=4)
+        axes.text(left + 0.11, top + 0.89, name, fontsize=7.5, color=INK, bbox=BEHIND_TEXT, zorder=4)
 
 
 def similarity(details: EvaluationDetails, name: str, label: str) -> Figure:
@@ -141,20 +129,9 @@ def similarity(details: EvaluationDetails, name: str, label: str) -> Figure:
     """
     values = details.encoders[name].similarity
     own, other = (["stem", *(str(at) for at in range(1, number))] for number in values.shape)
-    return layer_heat_map(values, own, other, "layer after training", label)
+    return layer_heat_map(values, own, other, ("layer after training", label))
 
 
-def layer_heat_map(
-    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], row_label: str, column_label: str
-) -> Figure:
+def layer_heat_map(values: np.ndarray, rows: Sequence[str], columns: Sequence[str], labels: tuple[str, str]) -> Figure:
     """Draw the CKA of layers with layers, from 0 to 1; the first layer stands at the bottom left."""
-    return heat_map(
-        values[::-1],
-        rows=list(rows)[::-1],
-        columns=columns,
-        row_label=row_label,
-        column_label=column_label,
-        square=True,
-        highest=1.0,
-        digits=2,
-    )
+    return heat_map(values[::-1], list(rows)[::-1], columns, labels, square=True, fractions=True)

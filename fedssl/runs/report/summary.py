@@ -4,39 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedssl.runs.report.page import Fact, Table
-from fedssl.runs.report.record import RunRecord
-from fedssl.runs.results import ENCODERS
-from fedssl.training.run_progress import UNFINISHED, shortfall
-from fedssl.utils.units import format_bytes
+import numpy as np
 
-MIB = 2**20
+from fedssl.runs.measures import ENCODERS, KNN, LINEAR, QUALITY
+from fedssl.runs.report.page import Fact
+from fedssl.runs.report.record import RunRecord
+from fedssl.runs.result_tables import quality_table
+from fedssl.training.run_progress import UNFINISHED, shortfall
+from fedssl.utils.tables import Table
+from fedssl.utils.units import MIB, format_bytes
+
 STAGE_METRICS = ("cost/down_bytes", "cost/up_bytes", "cost/macs", "cost/peak_activation_bytes", "client/loss")
-QUALITY = (
-    ("kNN top-1 %", "knn_top1"),
-    ("linear top-1 %", "linear_top1"),
-    ("linear per class %", "linear_mean_per_class"),
-    ("linear F1 %", "linear_f1"),
-    ("RankMe", "rankme"),
-    ("feature spread", "feature_std"),
-)
 
 
 def sentence(record: RunRecord) -> str:
     """Summarise quality, cost for a device and memory limits; an unfinished run's shortfall comes first."""
     lacks = shortfall(record.results)
-    good = (f"{UNFINISHED}: {lacks}. " if lacks else "") + quality(record.results)
-    return " ".join([good, cost(record.results), fit(record)]) if record.federated else f"{good} There were no devices."
+    good = (f"{UNFINISHED}: {lacks}. " if lacks else "") + describe_quality(record.results)
+    costs = [describe_cost(record.results), fit(record)] if record.federated else ["There were no devices."]
+    return " ".join([good, *costs])
 
 
-def quality(results: dict[str, Any]) -> str:
+def describe_quality(results: dict[str, Any]) -> str:
     """Describe the accuracy on test images, or the perplexity of held-out text."""
     if "perplexity" in results:
-        return (
-            f"Each of {results['test_characters']:,} held-out characters takes "
-            f"{results['bits_per_character']:.2f} bits "
-            f"(a perplexity of {results['perplexity']:.2f})."
-        )
+        characters, bits = results["test_characters"], results["bits_per_character"]
+        said = f"Each of {characters:,} held-out characters takes {bits:.2f} bits"
+        return f"{said} (a perplexity of {results['perplexity']:.2f})."
     return (
         f"Of {results['test_images']:,} test images, {results['knn_top1']:.1f} % are classified correctly by their "
         f"nearest neighbours and {results['linear_top1']:.1f} % by a linear probe{_gain(results)}."
@@ -45,21 +39,22 @@ def quality(results: dict[str, Any]) -> str:
 
 def _gain(results: dict[str, Any]) -> str:
     """Describe the gain of training over the run's start: random initialisation unless weights were loaded."""
-    loaded = "start_knn_top1" in results
-    if not loaded and "random_init_knn_top1" not in results:
+    loaded, chance = (f"{prefix}knn_top1" in results for prefix in ("start_", "random_init_"))
+    if not loaded and not chance:
         return ""
     prefix, what = ("start_", "the weights it started from") if loaded else ("random_init_", "random init")
-    pairs = [(results[prefix + key], results[key]) for key in ("knn_top1", "linear_top1")]
-    before = " and ".join(f"{value:.1f} %" for value, _ in pairs)
-    gained = " and ".join(f"{after - value:+.1f}" for value, after in pairs)
-    said = f"; before training ({what}) these were {before}, so training changed them by {gained} points"
-    if loaded and "random_init_knn_top1" in results:
-        chance = " and ".join(f"{results[f'random_init_{key}']:.1f} %" for key in ("knn_top1", "linear_top1"))
-        said += f" (random init: {chance})"
-    return said
+    gained = " and ".join(f"{results[each.key] - results[prefix + each.key]:+.1f}" for each in (KNN, LINEAR))
+    before = f"; before training ({what}) these were {_both(results, prefix)}"
+    return f"{before}, so training changed them by {gained} points" + (
+        f" (random init: {_both(results, 'random_init_')})" if loaded and chance else ""
+    )
 
 
-def cost(results: dict[str, Any]) -> str:
+def _both(results: dict[str, Any], prefix: str) -> str:
+    return " and ".join(f"{results[prefix + measure.key]:.1f} %" for measure in (KNN, LINEAR))
+
+
+def describe_cost(results: dict[str, Any]) -> str:
     """Describe the mean cost for a device that took part."""
     down, up = (format_bytes(results[f"{key}_bytes_per_client"]) for key in ("down", "up"))
     return (
@@ -92,15 +87,12 @@ def facts(record: RunRecord) -> list[Fact]:
     results = record.results
     found = []
     if "perplexity" in results:
-        found.append(
-            Fact("bits a character", f"{results['bits_per_character']:.2f}", f"of {results['test_characters']:,}")
-        )
-    for title, key in QUALITY[:2]:
-        if key not in results:
-            continue
-        known = [(label, results.get(f"{prefix}{key}")) for label, prefix in ENCODERS.items() if prefix]
-        note = ", ".join(f"{label} {value:.1f} %" for label, value in known if value is not None)
-        found.append(Fact(title.removesuffix(" %"), f"{results[key]:.1f} %", note))
+        characters = f"of {results['test_characters']:,}"
+        found.append(Fact("bits a character", f"{results['bits_per_character']:.2f}", characters))
+    for measure in (KNN, LINEAR) if KNN.key in results else ():
+        known = {name: results.get(prefix + measure.key) for name, prefix in ENCODERS.items()}
+        own, *others = (f"{name} {value:.1f} %" for name, value in known.items() if value is not None)
+        found.append(Fact(measure.title.removesuffix(" %"), own.removeprefix("trained "), ", ".join(others)))
     if record.federated:
         for label, key in (("received by a device", "down_bytes"), ("sent by a device", "up_bytes")):
             most = f"at most {format_bytes(results[f'{key}_max_client'])}"
@@ -112,40 +104,16 @@ def facts(record: RunRecord) -> list[Fact]:
     return found
 
 
-def quality_table(record: RunRecord) -> Table:
+def quality(results: dict[str, Any]) -> Table:
     """Table of the representation's quality after and before training, or of the language model's."""
-    results = record.results
     if "perplexity" in results:
-        found = [
-            f"{results['perplexity']:.3f}",
-            f"{results['bits_per_character']:.3f}",
-            f"{results['test_characters']:,}",
-        ]
-        header = ["perplexity a character", "bits a character", "held-out characters"]
-        return Table(header, [found], "What the language model is worth", "Measured at the end of the run.")
-    rows = []
-    for name, prefix in ENCODERS.items():
-        if prefix + "knn_top1" in results:
-            rows.append([name, *(f"{results[prefix + key]:.2f}" for _, key in QUALITY)])
-    for name, key in (("trained classifier", "classifier"), ("fine-tuned", "finetuned")):
-        if f"{key}_top1" in results:
-            found = [f"{results[f'{key}_{measure}']:.2f}" for measure in ("top1", "mean_per_class")]
-            rows.append([name, "", *found, "", "", ""])
+        return quality_table(results, QUALITY, "What the language model is worth", "Measured at the end of the run.")
     probe = f"{results['probe']}, regularisation {results['probe_regularization']:g}"
     caption = (
         f"{results['test_images']:,} test images, {results['train_images']:,} labelled training images, features of "
         f"width {results['feature_dim']}, probe: {probe}. Measured at the end of the run."
     )
-    return Table(["representation", *(name for name, _ in QUALITY)], rows, "What the representation is worth", caption)
-
-
-def cost_table(record: RunRecord) -> Table:
-    """Table of a device's costs over the whole run."""
-    rows = []
-    for name, key in (("mean", "per_client"), ("largest", "max_client")):
-        down, up, macs = (record.results[f"{what}_{key}"] for what in ("down_bytes", "up_bytes", "macs"))
-        rows.append([name, *_amounts(down / MIB, up / MIB, macs / 1e9)])
-    return Table(["device", "received MiB", "sent MiB", "GMACs"], rows, "A device over the whole run")
+    return quality_table(results, QUALITY, "What the representation is worth", caption)
 
 
 def stage_table(record: RunRecord) -> Table:
@@ -165,9 +133,10 @@ def stage_sums(record: RunRecord) -> list[dict[str, float]]:
     found, start = [], 1
     for end in record.stages():
         down, up, macs, peak, loss = (_between(record, key, start, end) for key in STAGE_METRICS)
-        sums = {"first_round": start, "last_round": end, "down_mib": sum(down) / MIB, "up_mib": sum(up) / MIB}
-        sums |= {"gmacs": sum(macs) / 1e9, "peak_mib": max(peak, default=0) / MIB}
-        found.append(sums | ({"loss": loss[-1]} if loss else {}))
+        sums = {"first_round": start, "last_round": end, "down_mib": down.sum() / MIB, "up_mib": up.sum() / MIB}
+        sums |= {"gmacs": macs.sum() / 1e9, "peak_mib": peak.max(initial=0) / MIB}
+        sums |= {"loss": loss[-1]} if len(loss) else {}
+        found.append({key: float(value) for key, value in sums.items()})
         start = end + 1
     return found
 
@@ -191,5 +160,6 @@ def gmacs(macs: float) -> str:
     return f"{giga:,.0f} GMACs" if giga >= 100 else f"{giga:.3g} GMACs"
 
 
-def _between(record: RunRecord, key: str, start: int, end: int) -> list[float]:
-    return [value for at, value in zip(*record.curve(key), strict=True) if start <= at <= end]
+def _between(record: RunRecord, key: str, start: int, end: int) -> np.ndarray:
+    rounds, values = record.curve(key)
+    return values[(start <= rounds) & (rounds <= end)]

@@ -13,7 +13,7 @@ from shrunk import ROOT, TINY_FEDERATION, Unstarted
 
 from fedssl.__main__ import main
 from fedssl.cli.class_paths import DEPENDENCIES, OWN, own_modules
-from fedssl.comparison.configuration import resolve
+from fedssl.cli.command import parse
 from fedssl.flower.recipe import read_recipe
 
 PACKAGES = {"pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn"}
@@ -135,8 +135,8 @@ def test_other_ways_into_a_configuration_are_guarded_too(tmp_path: Path) -> None
     file = tmp_path / "evil.yaml"
     file.write_text(yaml.safe_dump({"model": {"init_args": {"server_optimizer": evil}}}))
     with pytest.raises(ValueError, match=r"os\.system is not allowed"):
-        resolve(["-c", "lw_fedssl.yaml", "-c", str(file)])
-    recipe = {key: resolve(["-c", "lw_fedssl.yaml"])[key] for key in ("model", "data")} | {"precision": None}
+        parse(["-c", "lw_fedssl.yaml", "-c", str(file)])
+    recipe = {key: parse(["-c", "lw_fedssl.yaml"])[key] for key in ("model", "data")} | {"precision": None}
     recipe["model"]["init_args"]["optimizer"] = evil
     with pytest.raises((SystemExit, Exception), match=r"os\.system"):
         read_recipe(yaml.safe_dump(recipe))

@@ -11,13 +11,13 @@ from rich.console import Console
 
 from fedssl.comparison.rows import Row, group_runs
 from fedssl.comparison.run import Run
-from fedssl.comparison.table import as_csv, as_markdown, as_rich, make_tables, percent
+from fedssl.comparison.table import as_csv, as_markdown, for_terminal, make_tables, percent
 
 
 def printed(rows: list[Row], width: int) -> str:
     console = Console(file=io.StringIO(), width=width)
     for table in make_tables(rows):
-        console.print(as_rich(table, width))
+        console.print(for_terminal(table).rich(width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -35,7 +35,7 @@ def test_means_deviations_and_shares(six_runs: list[Run]) -> None:
         "kept MiB": ["", "50.00", "10.00 (20 %)"],
         "wall s": ["", "10", "10"],
     }
-    assert dict(zip(table.columns, map(list, zip(*table.cells, strict=True)), strict=True)) == expected
+    assert dict(zip(table.header, map(list, zip(*table.rows, strict=True)), strict=True)) == expected
     assert table.failures == ["layer-wise, seed 2: no memory"]
     assert table.common == {
         "SSL method": "SimCLR",
@@ -55,27 +55,27 @@ def test_a_row_without_any_results_stays_in_the_table() -> None:
     ended = Row({"scheme": "a"}, [Run(Path("a"), configuration(), results())])
     failed = Row({"scheme": "b"}, [Run(Path("b"), configuration(), {}, "no memory")])
     [table] = make_tables([ended, failed])
-    assert table.cells[-1][0] == "b"
-    assert set(table.cells[-1][1:]) == {""}
+    assert table.rows[-1][0] == "b"
+    assert set(table.rows[-1][1:]) == {""}
     assert table.failures == ["b, seed 0: no memory"]
     [table] = make_tables([failed])
-    assert table.cells == [["b"]]
+    assert table.rows == [["b"]]
 
 
 def test_other_data_sets_have_other_tables(six_runs: list[Run]) -> None:
     rows = group_runs(six_runs)
     other = Row({"scheme": "layer-wise"}, [Run(Path("o"), configuration(dataset="cifar10"), results(0, "layer-wise"))])
     first, second = make_tables([*rows, other])
-    assert (first.data_set, second.data_set) == ("digits", "cifar10")
-    assert len(first.cells) == 3
-    assert not any("%" in cell for cell in second.cells[-1])
+    assert (first.title, second.title) == ("digits", "cifar10")
+    assert len(first.rows) == 3
+    assert not any("%" in cell for cell in second.rows[-1])
 
 
 def test_another_encoder_has_no_common_beginning(six_runs: list[Run]) -> None:
     full, cheap = group_runs(six_runs)
     wider = [replace(run, configuration=configuration(run.seed, encoder={"name": "wide"})) for run in cheap.runs]
     [table] = make_tables([full, Row(cheap.labels, wider)])
-    assert [cells[0] for cells in table.cells] == ["end-to-end", "layer-wise"]
+    assert [cells[0] for cells in table.rows] == ["end-to-end", "layer-wise"]
 
 
 @pytest.mark.parametrize("width", [80, 160])

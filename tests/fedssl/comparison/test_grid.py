@@ -8,7 +8,7 @@ import pytest
 import yaml
 from shrunk import ROOT
 
-from fedssl.comparison.configuration import resolve
+from fedssl.cli.command import parse
 from fedssl.comparison.grid import Grid, PlannedRun, place, plan_grid, slug
 
 AXES: Any = {
@@ -80,12 +80,12 @@ def test_a_folder_with_another_configuration_is_left_alone(tmp_path: Path) -> No
     arguments = ["-c", "lw_fedssl.yaml"]
     wanted = tmp_path / "a-seed0"
     wanted.mkdir()
-    (wanted / "config.yaml").write_text(yaml.safe_dump(resolve(arguments)))
+    (wanted / "config.yaml").write_text(yaml.safe_dump(parse(arguments)))
     (wanted / "results.json").write_text(json.dumps({}))
     [other] = place([PlannedRun("a", [*arguments, "--model.rounds=24"], 0, wanted)])
     assert other.folder == tmp_path / "a-seed0-2"
     assert not other.done
-    (wanted / "config.yaml").write_text(yaml.safe_dump(resolve(arguments) | {"seed_everything": 0}))
+    (wanted / "config.yaml").write_text(yaml.safe_dump(parse(arguments) | {"seed_everything": 0}))
     [same] = place([PlannedRun("a", arguments, 0, wanted)])
     assert same.folder == wanted
     assert same.done

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from finished import configuration, results
 
-from fedssl.comparison.measures import ACCURACIES, COSTS, Measure, mean_and_deviation, spread
 from fedssl.comparison.rows import Row, baseline, group_runs, ratio
 from fedssl.comparison.run import Run, find_folders, read_run
+from fedssl.runs.measures import ACCURACIES, COSTS, Measure, mean_and_deviation, spread
 
 MakeRun = Callable[..., Path]
 
@@ -51,13 +51,6 @@ def test_a_finished_run_is_read_from_its_folder(make_run: MakeRun) -> None:
 def test_an_unfinished_run_says_how_far_it_is(make_run: MakeRun) -> None:
     run = read_run(make_run("a", configuration()))
     assert (run.results, run.facts, run.failure) == ({}, {}, "not finished, 2 rounds done")
-
-
-def test_damaged_results_are_named(make_run: MakeRun) -> None:
-    folder = make_run("a", configuration(), results())
-    (folder / "results.json").write_text("{")
-    with pytest.raises(ValueError, match=f"{folder / 'results.json'} is damaged"):
-        read_run(folder)
 
 
 def test_other_data_are_told_apart() -> None:

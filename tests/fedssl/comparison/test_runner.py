@@ -126,7 +126,7 @@ def test_the_runs_at_work_end_with_the_comparison(
         raise interrupt
 
     monkeypatch.setattr(runner.subprocess, "Popen", remember)
-    monkeypatch.setattr(runner.SetProgress, "update", wait_and_interrupt)
+    monkeypatch.setattr(runner.RunsProgress, "show", wait_and_interrupt)
     with pytest.raises(type(interrupt)):
         run_missing([planned(tmp_path / "a"), planned(tmp_path / "b")], jobs=1)
     assert [process.returncode for process in processes] == [-ended_by]

@@ -43,6 +43,6 @@ def test_of_many_clients_an_even_part_is_shown() -> None:
 
 @pytest.mark.parametrize("name", ["$", "a$b", "$x$", r"$\frac$", "$$", "x_{$}$y$", "_", "back\\slash", "%", "{", "^"])
 def test_a_class_may_have_any_name(name: str) -> None:
-    figure = heat_map(np.ones((2, 2)), [name, "a"], ["b", name], name, "column")
+    figure = heat_map(np.ones((2, 2)), [name, "a"], ["b", name], (name, "column"))
     assert as_png(figure)
     assert ">" + name.replace("&", "&amp;") + "<" in as_svg(figure, name, "x")

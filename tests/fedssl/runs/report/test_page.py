@@ -3,8 +3,9 @@
 from matplotlib.figure import Figure
 from webpage import check_page
 
-from fedssl.runs.report.page import Fact, Listing, Picture, Section, Table, build_page
+from fedssl.runs.report.page import Fact, Listing, Picture, Section, build_page
 from fedssl.runs.report.theme import new_axes, themed
+from fedssl.utils.tables import Table
 
 
 @themed
@@ -37,7 +38,8 @@ def test_text_is_escaped() -> None:
 
 def test_light_dark_and_paper() -> None:
     text = page()
-    assert "@media screen and (prefers-color-scheme: dark)" in text
+    dark = text.partition("@media screen and (prefers-color-scheme: dark)")[2]
+    assert "filter: invert" in dark.partition("\n}")[0]
     assert "@media print" in text
 
 

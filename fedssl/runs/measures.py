@@ -1,4 +1,4 @@
-"""Measures of a comparison: accuracies and costs of runs, as mean and standard deviation over seeds."""
+"""Measures of a run's quality and cost, and their mean and standard deviation over seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MIB = 2**20
+from fedssl.utils.units import MIB
+
 Results = Mapping[str, Any]
 
 
@@ -34,7 +35,7 @@ class Measure:
 
         Args:
             results: Results of the runs.
-            prefix: Prefix of the key: ``random_init_`` for the encoder before training.
+            prefix: Prefix of the key, for another encoder than the trained one (see ``ENCODERS``).
         """
         known = [run[prefix + self.key] / self.unit for run in results if prefix + self.key in run]
         return known if len(known) == len(results) else []
@@ -45,9 +46,17 @@ class Measure:
         return spread(values, self.digits) if values else ""
 
 
+KNN, LINEAR = Measure("kNN top-1 %", "knn_top1"), Measure("linear top-1 %", "linear_top1")
+PER_CLASS, RANK = Measure("linear per class %", "linear_mean_per_class"), Measure("RankMe", "rankme")
+QUALITY = (KNN, LINEAR, PER_CLASS, Measure("linear F1 %", "linear_f1"), RANK, Measure("feature spread", "feature_std"))
+LANGUAGE = (
+    Measure("perplexity a character", "perplexity", digits=3),
+    Measure("bits a character", "bits_per_character", digits=3),
+    Measure("held-out characters", "test_characters", digits=0),
+)
 ACCURACIES = (
-    Measure("kNN top-1 %", "knn_top1"),
-    Measure("linear top-1 %", "linear_top1"),
+    KNN,
+    LINEAR,
     Measure("classifier top-1 %", "classifier_top1"),
     Measure("fine-tuned top-1 %", "finetuned_top1"),
 )
@@ -59,6 +68,10 @@ COSTS = (
 )
 TIMES = (Measure("simulated min", "simulated_seconds", 60), Measure("wall s", "wall_seconds", digits=0))
 MEASURES = (*ACCURACIES, *COSTS, *TIMES)
+
+
+ENCODERS = {"trained": "", "start weights": "start_", "random init": "random_init_"}
+"""Prefix of each evaluated encoder's keys in ``results.json``."""
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
