@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedssl.data.datasets.pixels import PackedPaths, read_image
+from fedssl.data.datasets.pixels import read_image
 
 
 class SampleSet(Dataset, ABC):
@@ -178,14 +180,15 @@ class FileImages(ImageSet):
         channels: int,
     ) -> None:
         super().__init__(name, labels, classes, image_size, channels)
-        self.paths = PackedPaths(paths)
+        # one array of bytes: a million Path objects take hundreds of megabytes, copied into every forked worker
+        self.paths = np.array([os.fsencode(path) for path in paths], dtype=bytes)
 
     def _read(self, rows: Tensor) -> Tensor:
         images = torch.empty(len(rows), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
 
         def decode(start: int) -> None:
             for position in range(start, min(start + DECODE_BLOCK, len(rows))):
-                path = self.paths[int(rows[position])]
+                path = Path(os.fsdecode(self.paths[rows[position]]))
                 images[position] = read_image(path, self.image_size, self.channels)
 
         if len(rows) <= DECODE_BLOCK:
