@@ -22,7 +22,7 @@ from benchmarks.record import write_record
 from benchmarks.round_times import ONE_THREAD
 from fedssl import FederatedData, FederatedSSL
 from fedssl.data.datasets import ImageSet
-from fedssl.data.images import Federation
+from fedssl.data.images import ClientDatasets
 from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint
 from fedssl.training.tracking import MetricsCSV
 from fedssl.utils.resources import peak_process_bytes
@@ -92,9 +92,9 @@ def _rows(kind: str, found: dict[int, list[dict[str, float]]]) -> list[dict[str,
 class ManyClients(FederatedData):
     """Clients that share the images of a small data set."""
 
-    def _divide(self, pool: ImageSet) -> Federation:
+    def _divide(self, pool: ImageSet) -> ClientDatasets:
         draws = torch.randint(len(pool), (self.num_clients, IMAGES), generator=torch_generator(self.seed, "partition"))
-        return Federation([pool.subset(draw) for draw in draws], None)
+        return ClientDatasets([pool.subset(draw) for draw in draws], None)
 
 
 def main(clients: int, cohort: int, rounds: int) -> None:

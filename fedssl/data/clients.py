@@ -17,7 +17,7 @@ from fedssl.data.partition import partition_table
 
 
 @dataclass(frozen=True)
-class Federation:
+class ClientDatasets:
     """Samples of every client.
 
     Args:
@@ -49,7 +49,7 @@ class ClientData(LightningDataModule):
 
     @property
     @abstractmethod
-    def federation(self) -> Federation:
+    def federation(self) -> ClientDatasets:
         """Samples of the clients, available after ``setup("fit")``."""
 
     @property

@@ -13,7 +13,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from fedssl.data.clients import Batches, ClientData, Federation, in_order
+from fedssl.data.clients import Batches, ClientData, ClientDatasets, in_order
 from fedssl.data.datasets import ImageSet, load_images
 from fedssl.data.partition import IID, Partitioner
 from fedssl.utils.seeding import numpy_generator, run_seed, torch_generator
@@ -208,10 +208,10 @@ class FederatedData(ImageData, ClientData):
         self.partition = partition
         self.auxiliary_fraction = auxiliary_fraction
         self.auxiliary_dataset = auxiliary_dataset
-        self._federation: Federation | None = None
+        self._federation: ClientDatasets | None = None
 
     @property
-    def federation(self) -> Federation:
+    def federation(self) -> ClientDatasets:
         """Images of every client."""
         assert self._federation is not None
         return self._federation
@@ -226,7 +226,7 @@ class FederatedData(ImageData, ClientData):
         """Return a loader with one item an epoch instead of batches of the pool."""
         return ClientData.train_dataloader(self)
 
-    def _divide(self, pool: ImageSet) -> Federation:
+    def _divide(self, pool: ImageSet) -> ClientDatasets:
         rng = numpy_generator(self.seed, "partition")
         order = torch.from_numpy(rng.permutation(len(pool)))
         aside = round(self.auxiliary_fraction * len(pool))
@@ -238,7 +238,7 @@ class FederatedData(ImageData, ClientData):
         held = pool.subset(order[aside:].sort().values)
         parts = self.partition(held.labels.numpy(), self.num_clients, rng)
         clients = [held.subset(torch.from_numpy(part)) for part in parts]
-        return Federation(clients, self._auxiliary(pool.subset(order[:aside].sort().values)))
+        return ClientDatasets(clients, self._auxiliary(pool.subset(order[:aside].sort().values)))
 
     def _auxiliary(self, set_aside: ImageSet) -> ImageSet | None:
         if self.auxiliary_dataset:

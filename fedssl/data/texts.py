@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.utils.data import DataLoader
 
-from fedssl.data.clients import ClientData, Federation, in_order
+from fedssl.data.clients import ClientData, ClientDatasets, in_order
 from fedssl.data.datasets import TextSet, load_text, speeches
 from fedssl.data.partition import Partitioner, WholeClasses
 from fedssl.utils.seeding import numpy_generator, run_seed
@@ -57,10 +57,10 @@ class FederatedText(ClientData):
         self.eval_batch_size, self.download = eval_batch_size, download
         self.seed = run_seed(seed)
         self._splits: tuple[TextSet, TextSet, TextSet] | None = None
-        self._federation: Federation | None = None
+        self._federation: ClientDatasets | None = None
 
     @property
-    def federation(self) -> Federation:
+    def federation(self) -> ClientDatasets:
         """Pieces of every client."""
         assert self._federation is not None
         return self._federation
@@ -83,7 +83,7 @@ class FederatedText(ClientData):
         if stage == "fit" and self._federation is None:
             rng = numpy_generator(self.seed, "partition")
             parts = self.partition(self.pool.labels.numpy(), self.num_clients, rng)
-            self._federation = Federation([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
+            self._federation = ClientDatasets([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of the validation pieces."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from fedssl.data.clients import Federation
+from fedssl.data.clients import ClientDatasets
 from fedssl.data.datasets import ImageSet
 from fedssl.data.images import FederatedData
 from fedssl.training.federated import FederatedSSL
@@ -63,7 +63,7 @@ class OwnImages(FederatedData):
     def _load_pool(self) -> ImageSet:
         return self._load(self.eval_dataset, self.eval_splits[0])
 
-    def _divide(self, pool: ImageSet) -> Federation:
+    def _divide(self, pool: ImageSet) -> ClientDatasets:
         """Create placeholders of the assumed length, the clients' provisional weight; nobody trains on them."""
         stand_in = pool.subset(torch.zeros(self.images_per_client, dtype=torch.int64))
-        return Federation([stand_in] * self.num_clients, self._auxiliary(pool.subset(torch.arange(0))))
+        return ClientDatasets([stand_in] * self.num_clients, self._auxiliary(pool.subset(torch.arange(0))))

@@ -17,7 +17,7 @@ from fedssl.client.local_update import LocalUpdate
 from fedssl.client.start import StartRule
 from fedssl.costs.forecast import Forecast
 from fedssl.costs.prediction import StepPredictor
-from fedssl.data.clients import ClientData, Federation
+from fedssl.data.clients import ClientData, ClientDatasets
 from fedssl.data.images import ImageData
 from fedssl.devices import Deadline, DeviceSource, Eligibility, Fleet
 from fedssl.memory_budget.planner import ClientPlans
@@ -272,7 +272,7 @@ class FederatedSSL(Pretraining):
             reason,
         )
 
-    def training_step(self, batch: Federation, batch_idx: int) -> None:
+    def training_step(self, batch: ClientDatasets, batch_idx: int) -> None:
         """One communication round with the clients whose data the batch has."""
         assert self.server is not None
         optimizer = self.optimizers()
@@ -297,7 +297,7 @@ class FederatedSSL(Pretraining):
         if self.server.done:
             self._end_run()
 
-    def _processes(self, federation: Federation) -> Ranks:
+    def _processes(self, federation: ClientDatasets) -> Ranks:
         """The processes of this run; a fit has the same ones in all its rounds."""
         assert self.local is not None
         if self._ranks is None:
@@ -356,7 +356,7 @@ class FederatedSSL(Pretraining):
         """In one process a frozen part that a client holds is read from the server's model."""
         return self.model.read([name])[name]
 
-    def _make_server(self, federation: Federation, memory: MemoryRule | None) -> Server:
+    def _make_server(self, federation: ClientDatasets, memory: MemoryRule | None) -> Server:
         parameters = dict.fromkeys(p for module in self.model.modules.values() for p in module.parameters())
         fleet, sizes = self._fleet(federation, memory), federation.sizes
         participation = Participation(sizes, self.participation, self.dropout, self.selector, fleet, self.seed)
@@ -384,7 +384,7 @@ class FederatedSSL(Pretraining):
         predictor, need = (memory.planner.predictor, memory.need) if memory else (self.predictor(), None)
         return Forecast(predictor.model, predictor, self.local_epochs, self.batch_size, need)
 
-    def _fleet(self, federation: Federation, memory: MemoryRule | None) -> Fleet | None:
+    def _fleet(self, federation: ClientDatasets, memory: MemoryRule | None) -> Fleet | None:
         if not self.devices:
             return None
         profiles = self.devices.profiles(len(federation.clients), self.seed)
