@@ -3,8 +3,6 @@
 The package is independent of the encoder's training. Accuracies are in percent, 0 to 100.
 """
 
-from linear_eval.cka import linear_cka
-from linear_eval.collapse import feature_std, rankme
 from linear_eval.details import EncoderDetails, EvaluationDetails
 from linear_eval.evaluate import (
     LOGISTIC_MAX_IMAGES,
@@ -14,10 +12,11 @@ from linear_eval.evaluate import (
     evaluate_features,
     knn_report,
 )
-from linear_eval.features import Features, extract_features
+from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
 from linear_eval.knn import knn_predict
 from linear_eval.logistic_probe import LogisticProbe
+from linear_eval.measures import feature_std, linear_cka, rankme
 from linear_eval.metrics import ClassificationMetrics, Perplexity, classification_metrics
 from linear_eval.module import EvaluatedModule
 from linear_eval.probe import FittedProbe, Probe
@@ -43,7 +42,6 @@ __all__ = [
     "choose_probe",
     "classification_metrics",
     "evaluate_features",
-    "extract_features",
     "feature_std",
     "finetune",
     "knn_predict",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linear_eval.cka import linear_cka
 from linear_eval.details import EncoderDetails, EvaluationDetails
 from linear_eval.evaluate import EvaluationReport
 from linear_eval.features import Features
 from linear_eval.knn import nearest
-from linear_eval.layer_outputs import layer_outputs
-from linear_eval.projection import principal_components
+from linear_eval.measures import linear_cka
 
 MAP_IMAGES = 1000
 LAYER_IMAGES = 500
@@ -141,3 +140,81 @@ def small_pictures(images: Tensor) -> np.ndarray:
 def small_numbers(output: Tensor) -> np.ndarray:
     """Convert a layer's outputs to float16, scaled to at most 1, which changes no similarity."""
     return (output / output.abs().max().clamp_min(1e-12)).half().cpu().numpy()
+
+
+def layer_outputs(encoder: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, batch: int = 64) -> list[Tensor]:
+    """Run an encoder and return the outputs of some of its modules, averaged over positions.
+
+    Args:
+        encoder: Encoder, which runs in evaluation mode.
+        layers: Modules of the encoder, each run once a pass; outputs (B, T, D), (B, D, H, W) or (B, D).
+        images: Input of the encoder, (N, C, H, W).
+        batch: Images a pass.
+
+    Returns:
+        One float32 matrix (N, D_i) a layer, in their order.
+
+    Raises:
+        ValueError: An output has another shape.
+    """
+    kept: dict[str, list[Tensor]] = {name: [] for name in layers}
+    hooks = [
+        layer.register_forward_hook(lambda _, __, output, name=name: kept[name].append(_pooled(output, name)))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.no_grad(), evaluation_mode(encoder):
+            for part in images.split(batch):
+                encoder(part)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [torch.cat(outputs) for outputs in kept.values()]
+
+
+def _pooled(output: Tensor, name: str) -> Tensor:
+    if output.ndim not in (2, 3, 4):
+        raise ValueError(f"layer {name} must give (B, D), (B, T, D) or (B, D, H, W), got {tuple(output.shape)}")
+    positions = {2: (), 3: (1,), 4: (2, 3)}[output.ndim]
+    return (output.mean(dim=positions) if positions else output).float()
+
+
+@contextmanager
+def evaluation_mode(encoder: nn.Module) -> Iterator[None]:
+    """Put a module into evaluation mode; the mode of each of its submodules is restored afterwards."""
+    modes = [(module, module.training) for module in encoder.modules()]
+    try:
+        encoder.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def principal_components(x: Tensor, dimensions: int = 2) -> tuple[Tensor, Tensor]:
+    """Project features on the directions in which they vary most.
+
+    A direction is turned so that the coordinate furthest from 0 is positive: its sign would be arbitrary otherwise.
+
+    Args:
+        x: Features (N, D) with N of 1 or more and D of ``dimensions`` or more.
+        dimensions: Number of directions.
+
+    Returns:
+        Coordinates, float32 (N, dimensions), and the share of the variance along each direction, (dimensions,), which
+        is 0 without variance.
+
+    Raises:
+        ValueError: ``x`` is empty, no matrix, or narrower than ``dimensions``.
+    """
+    if x.ndim != 2 or len(x) == 0 or x.shape[1] < dimensions:
+        raise ValueError(f"features must be (N, D) with D of {dimensions} or more, got shape {tuple(x.shape)}")
+    centred = x.double() - x.double().mean(dim=0)
+    variance, directions = torch.linalg.eigh(centred.T @ centred)
+    order = torch.arange(len(variance) - 1, len(variance) - 1 - dimensions, -1, device=x.device)
+    coordinates = centred @ directions[:, order]
+    furthest = coordinates.gather(0, coordinates.abs().argmax(dim=0, keepdim=True))
+    coordinates *= torch.where(furthest < 0, -1.0, 1.0)
+    total = variance.clamp_min(0).sum()
+    shares = variance[order].clamp_min(0) / total if total > 0 else torch.zeros_like(variance[order])
+    return coordinates.float(), shares.float()

@@ -190,10 +190,10 @@ class EvaluatedModule(LightningModule):
                 data.eval_train,
                 data.eval_test,
                 data.num_classes,
-                self.finetuning,
-                self.normalize,
-                self.seed,
-                self.device,
+                settings=self.finetuning,
+                normalize=self.normalize,
+                seed=self.seed,
+                device=self.device,
             )
 
     def _num_classes(self) -> int:

@@ -87,19 +87,6 @@ def check_classes(train: Features) -> None:
         )
 
 
-def check_search(candidates: Sequence[float], validation_fraction: float, lowest: float) -> None:
-    """Refuse a search for the regularisation that cannot work.
-
-    Raises:
-        ValueError: There are no candidates, one is below ``lowest`` or not finite, or the fraction is not strictly
-            between 0 and 1.
-    """
-    if not candidates or not all(lowest <= value < float("inf") for value in candidates):
-        raise ValueError(f"regularisation candidates must be one or more finite numbers >= {lowest}, got {candidates}")
-    if not 0.0 < validation_fraction < 1.0:
-        raise ValueError(f"validation_fraction must be between 0 and 1, got {validation_fraction}")
-
-
 def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split positions into a part to fit and a part to validate, class by class.
 

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linear_eval.features import Features
-from linear_eval.finetune import warmup_cosine
-from linear_eval.probe import FittedProbe, Standardizer, check_classes, check_search, choose_regularization
+from linear_eval.probe import FittedProbe, Standardizer, check_classes, choose_regularization
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class SGDProbe:
         seed: Seed of the order of images and of the validation part.
 
     Raises:
-        ValueError: A value is out of its range; from ``fit``, the training set has one class.
+        ValueError: From ``fit``: the training set has one class.
     """
 
     epochs: int = 50
@@ -47,15 +46,6 @@ class SGDProbe:
     candidates: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 0.0)
     validation_fraction: float = 0.1
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_search(self.candidates, self.validation_fraction, lowest=0.0)
-        if self.epochs < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs and batch_size must be 1 or more, got {self.epochs} and {self.batch_size}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be above 0, got {self.lr}")
-        if not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}")
 
     def fit(self, train: Features) -> FittedProbe:
         """Choose the weight decay and train on all of ``train``; the result lies on its device."""
@@ -79,7 +69,7 @@ class SGDProbe:
         groups = [{"params": [weight], "weight_decay": weight_decay}, {"params": [bias], "weight_decay": 0.0}]
         optimizer = torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum)
         steps = self.epochs * -(-len(x) // self.batch_size)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, 0, steps))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         generator = torch.Generator().manual_seed(self.seed)
         for _ in range(self.epochs):
             for rows in torch.randperm(len(x), generator=generator).to(x.device).split(self.batch_size):

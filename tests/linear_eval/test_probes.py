@@ -7,7 +7,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from linear_eval import Features, LogisticProbe, SGDProbe
-from linear_eval.finetune import warmup_cosine
 from linear_eval.probe import Standardizer, choose_regularization, stratified_split
 from linear_eval.sgd_probe import whitening_matrix
 
@@ -155,30 +154,3 @@ def test_stratified_split_by_class() -> None:
     assert torch.equal(validation, stratified_split(y, 0.2, seed=0)[1])
     others = {tuple(stratified_split(y, 0.2, seed=seed)[1].tolist()) for seed in range(5)}
     assert len(others) > 1
-
-
-def test_schedule_by_hand() -> None:
-    assert [warmup_cosine(s, 2, 6) for s in range(8)] == pytest.approx(
-        [0.5, 1.0, 1.0, 0.5 * (1 + 0.5**0.5), 0.5, 0.5 * (1 - 0.5**0.5), 0.0, 0.0]
-    )
-    assert warmup_cosine(0, 0, 4) == 1.0
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "message"),
-    [
-        (LogisticProbe, {"candidates": ()}, "one or more"),
-        (LogisticProbe, {"candidates": (1.0, 0.0)}, "finite numbers"),
-        (LogisticProbe, {"candidates": (float("nan"),)}, "finite numbers"),
-        (LogisticProbe, {"validation_fraction": 1.0}, "between 0 and 1, got 1.0"),
-        (SGDProbe, {"candidates": (-1e-3,)}, "finite numbers"),
-        (SGDProbe, {"validation_fraction": 0.0}, "between 0 and 1, got 0.0"),
-        (SGDProbe, {"epochs": 0}, "epochs and batch_size"),
-        (SGDProbe, {"batch_size": 0}, "epochs and batch_size"),
-        (SGDProbe, {"lr": 0.0}, "lr must be above 0"),
-        (SGDProbe, {"momentum": 1.0}, "momentum"),
-    ],
-)
-def test_settings_refuse(kind: type, change: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        kind(**change)
