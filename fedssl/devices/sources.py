@@ -117,9 +117,9 @@ class RandomDevices(DeviceSource):
             "macs_per_second": _range("macs_per_second", macs_per_second, parse_number),
             "down_bytes_per_second": _range("download", download, parse_rate),
             "up_bytes_per_second": _range("upload", upload, parse_rate),
+            "availability": _range("availability", availability, parse_number),
         }
-        self._availability = _range("availability", availability, parse_number)
-        if self._availability and self._availability[1] > 1:
+        if availability and max(availability) > 1:
             raise ValueError(f"availability must be a probability of at most 1, got {availability}")
 
     def profiles(self, num_clients: int, seed: int) -> list[DeviceProfile]:
@@ -129,11 +129,10 @@ class RandomDevices(DeviceSource):
         ]
 
     def _draw(self, name: str, rng: np.random.Generator) -> DeviceProfile:
-        *positions, last = rng.random(len(self._ranges) + 1)
-        fields = zip(self._ranges.items(), positions, strict=True)
-        drawn = {field: _between(limits, at, self._log) for (field, limits), at in fields if limits}
-        if self._availability:
-            drawn["availability"] = _between(self._availability, last, log=False)
+        drawn: dict[str, Any] = {}
+        for (field, limits), position in zip(self._ranges.items(), rng.random(len(self._ranges)), strict=True):
+            if limits:
+                drawn[field] = _between(limits, position, self._log and field != "availability")
         if "memory_bytes" in drawn:
             drawn["memory_bytes"] = int(drawn["memory_bytes"])
         return DeviceProfile(name, **drawn)

@@ -65,13 +65,7 @@ def read_image(path: Path, image_size: int, channels: int) -> Tensor:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
         raise ValueError(f"{path} is not a readable image: {error}") from error
-    scale = image_size / min(image.size)
-    width, height = (max(image_size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - image_size) // 2, (height - image_size) // 2
-    image = image.crop((left, top, left + image_size, top + image_size))
-    pixels = np.array(image).reshape(image_size, image_size, channels)
-    return torch.from_numpy(pixels.transpose(2, 0, 1))
+    return F.pil_to_tensor(F.center_crop(F.resize(image, [image_size]), [image_size]))
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -120,10 +120,6 @@ class ImageSet(SampleSet):
                 f"{spec.in_channels}: set --data.channels {spec.in_channels} or --model.encoder.in_channels"
             )
 
-    @abstractmethod
-    def _read(self, rows: Tensor) -> Tensor:
-        """Return the images at these rows of the storage, uint8 (B, C, H, W)."""
-
 
 class ArrayImages(ImageSet):
     """Images held in memory.

@@ -12,6 +12,7 @@ import torch
 from fedssl.server.selection.communities import find_communities, proportional_split
 from fedssl.server.selection.selector import Candidate, Outcome, Selector, by_id
 from fedssl.utils.seeding import derive_seed
+from ssl_methods import check_at_least
 
 NO_COMMUNITY = -1
 
@@ -45,12 +46,9 @@ class SmartFreezeSelector(Selector):
     wants_updates: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 2.0, exploration: float = 0.1, probe_rounds: int = 5) -> None:
-        if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
-        if not 0 <= exploration <= 1:
-            raise ValueError(f"exploration must be a probability from 0 to 1, got {exploration}")
-        if probe_rounds < 1:
-            raise ValueError(f"probe_rounds must be at least 1, got {probe_rounds}")
+        check_at_least(0, alpha=alpha)
+        check_at_least(0, 1, exploration=exploration)
+        check_at_least(1, probe_rounds=probe_rounds)
         self.alpha = alpha
         self.exploration = exploration
         self.probe_rounds = probe_rounds
