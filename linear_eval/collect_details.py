@@ -101,7 +101,7 @@ def encoder_details(
     """
     test = evaluated.test
     coordinates, shares = principal_components(F.pad(test.x, (0, max(0, 2 - test.dim))))
-    index = nearest(evaluated.train, test.x[spread(test.y, QUERIES)], NEIGHBOURS).cpu()
+    index = nearest(evaluated.train, test.x[spread(test.y, QUERIES)], NEIGHBOURS)[1].cpu()
     images = small_pictures(train.gather(index.flatten() if pictures else index.flatten()[:0]))
     return EncoderDetails(
         confusion=np.asarray(evaluated.report.linear.confusion),

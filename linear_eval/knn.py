@@ -44,35 +44,27 @@ def knn_predict(
         raise ValueError(f"query must be (M, {bank.dim}) like the bank's features, got {tuple(query.shape)}")
     if int(bank.y.max()) >= num_classes:
         raise ValueError(f"labels must be below num_classes = {num_classes}, got {int(bank.y.max())}")
-    if len(query) == 0:
-        return torch.empty(0, dtype=torch.int64, device=query.device)
-    bank_x = F.normalize(bank.x, dim=1)
     rows = max(1, CHUNK_BYTES // (4 * len(bank)))
     predicted = []
-    for chunk in query.to(bank_x.device, bank_x.dtype).split(rows):
-        similarity = F.normalize(chunk, dim=1) @ bank_x.T
-        values, index = _nearest(similarity, min(k, len(bank)))
+    for chunk in query.split(rows):
+        values, index = nearest(bank, chunk, k)
         predicted.append(_vote(values, bank.y[index], num_classes, temperature))
     return torch.cat(predicted).to(query.device)
 
 
-def nearest(bank: Features, query: Tensor, k: int) -> Tensor:
-    """Return the positions in the bank of the k features with the largest cosine similarity, most similar first.
+def nearest(bank: Features, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the k features of the bank with the largest cosine similarity, most similar first.
 
     Args:
         bank: Features, (N, D).
         query: Features (M, D), few enough for a similarity matrix (M, N).
-        k: Number of neighbours, capped at N.
+        k: Number of neighbours, capped at N; of equally similar features the earlier ones are taken.
 
     Returns:
-        int64 (M, min(k, N)), on the bank's device.
+        Similarities and positions in the bank, both (M, min(k, N)), on the bank's device.
     """
     similarity = F.normalize(query.to(bank.x), dim=1) @ F.normalize(bank.x, dim=1).T
-    return _nearest(similarity, min(k, len(bank)))[1]
-
-
-def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest values of each row and their columns; ties at the k-th value go to the lower columns."""
+    k = min(k, len(bank))
     values, index = similarity.topk(k, dim=1)
     ambiguous = ((similarity >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
     if len(ambiguous):  # topk promises no order among equals, a stable sort does, but it is far slower

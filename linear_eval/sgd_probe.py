@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linear_eval.features import Features
-from linear_eval.probe import FittedProbe, Standardizer, check_classes, choose_regularization
+from linear_eval.probe import FittedProbe, Probe, Standardizer
 
 
 @dataclass(frozen=True)
-class SGDProbe:
+class SGDProbe(Probe):
     """Linear probe trained by SGD with momentum and a cosine schedule on whitened features.
 
     The weight decay (on the weights, not the biases) is chosen on a stratified part of the training features, then the
@@ -27,41 +27,30 @@ class SGDProbe:
     chosen rather than 0.
 
     Args:
+        seed: Seed of the order of images and of the validation part.
         epochs: Passes over the features.
         lr: Peak learning rate.
         batch_size: Features a step.
         momentum: Momentum of SGD.
-        candidates: Candidate values of the weight decay.
-        validation_fraction: Share of the training features used to choose the weight decay.
-        seed: Seed of the order of images and of the validation part.
-
-    Raises:
-        ValueError: From ``fit``: the training set has one class.
     """
+
+    candidates = (1e-2, 1e-3, 1e-4, 0.0)
+    validation_fraction = 0.1
 
     epochs: int = 50
     lr: float = 0.1
     batch_size: int = 256
     momentum: float = 0.9
-    candidates: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 0.0)
-    validation_fraction: float = 0.1
-    seed: int = 0
 
-    def fit(self, train: Features) -> FittedProbe:
-        """Choose the weight decay and train on all of ``train``; the result lies on its device."""
-        check_classes(train)
-        strongest_first = sorted(self.candidates, reverse=True)
-        decay = choose_regularization(train, strongest_first, self._fit, self.validation_fraction, self.seed)
-        return self._fit(train, decay)
-
-    def _fit(self, train: Features, weight_decay: float) -> FittedProbe:
+    def fit_one(self, train: Features, strength: float) -> FittedProbe:
+        """Train with one weight decay."""
         standardize = Standardizer.fit(train.x)
         classes, target = train.y.unique(return_inverse=True)
         with torch.inference_mode(False), torch.enable_grad():  # callers often have gradients switched off
             x = standardize(train.x)
             whiten = whitening_matrix(x)
-            weight, bias = self._train(x @ whiten, target.clone(), len(classes), weight_decay)
-        return FittedProbe("sgd", weight_decay, classes, standardize, weight @ whiten.T, bias)
+            weight, bias = self._train(x @ whiten, target.clone(), len(classes), strength)
+        return FittedProbe("sgd", strength, classes, standardize, weight @ whiten.T, bias)
 
     def _train(self, x: Tensor, target: Tensor, num_classes: int, weight_decay: float) -> tuple[Tensor, Tensor]:
         weight = torch.zeros(num_classes, x.shape[1], device=x.device, requires_grad=True)

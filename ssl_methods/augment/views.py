@@ -23,6 +23,14 @@ LARGEST = {
 """Largest value of each setting that is one number of at least 0."""
 LARGEST_RANGES = {"crop_scale": 1.0, "crop_ratio": math.inf, "zoom": math.inf, "blur_sigma": math.inf}
 
+JITTER = {
+    "brightness": color.adjust_brightness_,
+    "contrast": color.adjust_contrast_,
+    "saturation": color.adjust_saturation_,
+    "hue": color.adjust_hue_,
+}
+"""Changes of colour in the order in which they are made."""
+
 
 class Normalization:
     """Normalisation of uint8 images, the base of ``TwoViews``.
@@ -202,25 +210,18 @@ class TwoViews(Normalization):
 
     def _recolor_(self, pixels: Tensor, units: UnitDraws) -> Tensor:
         factors = [
-            between(unit, max(0.0, 1 - amount), 1 + amount)
-            for unit, amount in (
-                (units.brightness, self.brightness),
-                (units.contrast, self.contrast),
-                (units.saturation, self.saturation),
-            )
+            between(getattr(units, name), max(0.0, 1 - getattr(self, name)), 1 + getattr(self, name))
+            for name in ("brightness", "contrast", "saturation")
         ]
         shift = between(units.hue, -self.hue, self.hue)
         pixels = apply_where_(units.jitter < self.jitter_probability, self._jitter_, pixels, *factors, shift)
         return apply_where_(units.grayscale < self.grayscale, color.to_grayscale_, pixels)
 
-    def _jitter_(self, pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-        if self.brightness > 0:
-            pixels = color.adjust_brightness_(pixels, brightness)
-        if self.contrast > 0:
-            pixels = color.adjust_contrast_(pixels, contrast)
-        if self.saturation > 0:
-            pixels = color.adjust_saturation_(pixels, saturation)
-        return color.adjust_hue_(pixels, hue) if self.hue > 0 else pixels
+    def _jitter_(self, pixels: Tensor, *parameters: Tensor) -> Tensor:
+        for (name, adjust_), parameter in zip(JITTER.items(), parameters, strict=True):
+            if getattr(self, name) > 0:
+                pixels = adjust_(pixels, parameter)
+        return pixels
 
     def _degrade_(self, pixels: Tensor, units: UnitDraws, views: tuple[int, ...]) -> Tensor:
         def wanted(unit: Tensor, probabilities: tuple[float, float]) -> Tensor:
