@@ -5,10 +5,8 @@ The package is independent of the encoder's training. Accuracies are in percent,
 
 from linear_eval.details import EncoderDetails, EvaluationDetails
 from linear_eval.evaluate import (
-    LOGISTIC_MAX_IMAGES,
     EvaluationReport,
     EvaluationSettings,
-    choose_probe,
     evaluate_features,
     knn_report,
 )
@@ -19,12 +17,11 @@ from linear_eval.logistic_probe import LogisticProbe
 from linear_eval.measures import feature_std, linear_cka, rankme
 from linear_eval.metrics import ClassificationMetrics, Perplexity, classification_metrics
 from linear_eval.module import EvaluatedModule
-from linear_eval.probe import FittedProbe, Probe
+from linear_eval.probe import Probe
 from linear_eval.sgd_probe import SGDProbe
 from linear_eval.timm_encoder import TimmEncoder
 
 __all__ = [
-    "LOGISTIC_MAX_IMAGES",
     "ClassificationMetrics",
     "EncoderDetails",
     "EvaluatedModule",
@@ -33,13 +30,11 @@ __all__ = [
     "EvaluationSettings",
     "Features",
     "FinetuneSettings",
-    "FittedProbe",
     "LogisticProbe",
     "Perplexity",
     "Probe",
     "SGDProbe",
     "TimmEncoder",
-    "choose_probe",
     "classification_metrics",
     "evaluate_features",
     "feature_std",

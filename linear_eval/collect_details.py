@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -146,49 +146,28 @@ def layer_outputs(encoder: nn.Module, layers: Mapping[str, nn.Module], images: T
     """Run an encoder and return the outputs of some of its modules, averaged over positions.
 
     Args:
-        encoder: Encoder, which runs in evaluation mode.
+        encoder: Encoder; a copy of it runs in evaluation mode.
         layers: Modules of the encoder, each run once a pass; outputs (B, T, D), (B, D, H, W) or (B, D).
         images: Input of the encoder, (N, C, H, W).
         batch: Images a pass.
 
     Returns:
         One float32 matrix (N, D_i) a layer, in their order.
-
-    Raises:
-        ValueError: An output has another shape.
     """
+    encoder, layers = copy.deepcopy((encoder, dict(layers)))  # hooks and mode of the original stay as they are
     kept: dict[str, list[Tensor]] = {name: [] for name in layers}
-    hooks = [
-        layer.register_forward_hook(lambda _, __, output, name=name: kept[name].append(_pooled(output, name)))
-        for name, layer in layers.items()
-    ]
-    try:
-        with torch.no_grad(), evaluation_mode(encoder):
-            for part in images.split(batch):
-                encoder(part)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda _, __, output, name=name: kept[name].append(_pooled(output)))
+    with torch.no_grad():
+        encoder.eval()
+        for part in images.split(batch):
+            encoder(part)
     return [torch.cat(outputs) for outputs in kept.values()]
 
 
-def _pooled(output: Tensor, name: str) -> Tensor:
-    if output.ndim not in (2, 3, 4):
-        raise ValueError(f"layer {name} must give (B, D), (B, T, D) or (B, D, H, W), got {tuple(output.shape)}")
+def _pooled(output: Tensor) -> Tensor:
     positions = {2: (), 3: (1,), 4: (2, 3)}[output.ndim]
     return (output.mean(dim=positions) if positions else output).float()
-
-
-@contextmanager
-def evaluation_mode(encoder: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode; the mode of each of its submodules is restored afterwards."""
-    modes = [(module, module.training) for module in encoder.modules()]
-    try:
-        encoder.eval()
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def principal_components(x: Tensor, dimensions: int = 2) -> tuple[Tensor, Tensor]:

@@ -56,11 +56,9 @@ class Normalization:
         return self._normalize(self._to_unit_scale(images))
 
     def _to_unit_scale(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
-            shape = tuple(images.shape)
-            raise ValueError(f"images must be a non-empty (B, C, H, W) with C 1 or 3, got shape {shape}")
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images must be torch.uint8, got {images.dtype}")
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+            got = f"{images.dtype} {tuple(images.shape)}"
+            raise ValueError(f"images must be a non-empty uint8 (B, C, H, W) with C 1 or 3, got {got}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, images.shape[1]):
                 raise ValueError(f"{name} has {len(values)} values, but the images have {images.shape[1]} channels")

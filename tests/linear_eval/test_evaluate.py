@@ -5,17 +5,16 @@ import pytest
 import torch
 
 from linear_eval import (
-    LOGISTIC_MAX_IMAGES,
     EvaluationSettings,
     Features,
     LogisticProbe,
     SGDProbe,
-    choose_probe,
     evaluate_features,
     feature_std,
     knn_report,
     rankme,
 )
+from linear_eval.evaluate import LOGISTIC_MAX_IMAGES, choose_probe
 
 SETTINGS = EvaluationSettings()
 

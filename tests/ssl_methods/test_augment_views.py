@@ -233,10 +233,10 @@ def check_uniform(values, low, high):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 3, 4, 4), r"torch\.uint8, got torch\.float32"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), r"\(B, C, H, W\).*got shape \(3, 4, 4\)"),
-        (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), r"C 1 or 3, got shape \(2, 2, 4, 4\)"),
-        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), r"non-empty.*got shape \(0, 3, 4, 4\)"),
+        (torch.zeros(2, 3, 4, 4), r"non-empty uint8 .*, got torch\.float32 \(2, 3, 4, 4\)"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), r"\(B, C, H, W\).*got torch.uint8 \(3, 4, 4\)"),
+        (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), r"C 1 or 3, got torch.uint8 \(2, 2, 4, 4\)"),
+        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), r"non-empty.*got torch.uint8 \(0, 3, 4, 4\)"),
     ],
 )
 def test_images_that_do_not_fit(images, message):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedssl.server.selection.selector import Candidate, Outcome, Selector, by_id
+from fedssl.server.selection.selector import Candidate, LossSelector, by_id
 from fedssl.utils.units import parse_bytes
 
 # Constants of the exploration: defaults of Oort's code (training/argParser.py), which uses BONUS as a literal.
@@ -31,7 +31,7 @@ EPSILON = 1e-12
 """Lower bound of utilities and probabilities, and tolerance when a product is rounded down."""
 
 
-class FedHybridSelector(Selector):
+class FedHybridSelector(LossSelector):
     """Selector that prefers clients with high loss, enough memory and fast devices, and keeps trying new ones.
 
     The utility is data times memory times compute, as the paper's reviews print it. The form of the memory term and the
@@ -57,7 +57,7 @@ class FedHybridSelector(Selector):
 
     def begin(self, num_clients: int, seed: int) -> None:
         """Forget all losses: no client has been tried."""
-        self._squared_losses: dict[int, float] = {}
+        super().begin(num_clients, seed)
         self._last_rounds: dict[int, int] = {}
 
     def select(self, candidates: Sequence[Candidate], size: int, round_: int, rng: np.random.Generator) -> list[int]:
@@ -72,19 +72,13 @@ class FedHybridSelector(Selector):
         self._last_rounds.update((candidate.client_id, round_ + 1) for candidate in chosen)
         return sorted(candidate.client_id for candidate in chosen)
 
-    def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
-        """Record each participant's loss."""
-        for outcome in outcomes:
-            loss = outcome.mean_squared_loss
-            self._squared_losses[outcome.client_id] = float(loss) if math.isfinite(loss) else 0.0
-
     def state_dict(self) -> dict[str, Any]:
-        """Losses of the clients that answered, and the round in which each client was last chosen."""
-        return {"squared losses": dict(self._squared_losses), "last rounds": dict(self._last_rounds)}
+        """Losses, and the round in which each client was last chosen."""
+        return super().state_dict() | {"last rounds": dict(self._last_rounds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore losses and rounds."""
-        self._squared_losses = dict(state["squared losses"])
+        super().load_state_dict(state)
         self._last_rounds = dict(state["last rounds"])
 
     def _exploit(
@@ -92,8 +86,7 @@ class FedHybridSelector(Selector):
     ) -> list[Candidate]:
         if not slots:
             return []
-        typical = float(np.mean([*self._squared_losses.values()] or [0.0]))
-        losses = np.array([max(self._squared_losses.get(c.client_id, typical), EPSILON) for c in known])
+        losses = np.array([max(self.squared_loss(c.client_id), EPSILON) for c in known])
         last_rounds = np.array([self._last_rounds[c.client_id] for c in known])
         rewards = normalised_rewards(losses * self._device_utilities(known))
         scores = rewards + confidence_bonus(round_, last_rounds)
