@@ -3,29 +3,18 @@
 The package is independent of the encoder's training. Accuracies are in percent, 0 to 100.
 """
 
-from linear_eval.cka import linear_cka
-from linear_eval.collapse import feature_std, rankme
 from linear_eval.details import EncoderDetails, EvaluationDetails
-from linear_eval.evaluate import (
-    LOGISTIC_MAX_IMAGES,
-    EvaluationReport,
-    EvaluationSettings,
-    choose_probe,
-    evaluate_features,
-    knn_report,
-)
-from linear_eval.features import Features, extract_features
+from linear_eval.evaluate import EvaluationReport, EvaluationSettings, evaluate_features
+from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
 from linear_eval.knn import knn_predict
-from linear_eval.logistic_probe import LogisticProbe
+from linear_eval.measures import feature_std, linear_cka, rankme
 from linear_eval.metrics import ClassificationMetrics, Perplexity, classification_metrics
 from linear_eval.module import EvaluatedModule
-from linear_eval.probe import FittedProbe, Probe
-from linear_eval.sgd_probe import SGDProbe
+from linear_eval.probes import LogisticProbe, SGDProbe
 from linear_eval.timm_encoder import TimmEncoder
 
 __all__ = [
-    "LOGISTIC_MAX_IMAGES",
     "ClassificationMetrics",
     "EncoderDetails",
     "EvaluatedModule",
@@ -34,20 +23,15 @@ __all__ = [
     "EvaluationSettings",
     "Features",
     "FinetuneSettings",
-    "FittedProbe",
     "LogisticProbe",
     "Perplexity",
-    "Probe",
     "SGDProbe",
     "TimmEncoder",
-    "choose_probe",
     "classification_metrics",
     "evaluate_features",
-    "extract_features",
     "feature_std",
     "finetune",
     "knn_predict",
-    "knn_report",
     "linear_cka",
     "rankme",
 ]

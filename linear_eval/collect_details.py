@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linear_eval.cka import linear_cka
 from linear_eval.details import EncoderDetails, EvaluationDetails
 from linear_eval.evaluate import EvaluationReport
 from linear_eval.features import Features
 from linear_eval.knn import nearest
-from linear_eval.layer_outputs import layer_outputs
-from linear_eval.projection import principal_components
+from linear_eval.measures import linear_cka
 
 MAP_IMAGES = 1000
 LAYER_IMAGES = 500
@@ -102,7 +101,7 @@ def encoder_details(
     """
     test = evaluated.test
     coordinates, shares = principal_components(F.pad(test.x, (0, max(0, 2 - test.dim))))
-    index = nearest(evaluated.train, test.x[spread(test.y, QUERIES)], NEIGHBOURS).cpu()
+    index = nearest(evaluated.train, test.x[spread(test.y, QUERIES)], NEIGHBOURS)[1].cpu()
     images = small_pictures(train.gather(index.flatten() if pictures else index.flatten()[:0]))
     return EncoderDetails(
         confusion=np.asarray(evaluated.report.linear.confusion),
@@ -141,3 +140,55 @@ def small_pictures(images: Tensor) -> np.ndarray:
 def small_numbers(output: Tensor) -> np.ndarray:
     """Convert a layer's outputs to float16, scaled to at most 1, which changes no similarity."""
     return (output / output.abs().max().clamp_min(1e-12)).half().cpu().numpy()
+
+
+def layer_outputs(encoder: nn.Module, layers: Mapping[str, nn.Module], images: Tensor, batch: int = 64) -> list[Tensor]:
+    """Run an encoder and return the outputs of some of its modules, averaged over positions.
+
+    Args:
+        encoder: Encoder; a copy of it runs in evaluation mode.
+        layers: Modules of the encoder, each run once a pass; outputs (B, T, D), (B, D, H, W) or (B, D).
+        images: Input of the encoder, (N, C, H, W).
+        batch: Images a pass.
+
+    Returns:
+        One float32 matrix (N, D_i) a layer, in their order.
+    """
+    encoder, layers = copy.deepcopy((encoder, dict(layers)))  # hooks and mode of the original stay as they are
+    kept: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for name, layer in layers.items():
+        layer.register_forward_hook(lambda _, __, output, name=name: kept[name].append(_pooled(output)))
+    with torch.no_grad():
+        encoder.eval()
+        for part in images.split(batch):
+            encoder(part)
+    return [torch.cat(outputs) for outputs in kept.values()]
+
+
+def _pooled(output: Tensor) -> Tensor:
+    positions = {2: (), 3: (1,), 4: (2, 3)}[output.ndim]
+    return (output.mean(dim=positions) if positions else output).float()
+
+
+def principal_components(x: Tensor, dimensions: int = 2) -> tuple[Tensor, Tensor]:
+    """Project features on the directions in which they vary most.
+
+    A direction is turned so that the coordinate furthest from 0 is positive: its sign would be arbitrary otherwise.
+
+    Args:
+        x: Features (N, D) with N of 1 or more and D of ``dimensions`` or more.
+        dimensions: Number of directions.
+
+    Returns:
+        Coordinates, float32 (N, dimensions), and the share of the variance along each direction, (dimensions,), which
+        is 0 without variance.
+    """
+    centred = x.double() - x.double().mean(dim=0)
+    variance, directions = torch.linalg.eigh(centred.T @ centred)
+    order = torch.arange(len(variance) - 1, len(variance) - 1 - dimensions, -1, device=x.device)
+    coordinates = centred @ directions[:, order]
+    furthest = coordinates.gather(0, coordinates.abs().argmax(dim=0, keepdim=True))
+    coordinates *= torch.where(furthest < 0, -1.0, 1.0)
+    total = variance.clamp_min(0).sum()
+    shares = variance[order].clamp_min(0) / total if total > 0 else torch.zeros_like(variance[order])
+    return coordinates.float(), shares.float()

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from linear_eval.collapse import feature_std, rankme
 from linear_eval.features import Features
 from linear_eval.knn import knn_predict
-from linear_eval.logistic_probe import LogisticProbe
+from linear_eval.measures import feature_std, rankme
 from linear_eval.metrics import ClassificationMetrics, classification_metrics
 from linear_eval.probe import Probe
-from linear_eval.sgd_probe import SGDProbe
+from linear_eval.probes import LogisticProbe, SGDProbe
 
 ProbeName = Literal["auto", "logistic", "sgd"]
 
@@ -83,16 +82,8 @@ class EvaluationReport:
             "knn_mean_per_class": self.knn.mean_per_class_accuracy,
             "linear_top1": self.linear.accuracy,
             "linear_mean_per_class": self.linear.mean_per_class_accuracy,
-            "linear_precision": self.linear.precision,
-            "linear_recall": self.linear.recall,
-            "linear_f1": self.linear.f1,
-            "feature_std": self.feature_std,
-            "rankme": self.rankme,
-            "feature_dim": self.feature_dim,
-            "train_images": self.train_images,
-            "test_images": self.test_images,
-            "probe": self.probe,
-            "probe_regularization": self.probe_regularization,
+            **{f"linear_{name}": getattr(self.linear, name) for name in ("precision", "recall", "f1")},
+            **{name: value for name, value in vars(self).items() if name not in ("knn", "linear")},
         }
 
 
@@ -110,7 +101,6 @@ def evaluate_features(
     Raises:
         ValueError: Widths differ, a label is out of range, or the training set has one class.
     """
-    _check(train, test, num_classes)
     fitted = choose_probe(settings, len(train)).fit(train)
     return EvaluationReport(
         knn=_knn_metrics(train, test, num_classes, settings),
@@ -140,7 +130,6 @@ def knn_report(bank: Features, query: Features, num_classes: int, settings: Eval
     Raises:
         ValueError: Widths differ, or a label is out of range.
     """
-    _check(bank, query, num_classes)
     return {
         "knn_top1": _knn_metrics(bank, query, num_classes, settings).accuracy,
         "feature_std": feature_std(query.x),
@@ -151,9 +140,8 @@ def knn_report(bank: Features, query: Features, num_classes: int, settings: Eval
 def choose_probe(settings: EvaluationSettings, train_images: int) -> Probe:
     """Return the probe that the settings name; "auto" decides by the number of training images."""
     small = train_images <= LOGISTIC_MAX_IMAGES
-    if settings.probe == "logistic" or (settings.probe == "auto" and small):
-        return LogisticProbe(seed=settings.probe_seed)
-    return SGDProbe(seed=settings.probe_seed)
+    logistic = settings.probe == "logistic" or (settings.probe == "auto" and small)
+    return (LogisticProbe if logistic else SGDProbe)(seed=settings.probe_seed)
 
 
 def _knn_metrics(
@@ -161,11 +149,3 @@ def _knn_metrics(
 ) -> ClassificationMetrics:
     predicted = knn_predict(bank, query.x, num_classes, settings.knn_k, settings.knn_temperature)
     return classification_metrics(query.y, predicted, num_classes)
-
-
-def _check(train: Features, test: Features, num_classes: int) -> None:
-    if train.dim != test.dim:
-        raise ValueError(f"train and test features must have one width, got {train.dim} and {test.dim}")
-    for name, part in (("train", train), ("test", test)):
-        if int(part.y.max()) >= num_classes:
-            raise ValueError(f"{name} labels must be below num_classes = {num_classes}, got {int(part.y.max())}")

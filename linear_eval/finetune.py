@@ -1,15 +1,15 @@
 """Fine-tuning of an encoder together with a new linear classifier on labelled images."""
 
 import copy
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import cos, pi
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -17,6 +17,7 @@ from linear_eval.metrics import ClassificationMetrics, classification_metrics
 
 SMALLEST_LR, LARGEST_LR = 1e-37, 1e3
 LabelledImages: TypeAlias = Dataset[tuple[Tensor, int]]
+Normalize: TypeAlias = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def finetune(
     train: LabelledImages,
     test: LabelledImages,
     num_classes: int,
+    *,
     settings: FinetuneSettings,
-    normalize: Callable[[Tensor], Tensor],
+    normalize: Normalize,
     seed: int,
     device: torch.device | str,
 ) -> ClassificationMetrics:
@@ -82,122 +84,65 @@ def finetune(
         device: Device to train on.
 
     Raises:
-        ValueError: A set is empty, images are not uint8 (C, H, W) with 1 or 3 channels, a class is out of range, or
-            features are not (B, feature_dim).
+        ValueError: There are fewer than 2 classes.
     """
-    if num_classes < 2 or feature_dim < 1:
-        raise ValueError(f"need num_classes >= 2 and feature_dim >= 1, got {num_classes} and {feature_dim}")
-    _check_images("train", train)
-    _check_images("test", test)
+    if num_classes < 2:
+        raise ValueError(f"fine-tuning needs 2 or more classes, got {num_classes}")
     device = torch.device(device)
-    with torch.inference_mode(False), _seeded(seed, device):
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else []
+    # RandAugment and dropout draw from the global generators, which are put back afterwards
+    with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
+        torch.manual_seed(seed)
         model = nn.Sequential(copy.deepcopy(encoder), nn.Linear(feature_dim, num_classes))
         model.to(device).requires_grad_(True)
-        _train(model, train, num_classes, settings, normalize, seed, device)
-        return _test(model, test, num_classes, settings.batch_size, normalize, device)
+        _train(model, train, settings, normalize, seed)
+        return _test(model, test, num_classes, settings.batch_size, normalize)
 
 
 def _train(
-    model: nn.Sequential,
-    data: LabelledImages,
-    num_classes: int,
-    settings: FinetuneSettings,
-    normalize: Callable[[Tensor], Tensor],
-    seed: int,
-    device: torch.device,
+    model: nn.Sequential, data: LabelledImages, settings: FinetuneSettings, normalize: Normalize, seed: int
 ) -> None:
-    loader = _training_loader(data, settings.batch_size, seed)
-    warmup, total = settings.warmup_epochs * len(loader), settings.epochs * len(loader)
+    # batch normalisation cannot train on a batch of one image
+    lone_image = len(data) > 1 and len(data) % settings.batch_size == 1
+    order = torch.Generator().manual_seed(seed)
+    loader = DataLoader(data, settings.batch_size, shuffle=True, generator=order, drop_last=lone_image)
     lr = settings.base_lr * settings.batch_size / 256
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=settings.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, warmup, total))
-    augment = v2.RandAugment()
+    schedule = warmup_and_cosine(optimizer, settings.warmup_epochs * len(loader), settings.epochs * len(loader))
+    augment, device = v2.RandAugment(), model[1].weight.device
     model.train()
     for _ in range(settings.epochs):
         for images, labels in loader:
-            _check_labels(labels, num_classes)
             # one call on the whole batch would draw the same operations for all its images
             images = torch.stack([augment(image) for image in images]).to(device)
             with torch.enable_grad():
-                loss = F.cross_entropy(_logits(model, normalize(images)), labels.to(device))
+                loss = F.cross_entropy(model(normalize(images)), labels.to(device))
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
             schedule.step()
 
 
+def warmup_and_cosine(optimizer: Optimizer, warmup_steps: int, steps: int) -> LRScheduler:
+    """Return a schedule that rises linearly from 1 / warmup_steps of the learning rate, then falls along half a cosine.
+
+    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, one cycle; the
+    warm-up of Goyal et al., "Accurate, Large Minibatch SGD", 2017.
+    """
+    cosine = CosineAnnealingLR(optimizer, steps - warmup_steps)
+    if not warmup_steps:
+        return cosine
+    rise = LinearLR(optimizer, 1 / warmup_steps, total_iters=warmup_steps - 1)
+    return SequentialLR(optimizer, [rise, cosine], [warmup_steps])
+
+
 def _test(
-    model: nn.Sequential,
-    data: LabelledImages,
-    num_classes: int,
-    batch_size: int,
-    normalize: Callable[[Tensor], Tensor],
-    device: torch.device,
+    model: nn.Sequential, data: LabelledImages, num_classes: int, batch_size: int, normalize: Normalize
 ) -> ClassificationMetrics:
     model.eval()
     target, predicted = [], []
     with torch.no_grad():
         for images, labels in DataLoader(data, batch_size):
-            _check_labels(labels, num_classes)
-            predicted.append(_logits(model, normalize(images.to(device))).argmax(dim=1).cpu())
+            predicted.append(model(normalize(images.to(model[1].weight.device))).argmax(dim=1).cpu())
             target.append(labels)
     return classification_metrics(torch.cat(target), torch.cat(predicted), num_classes)
-
-
-def _training_loader(data: LabelledImages, batch_size: int, seed: int) -> DataLoader[tuple[Tensor, Tensor]]:
-    size = len(data)
-    # batch normalisation cannot train on a batch of one image
-    lone_image = size > 1 and size % batch_size == 1
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(data, batch_size, shuffle=True, generator=generator, drop_last=lone_image)
-
-
-def _logits(model: nn.Sequential, inputs: Tensor) -> Tensor:
-    features = model[0](inputs)
-    if features.shape != (len(inputs), model[1].in_features):
-        raise ValueError(f"the encoder must give features (B, {model[1].in_features}), got {tuple(features.shape)}")
-    return model[1](features)
-
-
-def _check_images(name: str, data: LabelledImages) -> None:
-    if len(data) == 0:
-        raise ValueError(f"the {name} set has no images")
-    image = data[0][0]
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise ValueError(f"{name} images must be uint8 (1 or 3, H, W), got {image.dtype} {tuple(image.shape)}")
-
-
-def _check_labels(labels: Tensor, num_classes: int) -> None:
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels must be within 0..{num_classes - 1}, got {low}..{high}")
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators, which RandAugment and dropout draw from, and restore them afterwards."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []):
-        # not torch.manual_seed: on the CPU it would also seed GPUs, which are not put back
-        torch.default_generator.manual_seed(seed)
-        if on_gpu:
-            torch.cuda.manual_seed_all(seed)
-        yield
-
-
-def warmup_cosine(step: int, warmup_steps: int, total_steps: int) -> float:
-    """Return the factor on a step's learning rate: linear rise to 1, then half a cosine down towards 0.
-
-    Source: Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017, one cycle; the
-    warm-up of Goyal et al., "Accurate, Large Minibatch SGD", 2017. The first step has factor 1 / warmup_steps, not 0.
-
-    Args:
-        step: Steps already taken, from 0.
-        warmup_steps: Length of the warm-up, 0 for none.
-        total_steps: Length of the training, warm-up included. From there on the factor is 0.
-    """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if step >= total_steps:
-        return 0.0
-    return 0.5 * (1.0 + cos(pi * (step - warmup_steps) / (total_steps - warmup_steps)))

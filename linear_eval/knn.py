@@ -6,6 +6,9 @@ from torch import Tensor
 
 from linear_eval.features import Features
 
+CHUNK_BYTES = 64 * 2**20
+"""Bytes of the similarity matrix held at once, at least one row of it."""
+
 
 def knn_predict(
     bank: Features,
@@ -13,7 +16,6 @@ def knn_predict(
     num_classes: int,
     k: int = 20,
     temperature: float = 0.07,
-    chunk_bytes: int = 64 * 2**20,
 ) -> Tensor:
     """Classify features by the weighted vote of their nearest labelled features.
 
@@ -31,44 +33,38 @@ def knn_predict(
         num_classes: Number of classes; the labels of the bank must be below it.
         k: Number of neighbours. A number above N lets all N features vote.
         temperature: Sharpness of the weights, above 0.
-        chunk_bytes: Bytes of the similarity matrix held at once, at least the 4 N bytes of one query row.
 
     Returns:
         Predicted classes, int64 (M,), on the query's device.
 
     Raises:
-        ValueError: The query is not (M, D), a label is num_classes or above, or an argument is out of range.
+        ValueError: The query is not (M, D), or a label of the bank is num_classes or above.
     """
-    _check(bank, query, num_classes, k, temperature, chunk_bytes)
-    if len(query) == 0:
-        return torch.empty(0, dtype=torch.int64, device=query.device)
-    bank_x = F.normalize(bank.x, dim=1)
-    rows = max(1, chunk_bytes // (4 * len(bank)))
+    if query.ndim != 2 or query.shape[1] != bank.dim:
+        raise ValueError(f"query must be (M, {bank.dim}) like the bank's features, got {tuple(query.shape)}")
+    if int(bank.y.max()) >= num_classes:
+        raise ValueError(f"labels must be below num_classes = {num_classes}, got {int(bank.y.max())}")
+    rows = max(1, CHUNK_BYTES // (4 * len(bank)))
     predicted = []
-    for chunk in query.to(bank_x.device, bank_x.dtype).split(rows):
-        similarity = F.normalize(chunk, dim=1) @ bank_x.T
-        values, index = _nearest(similarity, min(k, len(bank)))
+    for chunk in query.split(rows):
+        values, index = nearest(bank, chunk, k)
         predicted.append(_vote(values, bank.y[index], num_classes, temperature))
     return torch.cat(predicted).to(query.device)
 
 
-def nearest(bank: Features, query: Tensor, k: int) -> Tensor:
-    """Return the positions in the bank of the k features with the largest cosine similarity, most similar first.
+def nearest(bank: Features, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the k features of the bank with the largest cosine similarity, most similar first.
 
     Args:
         bank: Features, (N, D).
         query: Features (M, D), few enough for a similarity matrix (M, N).
-        k: Number of neighbours, capped at N.
+        k: Number of neighbours, capped at N; of equally similar features the earlier ones are taken.
 
     Returns:
-        int64 (M, min(k, N)), on the bank's device.
+        Similarities and positions in the bank, both (M, min(k, N)), on the bank's device.
     """
     similarity = F.normalize(query.to(bank.x), dim=1) @ F.normalize(bank.x, dim=1).T
-    return _nearest(similarity, min(k, len(bank)))[1]
-
-
-def _nearest(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest values of each row and their columns; ties at the k-th value go to the lower columns."""
+    k = min(k, len(bank))
     values, index = similarity.topk(k, dim=1)
     ambiguous = ((similarity >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
     if len(ambiguous):  # topk promises no order among equals, a stable sort does, but it is far slower
@@ -84,16 +80,3 @@ def _vote(similarity: Tensor, labels: Tensor, num_classes: int, temperature: flo
     for column in range(labels.shape[1]):  # one neighbour at a time: no two additions meet, so the sum has one order
         votes.scatter_add_(1, labels[:, column : column + 1], weights[:, column : column + 1])
     return votes.argmax(dim=1)
-
-
-def _check(bank: Features, query: Tensor, num_classes: int, k: int, temperature: float, chunk_bytes: int) -> None:
-    if query.ndim != 2 or query.shape[1] != bank.dim:
-        raise ValueError(f"query must be (M, {bank.dim}) like the bank's features, got {tuple(query.shape)}")
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, got {k}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
-    if chunk_bytes < 1:
-        raise ValueError(f"chunk_bytes must be 1 or more, got {chunk_bytes}")
-    if int(bank.y.max()) >= num_classes:
-        raise ValueError(f"labels must be below num_classes = {num_classes}, got {int(bank.y.max())}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -94,15 +95,14 @@ class EvaluatedModule(LightningModule):
         Args:
             pictures: Include images of the data.
         """
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         evaluated = {}
         for name, report in self.reports.items():
             encoder = self._collected.encoders[name].to(self.device)
             evaluated[name] = Evaluated(encoder, self.layers(encoder), *self._collected.features(name), report)
         return collect_details(
             evaluated,
-            data.eval_train,
-            data.eval_test,
+            self._data.eval_train,
+            self._data.eval_test,
             lambda images: self.normalize(images.to(self.device)),
             pictures,
         )
@@ -121,7 +121,7 @@ class EvaluatedModule(LightningModule):
             self._log_perplexity("eval")
             return
         bank, query = self._collected.features("encoder")
-        report = knn_report(bank, query, self._num_classes(), self.evaluation)
+        report = knn_report(bank, query, self._data.num_classes, self.evaluation)
         self.log_dict({f"eval/{key}": value for key, value in report.items()})
         self._classified("eval")
 
@@ -144,13 +144,13 @@ class EvaluatedModule(LightningModule):
             return
         for name in self._collected.encoders:
             train, test = self._collected.features(name)
-            self.reports[name] = evaluate_features(train, test, self._num_classes(), self.evaluation)
+            self.reports[name] = evaluate_features(train, test, self._data.num_classes, self.evaluation)
             prefix = "test/" if name == "encoder" else f"test/{name}_"
             values = self.reports[name].as_dict()
             self.log_dict({prefix + key: float(values[key]) for key in LOGGED})
         self.classified = self._classified("test")
         if self.finetuning:
-            self.finetuned = self._finetune(self.reports["encoder"].feature_dim)
+            self.finetuned = self._finetune(self.finetuning)
             self.log("test/finetuned_top1", self.finetuned.accuracy)
 
     def _collect(self, batch: Any, loader: int) -> None:
@@ -175,29 +175,29 @@ class EvaluatedModule(LightningModule):
             return None
         _, query = self._collected.features("encoder")
         predicted = torch.cat(self._collected.predicted)
-        num_classes = max(self._num_classes(), int(predicted.max()) + 1)  # it may know classes that these images lack
+        # the classifier may know classes that these images lack
+        num_classes = max(self._data.num_classes, int(predicted.max()) + 1)
         metrics = classification_metrics(query.y, predicted, num_classes)
         self.log(f"{group}/classifier_top1", metrics.accuracy)
         return metrics
 
-    def _finetune(self, feature_dim: int) -> ClassificationMetrics:
-        assert self.finetuning is not None
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        with torch.inference_mode(False), torch.enable_grad():
-            return finetune(
-                self.encoder,
-                feature_dim,
-                data.eval_train,
-                data.eval_test,
-                data.num_classes,
-                self.finetuning,
-                self.normalize,
-                self.seed,
-                self.device,
-            )
+    def _finetune(self, settings: FinetuneSettings) -> ClassificationMetrics:
+        data, width = self._data, self.reports["encoder"].feature_dim
+        return finetune(
+            self.encoder,
+            width,
+            data.eval_train,
+            data.eval_test,
+            data.num_classes,
+            settings=settings,
+            normalize=self.normalize,
+            seed=self.seed,
+            device=self.device,
+        )
 
-    def _num_classes(self) -> int:
-        return self.trainer.datamodule.num_classes  # type: ignore[attr-defined]
+    @property
+    def _data(self) -> Any:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
 
 class _Collected:
@@ -207,16 +207,14 @@ class _Collected:
         self.encoders = encoders
         self.predicted: list[Tensor] = []
         self.perplexity = Perplexity()
-        self._x: dict[str, tuple[list[Tensor], list[Tensor]]] = {name: ([], []) for name in encoders}
-        self._y: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._features: defaultdict[tuple[str, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def add(self, images: Tensor, labels: Tensor, loader: int) -> None:
         """Encode one batch of a loader with every encoder."""
         for name, encoder in self.encoders.items():
-            self._x[name][loader].append(encoder(images).float())
-        self._y[loader].append(labels)
+            self._features[name, loader].append((encoder(images).float(), labels))
 
     def features(self, name: str) -> tuple[Features, Features]:
         """Return the features of both loaders."""
-        first, second = (Features(torch.cat(x), torch.cat(y)) for x, y in zip(self._x[name], self._y, strict=True))
+        first, second = (Features(*map(torch.cat, zip(*self._features[name, part], strict=True))) for part in (0, 1))
         return first, second

@@ -1,8 +1,8 @@
 """Common parts of all linear probes: the fitted classifier, standardisation, the choice of the regularisation."""
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -56,48 +56,58 @@ class FittedProbe:
     bias: Tensor
 
     def predict(self, x: Tensor) -> Tensor:
-        """Predict classes, int64 (M,), of features (M, D), on the device of ``x``.
-
-        Raises:
-            ValueError: ``x`` is not (M, D).
-        """
-        if x.ndim != 2 or x.shape[1] != self.weight.shape[1]:
-            raise ValueError(f"features must be (M, {self.weight.shape[1]}) as in training, got {tuple(x.shape)}")
+        """Predict classes, int64 (M,), of features (M, D), on the device of ``x``."""
         scores = F.linear(self.standardize(x.to(self.weight.device)), self.weight, self.bias)
         return self.classes[scores.argmax(dim=1)].to(x.device)
 
 
-class Probe(Protocol):
-    """Linear probe: learns a linear classifier from labelled features; test features never reach it."""
+@dataclass(frozen=True)
+class Probe(ABC):
+    """Base of linear probes: learn a linear classifier from labelled features; test features never reach it.
+
+    Args:
+        seed: Seed of the part set aside to choose the regularisation, and of the training if that is random.
+
+    Attributes:
+        candidates: Candidate strengths of the regularisation, from the strongest to the weakest.
+        validation_fraction: Share of the training features used to choose among them.
+    """
+
+    candidates: ClassVar[tuple[float, ...]]
+    validation_fraction: ClassVar[float]
+
+    seed: int = 0
 
     def fit(self, train: Features) -> FittedProbe:
-        """Fit on training features only, without changing them."""
-        ...
+        """Choose the regularisation and fit on all of ``train``, which stays as it is; the result lies on its device.
 
+        Raises:
+            ValueError: The training set has one class.
+        """
+        if bool((train.y == train.y[0]).all()):
+            raise ValueError(
+                f"a probe needs at least 2 classes to tell apart, all {len(train)} labels are {int(train.y[0])}"
+            )
+        return self.fit_one(train, self._choose(train))
 
-def check_classes(train: Features) -> None:
-    """Refuse a training set with one class.
+    @abstractmethod
+    def fit_one(self, train: Features, strength: float) -> FittedProbe:
+        """Fit with one strength of the regularisation."""
 
-    Raises:
-        ValueError: All labels are equal.
-    """
-    if bool((train.y == train.y[0]).all()):
-        raise ValueError(
-            f"a probe needs at least 2 classes to tell apart, all {len(train)} labels are {int(train.y[0])}"
+    def _choose(self, train: Features) -> float:
+        """Choose the candidate with the best accuracy on a stratified part of the training features.
+
+        Of equally good ones the strongest wins; it is also taken when nothing can be set aside because each class has
+        one image.
+        """
+        fit_rows, validation_rows = stratified_split(train.y, self.validation_fraction, self.seed)
+        if len(validation_rows) == 0:
+            return self.candidates[0]
+        part, held_out = train.select(fit_rows), train.select(validation_rows)
+        return max(  # of equal ones, max takes the first
+            self.candidates,
+            key=lambda strength: int((self.fit_one(part, strength).predict(held_out.x) == held_out.y).sum()),
         )
-
-
-def check_search(candidates: Sequence[float], validation_fraction: float, lowest: float) -> None:
-    """Refuse a search for the regularisation that cannot work.
-
-    Raises:
-        ValueError: There are no candidates, one is below ``lowest`` or not finite, or the fraction is not strictly
-            between 0 and 1.
-    """
-    if not candidates or not all(lowest <= value < float("inf") for value in candidates):
-        raise ValueError(f"regularisation candidates must be one or more finite numbers >= {lowest}, got {candidates}")
-    if not 0.0 < validation_fraction < 1.0:
-        raise ValueError(f"validation_fraction must be between 0 and 1, got {validation_fraction}")
 
 
 def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -123,29 +133,3 @@ def stratified_split(y: Tensor, fraction: float, seed: int) -> tuple[Tensor, Ten
         count = min(max(1, round(fraction * len(members))), len(members) - 1)
         validation[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return (~validation).nonzero()[:, 0].to(y.device), validation.nonzero()[:, 0].to(y.device)
-
-
-def choose_regularization(
-    train: Features,
-    candidates: Sequence[float],
-    fit: Callable[[Features, float], FittedProbe],
-    fraction: float,
-    seed: int,
-) -> float:
-    """Choose the candidate with the best accuracy on a stratified part of the training features.
-
-    Args:
-        train: Training features, of which a part is set aside to validate.
-        candidates: Strengths from the strongest to the weakest. Of equally good ones the strongest wins; it is also
-            taken when nothing can be set aside because each class has one image.
-        fit: Function that fits a probe with one strength.
-        fraction: Share of the training features to validate on.
-        seed: Seed of the split.
-    """
-    fit_rows, validation_rows = stratified_split(train.y, fraction, seed)
-    if len(candidates) == 1 or len(validation_rows) == 0:
-        return candidates[0]
-    part, held_out = train.select(fit_rows), train.select(validation_rows)
-    right = [int((fit(part, value).predict(held_out.x) == held_out.y).sum()) for value in candidates]
-    # Candidates come strongest first, so the first maximum is the strongest of equally good ones.
-    return candidates[right.index(max(right))]

@@ -73,6 +73,18 @@ def test_no_traceback(part: int, tmp_path: Path) -> None:
         ),
         ({"model": {"init_args": {"lr": 0.1}}}, "'lr' is not accepted; did you mean --model.optimizer.lr"),
         ({"model": {"init_args": {"optimizer": {"init_args": {"lr": "nan"}}}}}, "lr: expected a number, got 'nan'"),
+        (
+            {"model": {"init_args": {"selector": {"class_path": "FedHybridSelector", "init_args": {"window": 3}}}}},
+            "'window' was removed: FedHybridSelector has Oort's defaults",
+        ),
+        (
+            {
+                "model": {
+                    "init_args": {"aggregation": {"class_path": "StragglerMean", "init_args": {"rule": "unbiased"}}}
+                }
+            },
+            "'unbiased' was removed: it was a reconstruction",
+        ),
         ({"data": {"init_args": {"batch_size": 8}}}, "'batch_size' is not accepted; did you mean --model.batch_size"),
         ({"trainer": {"devices": -1}}, "trainer: "),
         ({"trainer": {"devices": [5]}}, "trainer: "),

@@ -14,7 +14,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 
 from fedssl.cli.arguments import UsageError
 from fedssl.cli.class_paths import OWN, imported
-from fedssl.cli.setting_names import allowed_classes, similar_settings
+from fedssl.cli.setting_names import REMOVED, allowed_classes, similar_settings
 
 NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value"
@@ -61,13 +61,18 @@ def _known(message: str, key: str) -> str:
         )
     if found := UNKNOWN_OPTION.search(message):
         name = found[1] or found[2]
-        near = similar_settings(name.rpartition(".")[2])
+        if (word := name.rpartition(".")[2]) in REMOVED:
+            return f"{name!r} was removed: {REMOVED[word]}"
+        near = similar_settings(word)
         return f"{name!r} is not accepted" + (f"; did you mean {', or '.join(near)}?" if near else "")
     if found := OTHER_TYPE.search(message):
         return f"{found[1]} is no {found[2].rpartition('.')[2]}"
     if NO_MAPPING.search(message):
         return "expected a mapping of settings"
-    given, allowed = GIVEN.search(message), allowed_classes(key)
+    given = GIVEN.search(message)
+    if given and given[1] in REMOVED:
+        return f"{given[1]!r} was removed: {REMOVED[given[1]]}"
+    allowed = allowed_classes(key)
     choice = f"; allowed: {', '.join(allowed)}" if allowed else ""
     # The parser tries each allowed class and reports all failures. If the named class has rejected its own settings,
     # its message tells more than the type mismatch of the others.

@@ -51,6 +51,16 @@ PLACES: dict[str, tuple[type, ...]] = {
 """Base classes that a configuration accepts at each place; their subclasses are accepted too."""
 
 OTHER_WORDS = {"learning_rate": "lr", "epochs": "local_epochs"}
+REMOVED = {
+    "memory_form": "FedHybridSelector's memory term is min(1, available / full_memory)",
+    "unbiased": "it was a reconstruction; StragglerMean has the rules contributors and all",
+    **dict.fromkeys(
+        ("exploration", "exploration_decay", "exploration_floor", "clip_quantile", "cutoff", "bonus", "window"),
+        "FedHybridSelector has Oort's defaults as constants (SmartFreezeSelector keeps --model.selector.exploration)",
+    ),
+}
+"""Settings and values of earlier versions, each with what became of it."""
+
 FIRST = 3
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,26 +40,17 @@ class ClientData(LightningDataModule):
         dataset: Name of the data set.
         num_clients: Number of clients.
         download: Allow the download of absent data.
+        federation: Samples of the clients, after ``setup("fit")``.
+        pool: All training samples, after ``setup("fit")``.
+        eval_test: Samples of the final evaluation, after ``setup``.
     """
 
     dataset: str
     num_clients: int
     download: bool
-
-    @property
-    @abstractmethod
-    def federation(self) -> ClientDatasets:
-        """Samples of the clients, available after ``setup("fit")``."""
-
-    @property
-    @abstractmethod
-    def pool(self) -> SampleSet:
-        """All training samples, available after ``setup("fit")``."""
-
-    @property
-    @abstractmethod
-    def eval_test(self) -> SampleSet:
-        """Samples of the final evaluation."""
+    federation: ClientDatasets
+    pool: SampleSet
+    eval_test: SampleSet
 
     def train_dataloader(self) -> DataLoader:
         """Return a loader with one item an epoch, because an epoch of the trainer is a communication round."""
@@ -77,12 +67,7 @@ class ClientData(LightningDataModule):
 
     def table(self) -> str:
         """Return the partition as a table, one row a client."""
-        parts, position = [], 0
-        for client in self.federation.clients:
-            parts.append(np.arange(position, position + len(client)))
-            position += len(client)
-        labels = torch.cat([client.labels for client in self.federation.clients]).numpy()
-        return partition_table(parts, labels, self.pool.classes)
+        return partition_table(self.class_counts(), np.array(self.federation.sizes), self.pool.classes)
 
 
 class Batches(Dataset):

@@ -48,7 +48,16 @@ class ImageData(LightningDataModule):
         in_memory: Hold the images in memory; ``None`` decides by size.
         download: Allow the download of absent data sets.
         seed: Seed of all splits; ``None`` takes the run's.
+
+    Attributes:
+        pool: All images to pretrain on, after ``setup("fit")``.
+        eval_train: Labelled training images of the evaluation, after ``setup``.
+        eval_test: Test images of the evaluation, after ``setup``.
     """
+
+    pool: ImageSet
+    eval_train: ImageSet
+    eval_test: ImageSet
 
     def __init__(
         self,
@@ -82,34 +91,19 @@ class ImageData(LightningDataModule):
         self.validation_fraction, self.eval_batch_size = validation_fraction, eval_batch_size
         self.in_memory, self.download = in_memory, download
         self.seed = run_seed(seed)
-        self._load = cache(self._read)  # one copy in memory if a split is both pretrained on and evaluated with
-        self._evaluation: tuple[ImageSet, ImageSet] | None = None
-        self._pool: ImageSet | None = None
+        # one copy in memory if a split is both pretrained on and evaluated with
+        self._load = cache(
+            lambda name, split: load_images(
+                name, split, self.root, self.image_size, self.channels, self.in_memory, self.download
+            )
+        )
 
     def setup(self, stage: str) -> None:
-        """Load the images that the stage needs."""
-        if stage == "fit" and self._pool is None:
-            self._pool = self._load_pool()
-        if self._evaluation is None:
-            self._evaluation = self._load_evaluation()
-
-    @property
-    def pool(self) -> ImageSet:
-        """All images to pretrain on."""
-        assert self._pool is not None
-        return self._pool
-
-    @property
-    def eval_train(self) -> ImageSet:
-        """Labelled training images of the evaluation."""
-        assert self._evaluation is not None
-        return self._evaluation[0]
-
-    @property
-    def eval_test(self) -> ImageSet:
-        """Test images of the evaluation."""
-        assert self._evaluation is not None
-        return self._evaluation[1]
+        """Load the images that the stage needs, once."""
+        if stage == "fit" and "pool" not in vars(self):
+            self.pool = self._load_pool()
+        if "eval_test" not in vars(self):
+            self.eval_train, self.eval_test = self._load_evaluation()
 
     @property
     def num_classes(self) -> int:
@@ -170,11 +164,8 @@ class ImageData(LightningDataModule):
             return images
         if not 1 <= number <= len(images):
             raise ValueError(f"{what.replace(' ', '_')} {number}: {images.name} has 1 to {len(images)}")
-        rng = numpy_generator(self.seed, what)
-        return images.subset(torch.from_numpy(np.sort(rng.permutation(len(images))[:number])))
-
-    def _read(self, name: str, split: str) -> ImageSet:
-        return load_images(name, split, self.root, self.image_size, self.channels, self.in_memory, self.download)
+        drawn = numpy_generator(self.seed, what).permutation(len(images))[:number]
+        return images.subset(torch.from_numpy(np.sort(drawn)))
 
 
 class FederatedData(ImageData, ClientData):
@@ -208,19 +199,12 @@ class FederatedData(ImageData, ClientData):
         self.partition = partition
         self.auxiliary_fraction = auxiliary_fraction
         self.auxiliary_dataset = auxiliary_dataset
-        self._federation: ClientDatasets | None = None
-
-    @property
-    def federation(self) -> ClientDatasets:
-        """Images of every client."""
-        assert self._federation is not None
-        return self._federation
 
     def setup(self, stage: str) -> None:
         """Load and divide the images."""
         super().setup(stage)
-        if stage == "fit" and self._federation is None:
-            self._federation = self._divide(self.pool)
+        if stage == "fit" and "federation" not in vars(self):
+            self.federation = self._divide(self.pool)
 
     def train_dataloader(self) -> DataLoader:
         """Return a loader with one item an epoch instead of batches of the pool."""

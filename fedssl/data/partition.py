@@ -1,11 +1,12 @@
 """Partition of a data set among clients: independent, skewed in classes, or skewed in size."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+
+from ssl_methods import check_at_least
 
 TABLE_CLIENTS = 20
 TABLE_CLASSES = 20
@@ -45,10 +46,7 @@ class Partitioner(ABC):
         return parts
 
     def _check(self, labels: np.ndarray, num_clients: int) -> None:
-        if labels.ndim != 1 or len(labels) == 0:
-            raise ValueError(f"labels must have shape (N,) with N > 0, got {labels.shape}")
-        if num_clients < 1:
-            raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+        check_at_least(1, num_clients=num_clients)
         if num_clients * self.min_size > len(labels):
             raise ValueError(
                 f"{num_clients} clients with at least {self.min_size} image(s) each need "
@@ -96,7 +94,8 @@ class Dirichlet(Partitioner):
         if not 0 < beta <= 1e6:
             raise ValueError(f"beta must be in (0, 1e6], got {beta}; IID divides evenly")
         self.beta = beta
-        self.min_size = checked_min_size(min_size)
+        check_at_least(1, min_size=min_size)
+        self.min_size = min_size
 
     def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         classes = np.unique(labels)
@@ -128,8 +127,7 @@ class Shards(Partitioner):
     uses_labels = True
 
     def __init__(self, classes_per_client: int = 2) -> None:
-        if classes_per_client < 1:
-            raise ValueError(f"classes_per_client must be at least 1, got {classes_per_client}")
+        check_at_least(1, classes_per_client=classes_per_client)
         self.classes_per_client = classes_per_client
 
     def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -180,23 +178,16 @@ class PowerLaw(Partitioner):
     uses_labels = False
 
     def __init__(self, exponent: float, min_size: int = 1) -> None:
-        if not 0 <= exponent < math.inf:
-            raise ValueError(f"exponent must be finite and not negative, got {exponent}")
+        check_at_least(0, exponent=exponent)
         self.exponent = exponent
-        self.min_size = checked_min_size(min_size)
+        check_at_least(1, min_size=min_size)
+        self.min_size = min_size
 
     def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         weights = np.exp(-self.exponent * np.log(np.arange(1, num_clients + 1)))
         sizes = apportion(weights / weights.sum(), len(labels))
         raise_to_minimum(sizes[:, None], self.min_size)
         return np.split(rng.permutation(len(labels)), np.cumsum(sizes[:-1]))
-
-
-def checked_min_size(min_size: int) -> int:
-    """Return ``min_size``; raise ValueError below 1."""
-    if min_size < 1:
-        raise ValueError(f"min_size must be at least 1, got {min_size}")
-    return min_size
 
 
 def apportion(shares: np.ndarray, total: int) -> np.ndarray:
@@ -233,36 +224,26 @@ def raise_to_minimum(counts: np.ndarray, min_size: int) -> None:
             sizes[taker] += 1
 
 
-def partition_table(parts: Sequence[np.ndarray], labels: np.ndarray, classes: Sequence[str]) -> str:
+def partition_table(counts: np.ndarray, sizes: np.ndarray, classes: Sequence[str]) -> str:
     """Format a partition as plain text: one row a client with its images and the number of each class.
 
     Clients beyond the first 20 are summed in one row; with more than 20 classes only the number of different classes is
     shown. Unlabelled images have no class columns.
 
     Args:
-        parts: Indices of each client's images.
-        labels: Class of each image, (N,).
+        counts: Number of images of each class that each client has, (clients, classes).
+        sizes: Number of images of each client, (clients,).
         classes: Names of the classes; empty for unlabelled images.
     """
-    labels = np.asarray(labels)
-    held = np.stack([(labels[part, None] == np.arange(len(classes))).sum(axis=0) for part in parts])
-    sizes = np.array([len(part) for part in parts])
-    rows = [str(client) for client in range(min(len(parts), TABLE_CLIENTS))]
-    groups = [slice(client, client + 1) for client in range(len(rows))]
-    if len(parts) > TABLE_CLIENTS:
-        rows.append(f"{TABLE_CLIENTS}-{len(parts) - 1}")
-        groups.append(slice(TABLE_CLIENTS, None))
-    rows, groups = [*rows, "all"], [*groups, slice(None)]
-    cells = [["client", "images", *_class_header(classes)]]
-    for row, group in zip(rows, groups, strict=True):
-        in_group = held[group].sum(axis=0)
-        numbers = in_group if len(classes) <= TABLE_CLASSES else [np.count_nonzero(in_group)]
-        cells.append([row, str(sizes[group].sum()), *(str(n) for n in numbers)])
+    shown, few = min(len(sizes), TABLE_CLIENTS), len(classes) <= TABLE_CLASSES
+    groups = {str(client): slice(client, client + 1) for client in range(shown)}
+    if len(sizes) > shown:
+        groups[f"{shown}-{len(sizes) - 1}"] = slice(shown, None)
+    cells = [["client", "images", *(classes if few else ["classes"])]]
+    for row, group in {**groups, "all": slice(None)}.items():
+        held = counts[group].sum(axis=0)
+        cells.append([row, *map(str, [sizes[group].sum(), *(held if few else [np.count_nonzero(held)])])])
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in cells]
     spread = f"images a client: min {sizes.min()}, median {np.median(sizes):g}, max {sizes.max()}"
     return "\n".join([*lines, spread])
-
-
-def _class_header(classes: Sequence[str]) -> list[str]:
-    return list(classes) if len(classes) <= TABLE_CLASSES else ["classes"]

@@ -32,9 +32,18 @@ class FederatedText(ClientData):
         download: Allow the download of an absent text.
         seed: Seed of the division; ``None`` takes the run's.
 
+    Attributes:
+        pool: All pieces to train on, after ``setup``.
+        validation: Pieces evaluated during training, after ``setup``.
+        eval_test: Test pieces, the held-out ends, after ``setup``.
+
     Raises:
         ValueError: A setting is out of its range; in ``setup``, the text is too short for it.
     """
+
+    pool: TextSet
+    validation: TextSet
+    eval_test: TextSet
 
     def __init__(
         self,
@@ -56,43 +65,22 @@ class FederatedText(ClientData):
         self.fractions = validation_fraction, test_fraction
         self.eval_batch_size, self.download = eval_batch_size, download
         self.seed = run_seed(seed)
-        self._splits: tuple[TextSet, TextSet, TextSet] | None = None
-        self._federation: ClientDatasets | None = None
-
-    @property
-    def federation(self) -> ClientDatasets:
-        """Pieces of every client."""
-        assert self._federation is not None
-        return self._federation
-
-    @property
-    def pool(self) -> TextSet:
-        """All pieces to train on."""
-        return self._split(0)
-
-    @property
-    def eval_test(self) -> TextSet:
-        """Test pieces: the held-out ends."""
-        return self._split(2)
 
     def setup(self, stage: str) -> None:
         """Load, cut and divide the text."""
-        if self._splits is None:
-            text = load_text(self.dataset, self.root, self.download)
-            self._splits = TextSet(self.dataset, speeches(text), self.context).tails(*self.fractions)
-        if stage == "fit" and self._federation is None:
+        if "eval_test" not in vars(self):
+            text = speeches(load_text(self.dataset, self.root, self.download))
+            splits = TextSet(self.dataset, text, self.context).tails(*self.fractions)
+            self.pool, self.validation, self.eval_test = splits
+        if stage == "fit" and "federation" not in vars(self):
             rng = numpy_generator(self.seed, "partition")
             parts = self.partition(self.pool.labels.numpy(), self.num_clients, rng)
-            self._federation = ClientDatasets([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
+            self.federation = ClientDatasets([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of the validation pieces."""
-        return in_order(self._split(1), self.eval_batch_size)
+        return in_order(self.validation, self.eval_batch_size)
 
     def test_dataloader(self) -> DataLoader:
         """Return a loader of the test pieces."""
         return in_order(self.eval_test, self.eval_batch_size)
-
-    def _split(self, part: int) -> TextSet:
-        assert self._splits is not None
-        return self._splits[part]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from decimal import Decimal
+from typing import Any
 
 PREFIXES = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 BINARY_PREFIXES = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
@@ -63,7 +64,7 @@ def parse_rate(value: float | str) -> float:
     if match:
         rate = float(Decimal(match[1]) * FACTORS[(match[2] or "").lower()]) / (1 if match[3] == "B" else 8)
     else:
-        rate = _as_number(value)
+        rate = as_number(value)
     if not rate > 0:
         raise ValueError(
             f"{value!r} is not a bandwidth: a number of bytes a second above zero is needed, or one with a unit such "
@@ -72,7 +73,8 @@ def parse_rate(value: float | str) -> float:
     return rate
 
 
-def _as_number(value: float | str) -> float:
+def as_number(value: Any) -> float:
+    """Convert a number or its text to a float; anything else, a boolean too, to NaN."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):

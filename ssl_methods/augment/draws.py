@@ -1,36 +1,17 @@
 """Random numbers behind one view: a fixed set per image, independent of the augmentations in use."""
 
-import math
+from collections import namedtuple
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class UnitDraws(NamedTuple):
-    """Uniform numbers in [0, 1), one (B,) tensor per random decision of a view."""
-
-    crop_area: Tensor
-    crop_ratio: Tensor
-    crop_top: Tensor
-    crop_left: Tensor
-    flip: Tensor
-    vertical_flip: Tensor
-    rotation: Tensor
-    shear: Tensor
-    zoom: Tensor
-    shift_x: Tensor
-    shift_y: Tensor
-    jitter: Tensor
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor
-    grayscale: Tensor
-    blur: Tensor
-    blur_sigma: Tensor
-    solarize: Tensor
+UnitDraws = namedtuple(
+    "UnitDraws",
+    "crop_area crop_ratio crop_top crop_left flip vertical_flip rotation shear zoom shift_x shift_y jitter brightness "
+    "contrast saturation hue grayscale blur blur_sigma solarize",
+)
+"""Uniform numbers in [0, 1), one (B,) tensor per random decision of a view."""
 
 
 def draw_units(count: int, generator: torch.Generator) -> UnitDraws:
@@ -68,44 +49,3 @@ def apply_where_(mask: Tensor, operation: Callable[..., Tensor], images: Tensor,
     chosen = chosen.to(images.device)
     # Indexing with `images[chosen]` takes several times as long on CPUs.
     return images.index_copy_(0, chosen, operation(images.index_select(0, chosen), *rows))
-
-
-def bounded(name: str, value: float, high: float = math.inf) -> float:
-    """Return the value if it is a finite number in [0, high].
-
-    Raises:
-        ValueError: The value is outside, infinite or not a number.
-    """
-    if not (math.isfinite(value) and 0 <= value <= high):
-        allowed = "a finite number of at least 0" if math.isinf(high) else f"between 0 and {high:g}"
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-    return value
-
-
-def probability(name: str, value: float) -> float:
-    """Return the value if it is in [0, 1]; raise ``ValueError`` otherwise."""
-    return bounded(name, value, 1.0)
-
-
-def probability_per_view(name: str, values: tuple[float, float]) -> tuple[float, float]:
-    """Return one probability for the first view and one for the second; raise ``ValueError`` for other values."""
-    if len(values) != 2:
-        raise ValueError(f"{name} must have one probability for each of the two views, got {values}")
-    return probability(name, values[0]), probability(name, values[1])
-
-
-def positive_range(name: str, values: tuple[float, float], high: float = math.inf) -> tuple[float, float]:
-    """Return a pair with 0 < low <= high bound, both finite; raise ``ValueError`` for other values."""
-    limit = "finite" if math.isinf(high) else f"<= {high:g}"
-    if len(values) != 2 or not (math.isfinite(values[1]) and 0 < values[0] <= values[1] <= high):
-        raise ValueError(f"{name} must be (low, high) with 0 < low <= high, high {limit}, got {values}")
-    return values[0], values[1]
-
-
-def channel_values(name: str, values: tuple[float, ...], positive: bool = False) -> tuple[float, ...]:
-    """Return one finite number for all channels, or three, optionally all above 0; raise ``ValueError`` otherwise."""
-    if len(values) not in (1, 3):
-        raise ValueError(f"{name} must have 1 or 3 values, got {len(values)}: {values}")
-    if not all(math.isfinite(value) and (value > 0 or not positive) for value in values):
-        raise ValueError(f"{name} must be finite{' and above 0' if positive else ''}, got {values}")
-    return tuple(values)

@@ -1,10 +1,12 @@
 """Presets of ``TwoViews`` for kinds of images; they differ only in their defaults."""
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from ssl_methods.augment.views import TwoViews
 
 
+@dataclass(frozen=True, kw_only=True)
 class NaturalViews(TwoViews):
     """Views of small colour photographs, in the manner of BYOL and MoCo v3.
 
@@ -14,38 +16,20 @@ class NaturalViews(TwoViews):
     1] with 0.5, which suits any channel count, instead of with the mean and deviation of a data set.
     """
 
-    def __init__(
-        self,
-        *,
-        crop_scale: tuple[float, float] | None = (0.2, 1.0),
-        flip: float = 0.5,
-        brightness: float = 0.4,
-        contrast: float = 0.4,
-        saturation: float = 0.2,
-        hue: float = 0.1,
-        jitter_probability: float = 0.8,
-        grayscale: float = 0.2,
-        blur: tuple[float, float] = (1.0, 0.1),
-        blur_sigma: tuple[float, float] = (0.1, 1.0),
-        solarize: tuple[float, float] = (0.0, 0.2),
-        **others: Any,
-    ) -> None:
-        super().__init__(
-            crop_scale=crop_scale,
-            flip=flip,
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            hue=hue,
-            jitter_probability=jitter_probability,
-            grayscale=grayscale,
-            blur=blur,
-            blur_sigma=blur_sigma,
-            solarize=solarize,
-            **others,
-        )
+    crop_scale: tuple[float, float] | None = (0.2, 1.0)
+    flip: float = 0.5
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    jitter_probability: float = 0.8
+    grayscale: float = 0.2
+    blur: tuple[float, float] = (1.0, 0.1)
+    blur_sigma: tuple[float, float] = (0.1, 1.0)
+    solarize: tuple[float, float] = (0.0, 0.2)
 
 
+@dataclass(frozen=True, kw_only=True)
 class DigitsViews(TwoViews):
     """Views of written digits and similar grey drawings on black: small affine motions, brightness and noise.
 
@@ -53,30 +37,16 @@ class DigitsViews(TwoViews):
     normalised to [-1, 1].
     """
 
-    def __init__(
-        self,
-        *,
-        rotation: float = 12.0,
-        shear: float = 8.0,
-        zoom: tuple[float, float] | None = (0.75, 1.15),
-        shift: float = 0.12,
-        padding: Literal["zeros", "border"] = "zeros",
-        brightness: float = 0.3,
-        noise: float = 0.05,
-        **others: Any,
-    ) -> None:
-        super().__init__(
-            rotation=rotation,
-            shear=shear,
-            zoom=zoom,
-            shift=shift,
-            padding=padding,
-            brightness=brightness,
-            noise=noise,
-            **others,
-        )
+    rotation: float = 12.0
+    shear: float = 8.0
+    zoom: tuple[float, float] | None = (0.75, 1.15)
+    shift: float = 0.12
+    padding: Literal["zeros", "border"] = "zeros"
+    brightness: float = 0.3
+    noise: float = 0.05
 
 
+@dataclass(frozen=True, kw_only=True)
 class MedicalViews(TwoViews):
     """Views of medical images, grey or colour: mild crops, both flips and light jitter.
 
@@ -84,27 +54,11 @@ class MedicalViews(TwoViews):
     half of the area. Values are normalised to [-1, 1].
     """
 
-    def __init__(
-        self,
-        *,
-        crop_scale: tuple[float, float] | None = (0.5, 1.0),
-        flip: float = 0.5,
-        vertical_flip: float = 0.5,
-        brightness: float = 0.2,
-        contrast: float = 0.2,
-        saturation: float = 0.1,
-        hue: float = 0.02,
-        jitter_probability: float = 0.8,
-        **others: Any,
-    ) -> None:
-        super().__init__(
-            crop_scale=crop_scale,
-            flip=flip,
-            vertical_flip=vertical_flip,
-            brightness=brightness,
-            contrast=contrast,
-            saturation=saturation,
-            hue=hue,
-            jitter_probability=jitter_probability,
-            **others,
-        )
+    crop_scale: tuple[float, float] | None = (0.5, 1.0)
+    flip: float = 0.5
+    vertical_flip: float = 0.5
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.1
+    hue: float = 0.02
+    jitter_probability: float = 0.8

@@ -1,5 +1,7 @@
 """Two independently augmented views of a batch of images."""
 
+import math
+from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
 
@@ -7,15 +9,67 @@ import torch
 from torch import Tensor
 
 from ssl_methods.augment import color
-from ssl_methods.augment import draws as checks
-from ssl_methods.augment.color import gaussian_blur
 from ssl_methods.augment.draws import UnitDraws, apply_where_, between, draw_units
 from ssl_methods.augment.geometry import affine_matrices, crop_boxes, crop_matrices, flip_matrices, resample
 
-PADDINGS = ("zeros", "border")
+LARGEST = {
+    **dict.fromkeys(("flip", "vertical_flip", "jitter_probability", "grayscale", "shift"), 1.0),
+    **dict.fromkeys(("brightness", "contrast", "saturation", "noise"), math.inf),
+    "rotation": 180.0,
+    "shear": 80.0,
+    "hue": 0.5,
+}
+"""Largest value of each setting that is one number of at least 0."""
+LARGEST_RANGES = {"crop_scale": 1.0, "crop_ratio": math.inf, "zoom": math.inf, "blur_sigma": math.inf}
+
+JITTER = {
+    "brightness": color.adjust_brightness_,
+    "contrast": color.adjust_contrast_,
+    "saturation": color.adjust_saturation_,
+    "hue": color.adjust_hue_,
+}
+"""Changes of colour in the order in which they are made."""
 
 
-class TwoViews:
+class Normalization:
+    """Normalisation of uint8 images, the base of ``TwoViews``.
+
+    ``TwoViews`` is a dataclass but this base is not, so that the command line lets a ``class_path`` choose a preset.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def plain(self, images: Tensor) -> Tensor:
+        """Normalise without augmentation, for evaluation.
+
+        Args:
+            images: uint8 (B, C, H, W) with C 1 or 3.
+
+        Returns:
+            float32 (B, C, H, W).
+
+        Raises:
+            ValueError: The images are empty or of another type or shape, or do not fit ``mean`` and ``std``.
+        """
+        return self._normalize(self._to_unit_scale(images))
+
+    def _to_unit_scale(self, images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+            got = f"{images.dtype} {tuple(images.shape)}"
+            raise ValueError(f"images must be a non-empty uint8 (B, C, H, W) with C 1 or 3, got {got}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, images.shape[1]):
+                raise ValueError(f"{name} has {len(values)} values, but the images have {images.shape[1]} channels")
+        return images.float().div_(255)
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean).div_(std)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoViews(Normalization):
     """Two random views of every image in a batch, each image with its own parameters.
 
     The order is crop, flip, affine motion (one bilinear resampling for the three), brightness, contrast, saturation,
@@ -52,54 +106,37 @@ class TwoViews:
         ValueError: A setting is outside of its range.
     """
 
-    def __init__(
-        self,
-        *,
-        mean: tuple[float, ...] = (0.5,),
-        std: tuple[float, ...] = (0.5,),
-        crop_scale: tuple[float, float] | None = None,
-        crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.0,
-        vertical_flip: float = 0.0,
-        rotation: float = 0.0,
-        shear: float = 0.0,
-        zoom: tuple[float, float] | None = None,
-        shift: float = 0.0,
-        padding: Literal["zeros", "border"] = "border",
-        brightness: float = 0.0,
-        contrast: float = 0.0,
-        saturation: float = 0.0,
-        hue: float = 0.0,
-        jitter_probability: float = 1.0,
-        grayscale: float = 0.0,
-        blur: tuple[float, float] = (0.0, 0.0),
-        blur_sigma: tuple[float, float] = (0.1, 2.0),
-        solarize: tuple[float, float] = (0.0, 0.0),
-        noise: float = 0.0,
-    ) -> None:
-        if padding not in PADDINGS:
-            raise ValueError(f"padding must be one of {PADDINGS}, got {padding!r}")
-        self.mean = checks.channel_values("mean", mean)
-        self.std = checks.channel_values("std", std, positive=True)
-        self.crop_scale = None if crop_scale is None else checks.positive_range("crop_scale", crop_scale, 1.0)
-        self.crop_ratio = checks.positive_range("crop_ratio", crop_ratio)
-        self.flip = checks.probability("flip", flip)
-        self.vertical_flip = checks.probability("vertical_flip", vertical_flip)
-        self.rotation = checks.bounded("rotation", rotation, 180.0)
-        self.shear = checks.bounded("shear", shear, 80.0)
-        self.zoom = None if zoom is None else checks.positive_range("zoom", zoom)
-        self.shift = checks.bounded("shift", shift, 1.0)
-        self.padding = padding
-        self.brightness = checks.bounded("brightness", brightness)
-        self.contrast = checks.bounded("contrast", contrast)
-        self.saturation = checks.bounded("saturation", saturation)
-        self.hue = checks.bounded("hue", hue, 0.5)
-        self.jitter_probability = checks.probability("jitter_probability", jitter_probability)
-        self.grayscale = checks.probability("grayscale", grayscale)
-        self.blur = checks.probability_per_view("blur", blur)
-        self.blur_sigma = checks.positive_range("blur_sigma", blur_sigma)
-        self.solarize = checks.probability_per_view("solarize", solarize)
-        self.noise = checks.bounded("noise", noise)
+    mean: tuple[float, ...] = (0.5,)
+    std: tuple[float, ...] = (0.5,)
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.0
+    vertical_flip: float = 0.0
+    rotation: float = 0.0
+    shear: float = 0.0
+    zoom: tuple[float, float] | None = None
+    shift: float = 0.0
+    padding: Literal["zeros", "border"] = "border"
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter_probability: float = 1.0
+    grayscale: float = 0.0
+    blur: tuple[float, float] = (0.0, 0.0)
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: tuple[float, float] = (0.0, 0.0)
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, most in LARGEST.items():
+            check_bounded(name, getattr(self, name), most)
+        for name in ("blur", "solarize"):
+            check_each_view(name, getattr(self, name))
+        for name, most in LARGEST_RANGES.items():
+            check_range(name, getattr(self, name), most)
+        check_channels("mean", self.mean)
+        check_channels("std", self.std, positive=True)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw the two views.
@@ -122,20 +159,6 @@ class TwoViews:
         """Draw the first view only, for methods that compare no views; arguments and errors as for both."""
         (view,) = self._views(images, (0,), generator)
         return view
-
-    def plain(self, images: Tensor) -> Tensor:
-        """Normalise without augmentation, for evaluation.
-
-        Args:
-            images: uint8 (B, C, H, W) with C 1 or 3.
-
-        Returns:
-            float32 (B, C, H, W).
-
-        Raises:
-            ValueError: The images are empty or of another type or shape, or do not fit ``mean`` and ``std``.
-        """
-        return self._normalize(self._to_unit_scale(images))
 
     def _views(self, images: Tensor, views: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:
         """Draw all views as one batch, which takes half as many operations as one view after the other."""
@@ -182,25 +205,18 @@ class TwoViews:
 
     def _recolor_(self, pixels: Tensor, units: UnitDraws) -> Tensor:
         factors = [
-            between(unit, max(0.0, 1 - amount), 1 + amount)
-            for unit, amount in (
-                (units.brightness, self.brightness),
-                (units.contrast, self.contrast),
-                (units.saturation, self.saturation),
-            )
+            between(getattr(units, name), max(0.0, 1 - getattr(self, name)), 1 + getattr(self, name))
+            for name in ("brightness", "contrast", "saturation")
         ]
         shift = between(units.hue, -self.hue, self.hue)
         pixels = apply_where_(units.jitter < self.jitter_probability, self._jitter_, pixels, *factors, shift)
         return apply_where_(units.grayscale < self.grayscale, color.to_grayscale_, pixels)
 
-    def _jitter_(self, pixels: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-        if self.brightness > 0:
-            pixels = color.adjust_brightness_(pixels, brightness)
-        if self.contrast > 0:
-            pixels = color.adjust_contrast_(pixels, contrast)
-        if self.saturation > 0:
-            pixels = color.adjust_saturation_(pixels, saturation)
-        return color.adjust_hue_(pixels, hue) if self.hue > 0 else pixels
+    def _jitter_(self, pixels: Tensor, *parameters: Tensor) -> Tensor:
+        for (name, adjust_), parameter in zip(JITTER.items(), parameters, strict=True):
+            if getattr(self, name) > 0:
+                pixels = adjust_(pixels, parameter)
+        return pixels
 
     def _degrade_(self, pixels: Tensor, units: UnitDraws, views: tuple[int, ...]) -> Tensor:
         def wanted(unit: Tensor, probabilities: tuple[float, float]) -> Tensor:
@@ -208,20 +224,35 @@ class TwoViews:
             return torch.cat([part < probabilities[view] for part, view in parts])
 
         sigmas = between(units.blur_sigma, *self.blur_sigma)
-        pixels = apply_where_(wanted(units.blur, self.blur), gaussian_blur, pixels, sigmas)
+        pixels = apply_where_(wanted(units.blur, self.blur), color.gaussian_blur, pixels, sigmas)
         return apply_where_(wanted(units.solarize, self.solarize), color.solarize_, pixels)
 
-    def _to_unit_scale(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
-            shape = tuple(images.shape)
-            raise ValueError(f"images must be a non-empty (B, C, H, W) with C 1 or 3, got shape {shape}")
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images must be torch.uint8, got {images.dtype}")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, images.shape[1]):
-                raise ValueError(f"{name} has {len(values)} values, but the images have {images.shape[1]} channels")
-        return images.float().div_(255)
 
-    def _normalize(self, pixels: Tensor) -> Tensor:
-        mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean).div_(std)
+def check_bounded(name: str, value: float, most: float = 1.0) -> None:
+    """Refuse numbers that are not finite or not in [0, most]."""
+    if not (math.isfinite(value) and 0 <= value <= most):
+        allowed = "a finite number of at least 0" if math.isinf(most) else f"between 0 and {most:g}"
+        raise ValueError(f"{name} must be {allowed}, got {value}")
+
+
+def check_each_view(name: str, values: tuple[float, ...]) -> None:
+    """Refuse anything but one probability for the first view and one for the second."""
+    if len(values) != 2:
+        raise ValueError(f"{name} must have one probability for each of the two views, got {values}")
+    for value in values:
+        check_bounded(name, value)
+
+
+def check_range(name: str, values: tuple[float, ...] | None, most: float) -> None:
+    """Refuse anything but ``None`` and a pair with 0 < low <= high <= most, both finite."""
+    if values is not None and (len(values) != 2 or not 0 < values[0] <= values[1] <= most or values[1] == math.inf):
+        limit = "finite" if math.isinf(most) else f"<= {most:g}"
+        raise ValueError(f"{name} must be (low, high) with 0 < low <= high, high {limit}, got {values}")
+
+
+def check_channels(name: str, values: tuple[float, ...], positive: bool = False) -> None:
+    """Refuse anything but one finite number for all channels, or three, optionally all above 0."""
+    if len(values) not in (1, 3):
+        raise ValueError(f"{name} must have 1 or 3 values, got {len(values)}: {values}")
+    if not all(math.isfinite(value) and (value > 0 or not positive) for value in values):
+        raise ValueError(f"{name} must be finite{' and above 0' if positive else ''}, got {values}")

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from linear_eval import EvaluationDetails, EvaluationSettings, Features, evaluate_features
-from linear_eval.collect_details import Evaluated, collect_details, small_numbers, small_pictures, spread
+from linear_eval.collect_details import (
+    Evaluated,
+    collect_details,
+    layer_outputs,
+    principal_components,
+    small_numbers,
+    small_pictures,
+    spread,
+)
 
 
 class Images:
@@ -94,3 +102,40 @@ def test_large_pictures_shrink_and_layers_are_scaled() -> None:
     assert small.shape == (1, 3, 64, 64)
     assert small[0, 0, 0, [0, 63]].tolist() == [10, 20]
     assert small_numbers(torch.tensor([[1e9, -2e9], [0.0, 1e9]])).tolist() == [[0.5, -1.0], [0.0, 0.5]]
+
+
+class Tokens(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)
+
+
+def test_outputs_are_averaged_over_positions_whatever_the_batch() -> None:
+    encoder = nn.Sequential(nn.ReLU(), Tokens(), nn.Dropout(0.9), nn.Flatten())
+    images = torch.arange(-4.0, 20.0).reshape(3, 2, 2, 2)
+    layers = {"map": encoder[0], "tokens": encoder[2], "flat": encoder[3]}
+    for batch in (1, 2, 64):
+        maps, tokens, flat = layer_outputs(encoder, layers, images, batch)
+        assert maps.tolist() == tokens.tolist() == [[0.0, 1.5], [5.5, 9.5], [13.5, 17.5]]
+        assert flat.shape == (3, 8)
+    assert encoder.training
+    assert not encoder[0]._forward_hooks
+
+
+def test_components_by_hand() -> None:
+    # Along the first axis -6, 0, 6 around the mean (sum of squares 72), along the third 2, -4, 2 (sum 24).
+    x = torch.tensor([[1.0, 5.0, 9.0], [7.0, 5.0, 3.0], [13.0, 5.0, 9.0]])
+    coordinates, shares = principal_components(x)
+    assert coordinates[:, 1].tolist() == pytest.approx([-2.0, 4.0, -2.0], abs=1e-5)  # turned: 4 is furthest from 0
+    assert sorted(coordinates[:, 0].tolist()) == pytest.approx([-6.0, 0.0, 6.0], abs=1e-5)
+    assert shares.tolist() == pytest.approx([0.75, 0.25])
+
+
+def test_the_sign_does_not_depend_on_that_of_the_features() -> None:
+    x = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(principal_components(x)[0], principal_components(-x)[0])
+
+
+def test_constant_features_lie_on_one_point() -> None:
+    coordinates, shares = principal_components(torch.full((4, 3), 2.0))
+    assert coordinates.tolist() == [[0.0, 0.0]] * 4
+    assert shares.tolist() == [0.0, 0.0]

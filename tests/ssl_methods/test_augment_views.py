@@ -233,10 +233,10 @@ def check_uniform(values, low, high):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        (torch.zeros(2, 3, 4, 4), r"torch\.uint8, got torch\.float32"),
-        (torch.zeros(3, 4, 4, dtype=torch.uint8), r"\(B, C, H, W\).*got shape \(3, 4, 4\)"),
-        (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), r"C 1 or 3, got shape \(2, 2, 4, 4\)"),
-        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), r"non-empty.*got shape \(0, 3, 4, 4\)"),
+        (torch.zeros(2, 3, 4, 4), r"non-empty uint8 .*, got torch\.float32 \(2, 3, 4, 4\)"),
+        (torch.zeros(3, 4, 4, dtype=torch.uint8), r"\(B, C, H, W\).*got torch.uint8 \(3, 4, 4\)"),
+        (torch.zeros(2, 2, 4, 4, dtype=torch.uint8), r"C 1 or 3, got torch.uint8 \(2, 2, 4, 4\)"),
+        (torch.zeros(0, 3, 4, 4, dtype=torch.uint8), r"non-empty.*got torch.uint8 \(0, 3, 4, 4\)"),
     ],
 )
 def test_images_that_do_not_fit(images, message):
@@ -271,7 +271,6 @@ def test_mean_for_three_channels_refuses_one():
         ({"zoom": (1.2, 0.8)}, "zoom"),
         ({"zoom": (1.0, math.inf)}, "zoom"),
         ({"shift": 2.0}, "shift"),
-        ({"padding": "reflection"}, "padding must be one of .*'reflection'"),
         ({"brightness": -0.4}, "brightness must be a finite number of at least 0, got -0.4"),
         ({"contrast": math.inf}, "contrast"),
         ({"saturation": -1.0}, "saturation"),

@@ -5,28 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from fedssl.data.datasets.pixels import image_files, subfolders
-from fedssl.data.datasets.source import Files, Loader, Source, stratified_split
+from fedssl.data.datasets.source import Files, Loader, find, stratified_split
 
-TINY_IMAGENET = Source(
-    "Tiny ImageNet",
-    "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-    "tiny-imagenet-200/{train/<wnid>/images/*.JPEG,val/images/*.JPEG,val/val_annotations.txt}",
-)
-CALTECH101 = Source(
-    "Caltech-101",
-    "https://data.caltech.edu/records/mzrjq-6wc02",
-    "caltech101/101_ObjectCategories/<class>/*.jpg or 101_ObjectCategories/<class>/*.jpg",
-)
-COCO = Source(
-    "COCO",
-    "https://cocodataset.org",
-    "train2017/*.jpg, val2017/*.jpg, unlabeled2017/*.jpg, or these in coco/",
-)
-FOLDER = Source(
-    "image folder",
-    "your own images",
-    "train/<class>/* and test/<class>/*, or unlabelled: train/* and test/*, or images directly in the root",
-)
 COCO_FOLDERS = {"train": "train2017", "test": "val2017", "unlabeled": "unlabeled2017"}
 CALTECH101_SPLIT_SEED = 101
 
@@ -42,7 +22,7 @@ def unlabelled(paths: list[Path]) -> Files:
     return Files(paths, np.full(len(paths), -1), ())
 
 
-def read_tiny_imagenet(root: Path, split: str, download: bool) -> Files:
+def read_tiny_imagenet(root: Path, split: str) -> Files:
     """Read Tiny ImageNet (Le and Yang 2015), 200 classes of 64x64; "test" is the official validation set.
 
     Raises:
@@ -50,15 +30,11 @@ def read_tiny_imagenet(root: Path, split: str, download: bool) -> Files:
         ValueError: An annotation names no known class.
     """
     base = root / "tiny-imagenet-200"
-    wnids = subfolders(base / "train")
+    wnids = subfolders(find(base / "train"))
     annotations = base / "val" / "val_annotations.txt"
-    if not wnids:
-        raise TINY_IMAGENET.missing(base / "train", root)
     if split == "train":
         files = labelled({wnid.name: image_files(wnid / "images") for wnid in wnids})
         return Files(files.paths, files.labels, files.classes, image_size=64)
-    if not annotations.is_file():
-        raise TINY_IMAGENET.missing(annotations, root)
     classes = [wnid.name for wnid in wnids]
     rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines() if line]
     unknown = sorted({row[-1] for row in rows} - set(classes))
@@ -68,36 +44,29 @@ def read_tiny_imagenet(root: Path, split: str, download: bool) -> Files:
     return Files(paths, np.array([classes.index(wnid) for _, wnid in rows]), classes, image_size=64)
 
 
-def read_caltech101(root: Path, split: str, download: bool) -> Files:
+def read_caltech101(root: Path, split: str) -> Files:
     """Read Caltech-101 (Fei-Fei et al. 2004) without the background class, with a fixed stratified 80/20 split.
 
     Raises:
         FileNotFoundError: The folder is absent.
     """
-    candidates = [root / "caltech101" / "101_ObjectCategories", root / "101_ObjectCategories"]
-    base = next((folder for folder in candidates if folder.is_dir()), None)
-    if base is None:
-        raise CALTECH101.missing(candidates[0], root)
+    base = find(root / "caltech101" / "101_ObjectCategories", root / "101_ObjectCategories")
     every = labelled({f.name: image_files(f) for f in subfolders(base) if f.name != "BACKGROUND_Google"})
     train, test = stratified_split(every.labels, test_fraction=0.2, seed=CALTECH101_SPLIT_SEED)
     chosen = train if split == "train" else test
     return Files([every.paths[i] for i in chosen], every.labels[chosen], every.classes)
 
 
-def read_coco(root: Path, split: str, download: bool) -> Files:
+def read_coco(root: Path, split: str) -> Files:
     """Read COCO 2017 (Lin et al. 2014), images only; "test" is the validation set, the official test set is not used.
 
     Raises:
         FileNotFoundError: The folder is absent.
     """
-    candidates = [root / COCO_FOLDERS[split], root / "coco" / COCO_FOLDERS[split]]
-    base = next((folder for folder in candidates if folder.is_dir()), None)
-    if base is None:
-        raise COCO.missing(candidates[0], root)
-    return unlabelled(image_files(base))
+    return unlabelled(image_files(find(root / COCO_FOLDERS[split], root / "coco" / COCO_FOLDERS[split])))
 
 
-def read_folder(root: Path, split: str, download: bool) -> Files:
+def read_folder(root: Path, split: str) -> Files:
     """Read a user's own images: one folder a class, or no classes at all.
 
     Classes are those of train and test together, so that both splits number them alike.
@@ -106,11 +75,9 @@ def read_folder(root: Path, split: str, download: bool) -> Files:
         FileNotFoundError: The split's folder does not exist, nor, for "train", images in the root.
         ValueError: Images lie both beside and inside the folders of the classes.
     """
-    base = root / split
-    if not base.is_dir():
-        if split == "train" and image_files(root):
-            return unlabelled(image_files(root))
-        raise FOLDER.missing(base, root)
+    if split == "train" and not (root / split).is_dir() and image_files(root):
+        return unlabelled(image_files(root))
+    base = find(root / split)
     own = {folder.name: image_files(folder) for folder in subfolders(base)}
     loose = image_files(base)
     if loose and any(own.values()):
@@ -122,8 +89,29 @@ def read_folder(root: Path, split: str, download: bool) -> Files:
 
 
 FOLDER_LOADERS = {
-    "tiny_imagenet": Loader(read_tiny_imagenet),
-    "caltech101": Loader(read_caltech101),
-    "coco": Loader(read_coco, tuple(COCO_FOLDERS)),
-    "folder": Loader(read_folder),
+    "tiny_imagenet": Loader(
+        read_tiny_imagenet,
+        "Tiny ImageNet",
+        "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        "tiny-imagenet-200/{train/<wnid>/images/*.JPEG,val/images/*.JPEG,val/val_annotations.txt}",
+    ),
+    "caltech101": Loader(
+        read_caltech101,
+        "Caltech-101",
+        "https://data.caltech.edu/records/mzrjq-6wc02",
+        "caltech101/101_ObjectCategories/<class>/*.jpg or 101_ObjectCategories/<class>/*.jpg",
+    ),
+    "coco": Loader(
+        read_coco,
+        "COCO",
+        "https://cocodataset.org",
+        "train2017/*.jpg, val2017/*.jpg, unlabeled2017/*.jpg, or these in coco/",
+        splits=tuple(COCO_FOLDERS),
+    ),
+    "folder": Loader(
+        read_folder,
+        "image folder",
+        "your own images",
+        "train/<class>/* and test/<class>/*, or unlabelled: train/* and test/*, or images directly in the root",
+    ),
 }

@@ -10,63 +10,53 @@ from pathlib import Path
 
 import numpy as np
 
-from fedssl.data.datasets.source import Arrays, Loader, Source
+from fedssl.data.datasets.source import Arrays, Loader, find
 
 MEMBERS = (
     "bloodmnist", "breastmnist", "chestmnist", "dermamnist", "octmnist", "organamnist",
     "organcmnist", "organsmnist", "pathmnist", "pneumoniamnist", "retinamnist", "tissuemnist",
 )  # fmt: skip
-SPLITS = ("train", "val", "test")
 MEMBER_AT_SIZE = re.compile(rf"({'|'.join(MEMBERS)})(?:_(64|128|224))?")
 
 
 def medmnist_loader(stem: str) -> Loader:
     """Return the loader of ``<stem>.npz``: a member of MedMNIST, one at another size, or any file of this form."""
-    return Loader(partial(read_medmnist, stem), SPLITS)
+    read, download = partial(read_medmnist, stem), partial(download_member, stem)
+    layout = f"{stem}.npz or medmnist/{stem}.npz"
+    return Loader(read, f"MedMNIST {stem}", "https://medmnist.com", layout, download, ("train", "val", "test"))
 
 
-def read_medmnist(stem: str, root: Path, split: str, download: bool) -> Arrays:
-    """Read ``<stem>.npz`` from ``root`` or ``root/medmnist``; download it with ``medmnist`` if installed.
+def read_medmnist(stem: str, root: Path, split: str) -> Arrays:
+    """Read ``<stem>.npz`` from ``root`` or ``root/medmnist``.
 
     Keys: ``<split>_images`` uint8 (N, H, W) or (N, H, W, 3) and ``<split>_labels`` (N, 1). The file stores no class
     names: classes are numbered over all its splits. Tasks with several labels an image (chestmnist) become unlabelled
     (-1), with a warning.
 
     Raises:
-        FileNotFoundError: The file is absent and cannot be downloaded.
+        FileNotFoundError: The file is absent.
         ValueError: The file is damaged or of another form.
     """
-    path = next((p for p in (root / f"{stem}.npz", root / "medmnist" / f"{stem}.npz") if p.is_file()), None)
-    if path is None:
-        path = root / f"{stem}.npz"
-        source = Source(f"MedMNIST {stem}", "https://medmnist.com", f"{stem}.npz or medmnist/{stem}.npz")
-        source.fetch(path, root, download, partial(download_member, stem, root))
+    path = find(root / f"{stem}.npz", root / "medmnist" / f"{stem}.npz")
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             images = file[f"{split}_images"]
             labels = {key: file[key] for key in file.files if key.endswith("_labels")}
+            chosen = labels[f"{split}_labels"]
     except KeyError as error:
         raise ValueError(f"{path} lacks {error}") from error
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} is not a readable npz file: {error}") from error
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3):
         raise ValueError(f"{path}: images must be uint8 (N, H, W) or (N, H, W, 3), got {images.dtype} {images.shape}")
-    if len(labels.get(f"{split}_labels", images)) != len(images):
-        raise ValueError(f"{path}: {split} has {len(images)} images and {len(labels[f'{split}_labels'])} labels")
+    if len(chosen) != len(images):
+        raise ValueError(f"{path}: {split} has {len(images)} images and {len(chosen)} labels")
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return Arrays(images, *one_label_an_image(path, f"{split}_labels", labels))
-
-
-def one_label_an_image(path: Path, key: str, labels: dict[str, np.ndarray]) -> tuple[np.ndarray, list[str]]:
-    """Return the labels (N,) of one split and the class names of all splits; -1 and no names for multi-label tasks."""
-    if key not in labels:
-        raise ValueError(f"{path} lacks {key!r}")
-    chosen = labels[key]
     if chosen.ndim == 2 and chosen.shape[1] > 1:
         warnings.warn(f"{path}: {chosen.shape[1]} labels an image; used as unlabelled images", stacklevel=4)
-        return np.full(len(chosen), -1), []
-    classes = number_of_classes(path, labels)
-    return chosen.ravel().astype(np.int64), [str(c) for c in range(classes)]
+        return Arrays(images, np.full(len(chosen), -1), [])
+    classes = [str(c) for c in range(number_of_classes(path, labels))]
+    return Arrays(images, chosen.ravel().astype(np.int64), classes)
 
 
 def number_of_classes(path: Path, labels: dict[str, np.ndarray]) -> int:
@@ -76,8 +66,7 @@ def number_of_classes(path: Path, labels: dict[str, np.ndarray]) -> int:
         ValueError: Labels are no whole numbers, or imply more classes than images.
     """
     for key, values in labels.items():
-        whole = np.issubdtype(values.dtype, np.integer) or np.issubdtype(values.dtype, np.floating)
-        if not whole or not (values == np.floor(values)).all() or not np.isfinite(values).all():
+        if values.dtype.kind not in "iuf" or not (np.isfinite(values) & (values == np.floor(values))).all():
             raise ValueError(f"{path}: {key} must be whole numbers, the classes from 0")
     classes = max((int(values.max()) for values in labels.values() if values.size), default=-1) + 1
     images = sum(len(values) for values in labels.values())

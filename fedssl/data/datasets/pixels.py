@@ -1,7 +1,5 @@
 """Conversion of pixels to uint8 of one square size (resizing, cropping, grey, RGB), for arrays and for image files."""
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,46 +65,14 @@ def read_image(path: Path, image_size: int, channels: int) -> Tensor:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
         raise ValueError(f"{path} is not a readable image: {error}") from error
-    scale = image_size / min(image.size)
-    width, height = (max(image_size, round(side * scale)) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - image_size) // 2, (height - image_size) // 2
-    image = image.crop((left, top, left + image_size, top + image_size))
-    pixels = np.array(image).reshape(image_size, image_size, channels)
-    return torch.from_numpy(pixels.transpose(2, 0, 1))
-
-
-class PackedPaths:
-    """Paths packed into one array of bytes below their common folder.
-
-    A list of a million ``Path`` objects takes hundreds of megabytes, and touching their reference counts copies it into
-    every forked worker; one array does neither.
-    """
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        parents = {str(path.parent) for path in paths}
-        self.root = os.path.commonpath(parents) if parents else ""
-        self._names = np.array([os.fsencode(os.path.relpath(path, self.root)) for path in paths], dtype=bytes)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __getitem__(self, index: int) -> Path:
-        return Path(self.root, os.fsdecode(bytes(self._names[index])))
+    return F.pil_to_tensor(F.center_crop(F.resize(image, [image_size]), [image_size]))
 
 
 def image_files(folder: Path) -> list[Path]:
     """List the image files directly in ``folder``, sorted by name, without hidden ones; empty if it does not exist."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if e.name.lower().endswith(IMG_EXTENSIONS) and not e.name.startswith(".")]
-    return [folder / name for name in sorted(names)]
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in IMG_EXTENSIONS)
 
 
 def subfolders(folder: Path) -> list[Path]:
     """List the folders directly in ``folder``, sorted by name, without hidden ones; empty if it does not exist."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith("."))
+    return sorted(path for path in folder.glob("[!.]*") if path.is_dir())

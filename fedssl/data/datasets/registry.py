@@ -6,15 +6,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedssl.data.datasets.arrays import DIGITS, FASHION_MNIST, STL10
 from fedssl.data.datasets.cifar import CIFAR10, CIFAR100
-from fedssl.data.datasets.digits import DIGITS
-from fedssl.data.datasets.fashion_mnist import FASHION_MNIST
 from fedssl.data.datasets.folders import FOLDER_LOADERS
 from fedssl.data.datasets.medmnist import MEMBER_AT_SIZE, MEMBERS, medmnist_loader
 from fedssl.data.datasets.pixels import square
 from fedssl.data.datasets.samples import ArrayImages, FileImages, ImageSet
 from fedssl.data.datasets.source import Arrays, Files, Loader
-from fedssl.data.datasets.stl10 import STL10
 
 DATASETS: dict[str, Loader] = {
     "digits": DIGITS,
@@ -36,11 +34,9 @@ def find_loader(name: str) -> Loader:
     """Return the loader of a data set; raise ValueError with the nearest names for an unknown one."""
     if name in DATASETS:
         return DATASETS[name]
-    prefix, colon, stem = name.partition(":")
-    if prefix == "medmnist" and colon and stem:
+    stem = name.removeprefix("medmnist:")
+    if (stem and stem != name) or MEMBER_AT_SIZE.fullmatch(name):
         return medmnist_loader(stem)
-    if MEMBER_AT_SIZE.fullmatch(name):
-        return medmnist_loader(name)
     near = get_close_matches(name.lower(), DATASETS, n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     known = ", ".join(DATASETS)
@@ -83,42 +79,21 @@ def load_images(
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     root = Path(root).expanduser().absolute()
-    found = loader.read(root, split, download)
+    found: Arrays | Files = loader.load(root, split, download)
     if len(found.labels) == 0:
         raise ValueError(f"split {split!r} of {name} has no images under {root}")
-    if isinstance(found, Arrays):
-        return hold_arrays(name, found, image_size, channels, in_memory, memory_limit)
-    return open_files(name, found, image_size, channels, in_memory, memory_limit)
-
-
-def hold_arrays(
-    name: str, found: Arrays, image_size: int | None, channels: int | None, in_memory: bool | None, limit: int
-) -> ArrayImages:
-    """Resize arrays once; refuse ``in_memory=False``, and by default arrays that exceed ``limit`` bytes."""
-    if in_memory is False:
-        raise ValueError(f"in_memory=False: {name} is stored as arrays and can only be held in memory")
-    size = image_size or min(found.images.shape[2:])
-    channels = channels or found.images.shape[1]
-    needed = len(found.images) * min(channels, found.images.shape[1]) * size**2
-    if in_memory is None and needed > limit:
-        raise ValueError(
-            f"{name} at {size}x{size} takes {needed} bytes, more than memory_limit {limit}: "
-            "choose a smaller image_size, raise memory_limit or set in_memory=True"
-        )
-    labels = torch.from_numpy(np.asarray(found.labels, np.int64))
-    return ArrayImages(name, square(found.images, size, channels), labels, found.classes)
-
-
-def open_files(
-    name: str, found: Files, image_size: int | None, channels: int | None, in_memory: bool | None, limit: int
-) -> ImageSet:
-    """Wrap image files; decode them all now if asked to, or if they fit into ``limit`` bytes."""
-    size = image_size or found.image_size
+    size, channels = image_size or found.image_size, channels or found.channels
     if size is None:
         raise ValueError(f"{name} has images of different sizes: set image_size")
+    needed = len(found.labels) * min(channels, found.channels) * size**2
+    in_memory = needed <= memory_limit if in_memory is None else in_memory
     labels = torch.from_numpy(np.asarray(found.labels, np.int64))
-    files = FileImages(name, found.paths, labels, found.classes, size, channels or 3)
-    needed = len(files) * files.channels * size**2
-    if in_memory or (in_memory is None and needed <= limit):
-        return ArrayImages(name, files.gather(torch.arange(len(files))), labels, found.classes)
-    return files
+    if isinstance(found, Files):
+        files = FileImages(name, found.paths, labels, found.classes, size, channels)
+        return ArrayImages(name, files.gather(torch.arange(len(files))), labels, found.classes) if in_memory else files
+    if not in_memory:
+        raise ValueError(
+            f"{name} is stored as arrays and can only be held in memory, {needed} bytes at {size}x{size}: choose a "
+            f"smaller image_size, raise memory_limit {memory_limit} or set in_memory=True"
+        )
+    return ArrayImages(name, square(found.images, size, channels), labels, found.classes)

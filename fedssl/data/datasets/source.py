@@ -1,11 +1,13 @@
-"""Return types of the data sets' readers, and the errors for missing files."""
+"""Sources of the data sets: their readers, what these return, the download of absent files, and fixed splits."""
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from tarfile import TarError
+from typing import Any
 
 import numpy as np
 
@@ -18,61 +20,87 @@ class Arrays:
     labels: np.ndarray
     classes: Sequence[str]
 
+    @property
+    def image_size(self) -> int:
+        """Shorter side in pixels."""
+        return min(self.images.shape[2:])
+
+    @property
+    def channels(self) -> int:
+        """Colour channels, 1 or 3."""
+        return self.images.shape[1]
+
 
 @dataclass(frozen=True)
 class Files:
     """Image files of any size: one path and one label (-1 for none) an image.
 
-    ``image_size`` is the natural size in pixels where all files have the same, otherwise None.
+    ``image_size`` is the natural size in pixels where all files have the same, otherwise None. They are decoded to
+    ``channels`` colours, unless the user wants grey.
     """
 
     paths: Sequence[Path]
     labels: np.ndarray
     classes: Sequence[str]
     image_size: int | None = None
+    channels: int = 3
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Reader of one data set.
+    """Reader of one data set, with its origin.
 
     Args:
-        read: Function of (root, split, download allowed) that returns the images or raises FileNotFoundError.
+        read: Function of (root, split) that returns the images; an absent file raises FileNotFoundError with its name.
+        title: Name of the data set, for people.
+        page: Project page, or whatever tells where to get it.
+        layout: Files expected below the root.
+        download: Function that downloads the data set below a root; ``None`` if users must fetch it themselves.
         splits: Names of the allowed splits.
     """
 
-    read: Callable[[Path, str, bool], Arrays | Files]
+    read: Callable[[Path, str], Any]
+    title: str = ""
+    page: str = ""
+    layout: str = ""
+    download: Callable[[Path], object] | None = None
     splits: tuple[str, ...] = ("train", "test")
 
+    def load(self, root: Path, split: str, download: bool) -> Any:
+        """Read one split; if a file is absent, download the data set and read again.
 
-@dataclass(frozen=True)
-class Source:
-    """Origin of a data set: its name, project page, and the files expected below the root."""
-
-    title: str
-    page: str
-    layout: str
-
-    def missing(self, looked_for: Path, root: Path, reason: str = "") -> FileNotFoundError:
-        """Return the error for a missing file, with instructions to get it."""
-        because = f" ({reason})" if reason else ""
-        return FileNotFoundError(
-            f"{self.title}: {looked_for} not found under root {root}{because}. "
+        Raises:
+            FileNotFoundError: A file is absent, and the download is not allowed or fails; the message tells where to
+                get the file.
+        """
+        try:
+            return self.read(root, split)
+        except FileNotFoundError as absent:
+            missing, reason = absent.filename or absent, " (download=False)" if self.download else ""
+        if self.download and download:
+            print(f"downloading {self.title} to {root}", file=sys.stderr)
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                self.download(root)
+                return self.read(root, split)
+            except (OSError, RuntimeError, HTTPException, TarError, EOFError) as error:
+                reason = f" (download failed: {error})"
+        raise FileNotFoundError(
+            f"{self.title}: {missing} not found under root {root}{reason}. "
             f"Get it from {self.page}; expected layout: {self.layout}"
         )
 
-    def fetch(self, looked_for: Path, root: Path, allowed: bool, download: Callable[[], object]) -> None:
-        """Run ``download``; raise FileNotFoundError if that is not allowed or fails."""
-        if not allowed:
-            raise self.missing(looked_for, root, "download=False")
-        print(f"downloading {self.title} to {root}", file=sys.stderr)
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            download()
-        except (OSError, RuntimeError, HTTPException, TarError, EOFError) as error:
-            raise self.missing(looked_for, root, f"download failed: {error}") from error
-        if not looked_for.exists():
-            raise self.missing(looked_for, root, "the download did not bring it")
+
+def find(*candidates: Path) -> Path:
+    """Return the first path that exists.
+
+    Raises:
+        FileNotFoundError: None does; the error has the name of the first.
+    """
+    for path in candidates:
+        if path.exists():
+            return path
+    raise FileNotFoundError(errno.ENOENT, "not found", str(candidates[0]))
 
 
 def stratified_split(labels: np.ndarray, test_fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +114,7 @@ def stratified_split(labels: np.ndarray, test_fraction: float, seed: int) -> tup
     Returns:
         Sorted indices of the train and of the test images.
     """
-    # RandomState, not Generator: NumPy promises to keep only its stream unchanged, and a split is for ever
+    # RandomState, not Generator nor scikit-learn: NumPy promises to keep this stream unchanged, and a split is for ever
     random = np.random.RandomState(seed)
     is_test = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):

@@ -13,13 +13,9 @@ from torch import Tensor
 from torchvision.datasets.utils import download_url
 
 from fedssl.data.datasets.samples import SampleSet
-from fedssl.data.datasets.source import Source
+from fedssl.data.datasets.source import Loader
 
-TINY_SHAKESPEARE = Source(
-    "tiny Shakespeare",
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
-    "tinyshakespeare/input.txt",
-)
+TINY_SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 TINY_SHAKESPEARE_MD5 = "6fb458f1232090904fb40fe944165e91"
 TEXTS = ("toy_dialogue", "tiny_shakespeare")
 
@@ -41,7 +37,7 @@ def load_text(name: str, root: str | Path, download: bool) -> str:
     if name == "toy_dialogue":
         return toy_dialogue()
     if name == "tiny_shakespeare":
-        return _read(_tiny_shakespeare(root, download))
+        return TINY_SHAKESPEARE.load(root, "train", download)
     if not name.endswith(".txt"):
         raise ValueError(f"unknown text {name!r}: known are {', '.join(TEXTS)}, and names of files that end in .txt")
     if not (root / name).is_file():
@@ -49,21 +45,20 @@ def load_text(name: str, root: str | Path, download: bool) -> str:
     return _read(root / name)
 
 
-def _tiny_shakespeare(root: Path, download: bool) -> Path:
-    path = root / TINY_SHAKESPEARE.layout
-    if not path.is_file():
-        url, folder = TINY_SHAKESPEARE.page, str(path.parent)
-        TINY_SHAKESPEARE.fetch(
-            path, root, download, lambda: download_url(url, folder, path.name, md5=TINY_SHAKESPEARE_MD5)
-        )
-    return path
-
-
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error}") from error
+
+
+TINY_SHAKESPEARE = Loader(
+    lambda root, split: _read(root / "tinyshakespeare" / "input.txt"),
+    "tiny Shakespeare",
+    TINY_SHAKESPEARE_URL,
+    "tinyshakespeare/input.txt",
+    lambda root: download_url(TINY_SHAKESPEARE_URL, root / "tinyshakespeare", "input.txt", md5=TINY_SHAKESPEARE_MD5),
+)
 
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))

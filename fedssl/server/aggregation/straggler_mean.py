@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from fedssl.protocol.messages import Tensors, part_of
+from fedssl.protocol.messages import Tensors
 from fedssl.server.aggregation.rule import Aggregation, Update, difference_to
 
-Rule = Literal["contributors", "unbiased", "all"]
+Rule = Literal["contributors", "all"]
 
 
 class StragglerMean(Aggregation):
@@ -17,10 +17,8 @@ class StragglerMean(Aggregation):
 
     U clients sent at least one layer, and U_l of them sent layer l. Their mean is m_l, the global value is w_l:
 
-    - ``contributors``: m_l (our reading of the paper's rule where p_l is negligible).
-    - ``unbiased``: (m_l - p_l w_l) / (1 - p_l), the paper's rule as far as it could be reconstructed. p_l is the chance
-      that nobody reaches layer l, ((rank_l - 1) / L)^U with rank 1 for the last of L layers, which holds if all clients
-      are late at a uniformly distributed depth. A layer that every client sent has m_l (ours): then not all were late.
+    - ``contributors``: m_l, our reading of the paper's rule where it is negligible that nobody reaches layer l. Its
+      correction for that chance is left out: what we could read of it was not enough to compute it.
     - ``all``: w_l + (U_l / U) (m_l - w_l), as in the authors' code: a client that did not finish a layer counts as
       unchanged.
 
@@ -28,7 +26,7 @@ class StragglerMean(Aggregation):
     travels as a whole, such as a transformer block (our reading: the code counts single tensors).
 
     Args:
-        rule: Rule of the mean: ``contributors``, ``unbiased`` or ``all``.
+        rule: Rule of the mean: ``contributors`` or ``all``.
     """
 
     def __init__(self, rule: Rule = "contributors") -> None:
@@ -50,30 +48,10 @@ class StragglerMean(Aggregation):
         self._clients += 1
 
     def finish(self) -> Tensors:
-        layers = list(dict.fromkeys(part_of(key) for key in self._reference))
-        ranks = {layer: len(layers) - position for position, layer in enumerate(layers)}
-        return {
-            key: self._step(key, reference, empty_probability(ranks[part_of(key)], len(layers), self._clients))
-            for key, reference in self._reference.items()
-        }
+        return {key: self._step(key, reference) for key, reference in self._reference.items()}
 
-    def _step(self, key: str, reference: Tensor, empty: float) -> Tensor:
+    def _step(self, key: str, reference: Tensor) -> Tensor:
         if key not in self._sums:
             return reference
-        divisors = {"contributors": float(self._counts[key]), "all": float(self._clients)}
-        # p_l assumes that all clients are late. If all are punctual, dividing by 1 - p_l would only enlarge the step:
-        # with ten clients it would about double that of a first layer.
-        certain = self._counts[key] == self._clients
-        divisors["unbiased"] = self._counts[key] * (1 if certain else 1 - empty)
-        return (reference + self._sums[key] / divisors[self.rule]).to(reference.dtype)
-
-
-def empty_probability(rank: int, layers: int, clients: int) -> float:
-    """Return the chance that no client reaches a layer, if each stops after a uniformly distributed number of layers.
-
-    Args:
-        rank: Position from the end: 1 for the last layer, which backward finishes first.
-        layers: Number of trained layers.
-        clients: Number of clients in the round.
-    """
-    return ((rank - 1) / layers) ** clients
+        divisor = float(self._clients if self.rule == "all" else self._counts[key])
+        return (reference + self._sums[key] / divisor).to(reference.dtype)

@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from fedssl.server.selection.selector import Candidate, Outcome, Selector, by_id
+from fedssl.server.selection.selector import Candidate, LossSelector, by_id
 from fedssl.utils.units import parse_bytes
 
-MemoryForm = Literal["shortage", "literal-memory", "literal-overall"]
+# Constants of the exploration: defaults of Oort's code (training/argParser.py), which uses BONUS as a literal.
+EXPLORATION, EXPLORATION_DECAY, EXPLORATION_FLOOR = 0.9, 0.95, 0.2
+"""Fraction of the slots that explores at the start, its factor from round to round, and its smallest value."""
+
+CLIP_QUANTILE = 0.98
+"""Quantile at which utilities are clipped."""
+
+CUTOFF = 0.7
+"""Known clients with at least this part of the score of the last slot may be drawn."""
+
+BONUS = 0.1
+"""Weight of the bonus for clients not seen for long."""
+
+WINDOW = 5
+"""Size of the pool of new clients, in multiples of their slots; the pool has the best memory and compute."""
+
+EPSILON = 1e-12
+"""Lower bound of utilities and probabilities, and tolerance when a product is rounded down."""
 
 
-class FedHybridSelector(Selector):
+class FedHybridSelector(LossSelector):
     """Selector that prefers clients with high loss, enough memory and fast devices, and keeps trying new ones.
 
     The utility is data times memory times compute, as the paper's reviews print it. The form of the memory term and the
@@ -30,56 +47,17 @@ class FedHybridSelector(Selector):
 
     Args:
         full_memory: Memory that training the whole model takes without saving any, as a size such as ``512MiB``.
-        memory_form: Form of the memory term: ``shortage`` (our reading), or one of the printed forms, see
-            ``memory_utility``.
-        exploration: Fraction of the slots that explores, at the start.
-        exploration_decay: Factor of this fraction from round to round.
-        exploration_floor: Smallest value of this fraction.
-        clip_quantile: Quantile at which utilities are clipped.
-        cutoff: Known clients with at least this part of the score of the last slot may be drawn.
-        bonus: Weight of the bonus for clients not seen for long.
-        window: Size of the pool of new clients, in multiples of their slots; the pool has the best memory and compute.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: ``full_memory`` is not a size.
     """
 
-    def __init__(
-        self,
-        full_memory: str,
-        memory_form: MemoryForm = "shortage",
-        exploration: float = 0.9,
-        exploration_decay: float = 0.95,
-        exploration_floor: float = 0.2,
-        clip_quantile: float = 0.98,
-        cutoff: float = 0.7,
-        bonus: float = 0.1,
-        window: int = 5,
-    ) -> None:
-        _check_fractions(
-            exploration=exploration,
-            exploration_decay=exploration_decay,
-            exploration_floor=exploration_floor,
-            clip_quantile=clip_quantile,
-            cutoff=cutoff,
-        )
-        if memory_form not in get_args(MemoryForm):
-            raise ValueError(f"memory_form {memory_form!r} is unknown; allowed: {', '.join(get_args(MemoryForm))}")
-        if not 0 <= bonus < math.inf:
-            raise ValueError(f"bonus must be at least 0 and finite, got {bonus}")
-        if window < 1:
-            raise ValueError(f"window must be at least 1, got {window}")
+    def __init__(self, full_memory: str) -> None:
         self.full_memory = parse_bytes(full_memory)
-        self.memory_form: MemoryForm = memory_form
-        self.exploration = (exploration, exploration_decay, exploration_floor)
-        self.clip_quantile = clip_quantile
-        self.cutoff = cutoff
-        self.bonus = bonus
-        self.window = window
 
     def begin(self, num_clients: int, seed: int) -> None:
         """Forget all losses: no client has been tried."""
-        self._squared_losses: dict[int, float] = {}
+        super().begin(num_clients, seed)
         self._last_rounds: dict[int, int] = {}
 
     def select(self, candidates: Sequence[Candidate], size: int, round_: int, rng: np.random.Generator) -> list[int]:
@@ -87,26 +65,20 @@ class FedHybridSelector(Selector):
         known = [c for c in by_id(candidates) if c.client_id in self._last_rounds]
         new = [c for c in by_id(candidates) if c.client_id not in self._last_rounds]
         size = min(size, len(candidates))
-        exploited = min(math.floor(size * (1 - exploration_share(*self.exploration, round_ + 1)) + EPSILON), len(known))
+        exploited = min(math.floor(size * (1 - exploration_share(round_ + 1)) + EPSILON), len(known))
         explored = min(size - exploited, len(new))
         chosen = self._exploit(known, size - explored, round_ + 1, rng) + self._explore(new, explored, rng)
         # Noted now and not in ``observe``: a client that never answers would count as new for ever.
         self._last_rounds.update((candidate.client_id, round_ + 1) for candidate in chosen)
         return sorted(candidate.client_id for candidate in chosen)
 
-    def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
-        """Record each participant's loss."""
-        for outcome in outcomes:
-            loss = outcome.mean_squared_loss
-            self._squared_losses[outcome.client_id] = float(loss) if math.isfinite(loss) else 0.0
-
     def state_dict(self) -> dict[str, Any]:
-        """Losses of the clients that answered, and the round in which each client was last chosen."""
-        return {"squared losses": dict(self._squared_losses), "last rounds": dict(self._last_rounds)}
+        """Losses, and the round in which each client was last chosen."""
+        return super().state_dict() | {"last rounds": dict(self._last_rounds)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore losses and rounds."""
-        self._squared_losses = dict(state["squared losses"])
+        super().load_state_dict(state)
         self._last_rounds = dict(state["last rounds"])
 
     def _exploit(
@@ -114,51 +86,34 @@ class FedHybridSelector(Selector):
     ) -> list[Candidate]:
         if not slots:
             return []
-        typical = float(np.mean([*self._squared_losses.values()] or [0.0]))
-        losses = np.array([max(self._squared_losses.get(c.client_id, typical), EPSILON) for c in known])
+        losses = np.array([max(self.squared_loss(c.client_id), EPSILON) for c in known])
         last_rounds = np.array([self._last_rounds[c.client_id] for c in known])
-        rewards = normalised_rewards(losses * self._device_utilities(known), self.clip_quantile)
-        scores = rewards + confidence_bonus(self.bonus, round_, last_rounds)
-        pool = best_pool(scores, slots, self.cutoff)
+        rewards = normalised_rewards(losses * self._device_utilities(known))
+        scores = rewards + confidence_bonus(round_, last_rounds)
+        pool = best_pool(scores, slots)
         return [known[pool[position]] for position in draw_by_weight(scores[pool], slots, rng)]
 
     def _explore(self, new: Sequence[Candidate], slots: int, rng: np.random.Generator) -> list[Candidate]:
         if not slots:
             return []
         utilities = self._device_utilities(new)
-        pool = np.argsort(-utilities, kind="stable")[: self.window * slots]
+        pool = np.argsort(-utilities, kind="stable")[: WINDOW * slots]
         return [new[pool[position]] for position in draw_by_weight(utilities[pool], slots, rng)]
 
-    def _device_utilities(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """Memory utility times compute utility of each candidate, (N,)."""
-        return np.array(
-            [
-                memory_utility(c.memory_bytes, self.full_memory, self.memory_form)
-                * compute_utility(c.num_images, c.seconds)
-                for c in candidates
-            ]
-        )
+    def _device_utilities(self, clients: Sequence[Candidate]) -> np.ndarray:
+        """Memory utility times compute utility of each client, (N,)."""
+        memory = np.array([memory_utility(client.memory_bytes, self.full_memory) for client in clients])
+        return memory * np.array([compute_utility(client.num_images, client.seconds) for client in clients])
 
 
-def memory_utility(available: float, full: float, form: MemoryForm) -> float:
-    """Memory term of a client's utility.
+def memory_utility(available: float, full: float) -> float:
+    """Memory term of a client's utility: ``min(1, available / full)``, in bytes.
 
     The paper's reviews print an indicator as a factor, once each way: one form excludes every device with enough
-    memory, the other every device with too little. Our reading takes it as the exponent, as in Oort.
-
-    Args:
-        available: Memory of the client in bytes; infinite means unknown, and counts as ``full`` and as enough.
-        full: Bytes that training takes without saving memory.
-        form: Form of the term. ``shortage``: ``min(1, available / full)``. ``literal-memory``: ``available / full``, or
-            0 if that is 1 or more. ``literal-overall``: ``available / full``, or 0 if that is 1 or less.
+    memory, the other every device with too little. Our reading takes it as the exponent, as in Oort. Memory that is
+    unknown is infinite and counts as enough.
     """
-    if math.isinf(available):
-        return 0.0 if form == "literal-memory" else 1.0
-    ratio = available / full
-    if form == "shortage":
-        return min(1.0, ratio)
-    counts = available < full if form == "literal-memory" else available > full
-    return ratio if counts else 0.0
+    return min(1.0, available / full)
 
 
 def compute_utility(num_images: int, seconds: float) -> float:
@@ -166,40 +121,30 @@ def compute_utility(num_images: int, seconds: float) -> float:
     return num_images / seconds if seconds > 0 else 1.0
 
 
-def _check_fractions(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be from 0 to 1, got {value}")
+def exploration_share(round_: int) -> float:
+    """Fraction of the slots for clients never tried: 0.9 * 0.95 ** round_, at least 0.2, rounds from 1."""
+    return max(EXPLORATION * EXPLORATION_DECAY**round_, EXPLORATION_FLOOR)
 
 
-EPSILON = 1e-12
-"""Lower bound of utilities and probabilities, and tolerance when a product is rounded down."""
-
-
-def exploration_share(start: float, decay: float, floor: float, round_: int) -> float:
-    """Fraction of the slots for clients never tried: ``max(start * decay ** round_, floor)``, rounds from 1."""
-    return max(start * decay**round_, floor)
-
-
-def normalised_rewards(rewards: np.ndarray, clip_quantile: float) -> np.ndarray:
-    """Rewards (N,), clipped at one of their quantiles and scaled to [0, 1]; all 0 if they are equal."""
-    clipped = np.minimum(rewards, np.quantile(rewards, clip_quantile))
+def normalised_rewards(rewards: np.ndarray) -> np.ndarray:
+    """Rewards (N,), clipped at their ``CLIP_QUANTILE`` and scaled to [0, 1]; all 0 if they are equal."""
+    clipped = np.minimum(rewards, np.quantile(rewards, CLIP_QUANTILE))
     width = clipped.max() - clipped.min()
     return (clipped - clipped.min()) / width if width > 0 else np.zeros_like(clipped)
 
 
-def confidence_bonus(weight: float, round_: int, last_rounds: np.ndarray) -> np.ndarray:
-    """Bonus (N,) for clients not seen for long: ``sqrt(weight * ln(round) / last_round)``, rounds from 1."""
-    return np.sqrt(weight * math.log(round_) / last_rounds)
+def confidence_bonus(round_: int, last_rounds: np.ndarray) -> np.ndarray:
+    """Bonus (N,) for clients not seen for long: ``sqrt(BONUS * ln(round) / last_round)``, rounds from 1."""
+    return np.sqrt(BONUS * math.log(round_) / last_rounds)
 
 
-def best_pool(scores: np.ndarray, slots: int, cutoff: float) -> np.ndarray:
-    """Positions whose score is at least ``cutoff`` times the ``slots``-th best score, the best first.
+def best_pool(scores: np.ndarray, slots: int) -> np.ndarray:
+    """Positions whose score is at least ``CUTOFF`` times the ``slots``-th best score, the best first.
 
     Equal scores keep their order.
     """
     order = np.argsort(-scores, kind="stable")
-    return order[scores[order] >= cutoff * scores[order[slots - 1]]]
+    return order[scores[order] >= CUTOFF * scores[order[slots - 1]]]
 
 
 def draw_by_weight(weights: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

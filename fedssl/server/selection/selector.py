@@ -94,6 +94,33 @@ def by_id(candidates: Iterable[Candidate]) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: candidate.client_id)
 
 
+class LossSelector(Selector):
+    """Base of selectors that prefer clients with a high loss: the loss of each client's last round."""
+
+    def begin(self, num_clients: int, seed: int) -> None:
+        """Forget all losses."""
+        self._squared_losses: dict[int, float] = {}
+
+    def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
+        """Record each participant's loss; 0 if it is not finite."""
+        for outcome in outcomes:
+            loss = outcome.mean_squared_loss
+            self._squared_losses[outcome.client_id] = float(loss) if math.isfinite(loss) else 0.0
+
+    def squared_loss(self, client_id: int) -> float:
+        """Return a client's mean squared loss; that of a client which never answered is the mean of the others."""
+        known = self._squared_losses
+        return known[client_id] if client_id in known else float(np.mean([*known.values()] or [0.0]))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Losses of the clients that answered."""
+        return {"squared losses": dict(self._squared_losses)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the losses."""
+        self._squared_losses = dict(state["squared losses"])
+
+
 class RandomSelector(Selector):
     """Uniform draw of candidates without replacement (McMahan et al. 2017, arXiv 1602.05629)."""
 

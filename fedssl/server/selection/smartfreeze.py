@@ -10,13 +10,14 @@ import numpy as np
 import torch
 
 from fedssl.server.selection.communities import find_communities, proportional_split
-from fedssl.server.selection.selector import Candidate, Outcome, Selector, by_id
+from fedssl.server.selection.selector import Candidate, LossSelector, Outcome, by_id
 from fedssl.utils.seeding import derive_seed
+from ssl_methods import check_at_least
 
 NO_COMMUNITY = -1
 
 
-class SmartFreezeSelector(Selector):
+class SmartFreezeSelector(LossSelector):
     r"""Selector that divides the participants among communities and takes the most useful candidates of each.
 
     The paper says that its selector weighs memory, data and speed and groups clients by community detection
@@ -45,20 +46,17 @@ class SmartFreezeSelector(Selector):
     wants_updates: ClassVar[bool] = True
 
     def __init__(self, alpha: float = 2.0, exploration: float = 0.1, probe_rounds: int = 5) -> None:
-        if not 0 <= alpha < math.inf:
-            raise ValueError(f"alpha must be at least 0 and finite, got {alpha}")
-        if not 0 <= exploration <= 1:
-            raise ValueError(f"exploration must be a probability from 0 to 1, got {exploration}")
-        if probe_rounds < 1:
-            raise ValueError(f"probe_rounds must be at least 1, got {probe_rounds}")
+        check_at_least(0, alpha=alpha)
+        check_at_least(0, 1, exploration=exploration)
+        check_at_least(1, probe_rounds=probe_rounds)
         self.alpha = alpha
         self.exploration = exploration
         self.probe_rounds = probe_rounds
 
     def begin(self, num_clients: int, seed: int) -> None:
         """Forget all losses and communities."""
+        super().begin(num_clients, seed)
         self._seed = derive_seed(seed, "communities")
-        self._squared_losses: dict[int, float] = {}
         self._asked: set[int] = set()
         self.begin_stage(0)
 
@@ -83,16 +81,13 @@ class SmartFreezeSelector(Selector):
 
     def observe(self, round_: int, outcomes: Sequence[Outcome]) -> None:
         """Record the losses and, in the first rounds of a stage, form communities from the updates."""
-        for outcome in outcomes:
-            loss = outcome.mean_squared_loss
-            self._squared_losses[outcome.client_id] = float(loss) if math.isfinite(loss) else 0.0
+        super().observe(round_, outcomes)
         if self._probed < self.probe_rounds:
             self._probe({o.client_id: o.update for o in outcomes if o.update is not None and _usable(o.update)})
 
     def state_dict(self) -> dict[str, Any]:
         """Losses, clients chosen so far, communities, and the updates of an unfinished probe."""
-        return {
-            "squared losses": dict(self._squared_losses),
+        return super().state_dict() | {
             "asked": sorted(self._asked),
             "community": dict(self._community),
             "probed": self._probed,
@@ -101,7 +96,7 @@ class SmartFreezeSelector(Selector):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore losses, clients chosen so far, communities and updates."""
-        self._squared_losses = dict(state["squared losses"])
+        super().load_state_dict(state)
         self._asked = set(state["asked"])
         self._community = dict(state["community"])
         self._probed = int(state["probed"])
@@ -110,16 +105,14 @@ class SmartFreezeSelector(Selector):
     def _ranked(self, candidates: Sequence[Candidate], rng: np.random.Generator) -> list[Candidate]:
         """Sort the candidates by utility, largest first; equals stand in random order."""
         reference = float(np.median([c.seconds for c in candidates])) if candidates else 0.0
-        typical = float(np.mean([*self._squared_losses.values()] or [0.0]))
         ordered = by_id(candidates)
         shuffled = [ordered[position] for position in rng.permutation(len(ordered))]
-        return sorted(shuffled, key=lambda candidate: -self._utility(candidate, reference, typical))
+        return sorted(shuffled, key=lambda candidate: -self._utility(candidate, reference))
 
-    def _utility(self, candidate: Candidate, reference: float, typical_loss: float) -> float:
+    def _utility(self, candidate: Candidate, reference: float) -> float:
         if candidate.client_id not in self._asked:
             return math.inf
-        squared_loss = self._squared_losses.get(candidate.client_id, typical_loss)
-        useful = data_utility(candidate.num_images, squared_loss)
+        useful = data_utility(candidate.num_images, self.squared_loss(candidate.client_id))
         return useful * speed_factor(candidate.seconds, reference, self.alpha)
 
     def _groups(self, ranked: Sequence[Candidate]) -> list[list[Candidate]]:

@@ -97,7 +97,7 @@ def test_cifar_tells_if_the_root_is_read_only(tmp_path: Path, monkeypatch: pytes
 
     (tmp_path / "cifar-10-python.tar.xz").touch()
     monkeypatch.setattr("tempfile.mkdtemp", refuse)
-    with pytest.raises(FileNotFoundError, match=r"cifar-10-python.tar.xz is there but the root is not writable"):
+    with pytest.raises(ValueError, match=r"cifar-10-python.tar.xz cannot be unpacked, .* writable\? read-only"):
         load_images("cifar10", "train", tmp_path)
 
 
@@ -109,13 +109,12 @@ def test_cifar_damaged_or_incomplete(tmp_path: Path) -> None:
     write_cifar(folder)
     (folder / "test_batch").write_bytes(b"nothing")
     with (
-        pytest.warns(UserWarning, match="official"),
         pytest.raises(ValueError, match="test_batch is not a readable CIFAR"),
     ):
         load_images("cifar10", "test", tmp_path)
     (folder / "test_batch").unlink()
-    with pytest.raises(FileNotFoundError, match=r"test_batch not found .*incomplete"):
-        load_images("cifar10", "test", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"test_batch not found under root"):
+        load_images("cifar10", "test", tmp_path, download=False)
 
 
 def test_cifar_batches_run_no_code(tmp_path: Path) -> None:
@@ -123,7 +122,6 @@ def test_cifar_batches_run_no_code(tmp_path: Path) -> None:
     write_cifar(folder)
     (folder / "test_batch").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with (
-        pytest.warns(UserWarning, match="official"),
         pytest.raises(ValueError, match=r"os.system is not allowed"),
     ):
         load_images("cifar10", "test", tmp_path)

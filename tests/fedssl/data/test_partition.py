@@ -129,10 +129,8 @@ def test_input_errors() -> None:
         divide(IID(), np.zeros(10), 11)
     with pytest.raises(ValueError, match=r"need 12 images, but there are 10"):
         divide(Dirichlet(0.5, min_size=4), np.zeros(10), 3)
-    with pytest.raises(ValueError, match="N > 0"):
+    with pytest.raises(ValueError, match="there are 0"):
         divide(IID(), np.zeros(0), 1)
-    with pytest.raises(ValueError, match="shape"):
-        divide(IID(), np.zeros((10, 1)), 1)
     with pytest.raises(ValueError, match="num_clients must be at least 1, got 0"):
         divide(IID(), np.zeros(10), 0)
 
@@ -164,8 +162,7 @@ def test_raise_to_minimum_takes_from_the_largest_class_of_the_largest_client() -
 
 
 def test_table_has_a_row_a_client() -> None:
-    labels = np.array([0, 0, 1, 1, 1])
-    table = partition_table([np.array([0, 2]), np.array([1, 3, 4])], labels, ["cat", "dog"])
+    table = partition_table(np.array([[1, 1], [1, 2]]), np.array([2, 3]), ["cat", "dog"])
     assert [line.split() for line in table.splitlines()[:-1]] == [
         ["client", "images", "cat", "dog"],
         ["0", "2", "1", "1"],
@@ -176,8 +173,8 @@ def test_table_has_a_row_a_client() -> None:
 
 
 def test_table_sums_up_many_clients_and_many_classes() -> None:
-    labels = np.arange(100) % 50
-    lines = partition_table(divide(IID(), labels, 25), labels, [str(c) for c in range(50)]).splitlines()
+    counts = np.repeat(2 * np.eye(25, dtype=int), 2, axis=1)
+    lines = partition_table(counts, counts.sum(axis=1), [str(c) for c in range(50)]).splitlines()
     assert len(lines) == 1 + 20 + 2 + 1
     assert lines[0].split() == ["client", "images", "classes"]
     assert lines[21].split()[:2] == ["20-24", "20"]
@@ -185,5 +182,5 @@ def test_table_sums_up_many_clients_and_many_classes() -> None:
 
 
 def test_table_of_unlabelled_images() -> None:
-    table = partition_table([np.arange(3), np.arange(3, 5)], np.full(5, -1), ())
+    table = partition_table(np.zeros((2, 0), int), np.array([3, 2]), ())
     assert [line.split() for line in table.splitlines()[1:4]] == [["0", "3"], ["1", "2"], ["all", "5"]]

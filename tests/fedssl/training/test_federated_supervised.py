@@ -230,7 +230,7 @@ def test_labels_must_be_below_the_number_of_classes(
 def test_unlabelled_images_are_refused(make_module: Callable[..., FederatedSSL]) -> None:
     data = digits()
     data.setup("fit")
-    data._pool = relabelled(data.pool, -1)
+    data.pool = relabelled(data.pool, -1)
     with pytest.raises(ValueError, match="supervised training needs a label for every image"):
         make_module().prepare(data)
 

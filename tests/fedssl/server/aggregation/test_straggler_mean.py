@@ -1,6 +1,5 @@
-"""SALF's three ways to average layers that only some clients finished."""
+"""SALF's two ways to average layers that only some clients finished."""
 
-import math
 from typing import Any, get_args
 
 import pytest
@@ -10,7 +9,7 @@ from updates import update_of
 
 from fedssl.protocol.messages import part_of
 from fedssl.server.aggregation import StragglerMean
-from fedssl.server.aggregation.straggler_mean import Rule, empty_probability
+from fedssl.server.aggregation.straggler_mean import Rule
 
 Tensors = dict[str, Tensor]
 LAYERS = ("stem", "block.0", "tail", "head.projector")
@@ -31,17 +30,15 @@ def tensors(seed: int, layers: tuple[str, ...] = LAYERS) -> Tensors:
 
 
 def test_by_hand() -> None:
-    """Two layers, two clients; the first layer came from one of them only, which nobody reaches with p = 1 / 4."""
+    """Two layers, two clients; the first layer came from one of them only."""
     reference = {"a/w": torch.tensor([1.0]), "b/w": torch.tensor([10.0])}
     clients = [{"a/w": torch.tensor([4.0]), "b/w": torch.tensor([20.0])}, {"b/w": torch.tensor([14.0])}]
     results = {rule: aggregate(rule, reference, clients) for rule in get_args(Rule)}
     assert {rule: tensors["b/w"].item() for rule, tensors in results.items()} == {
         "contributors": 17.0,
-        "unbiased": 17.0,
         "all": 17.0,
     }
     assert results["contributors"]["a/w"].item() == 4.0
-    assert results["unbiased"]["a/w"].item() == pytest.approx((4.0 - 1.0 / 4) / (3 / 4))
     assert results["all"]["a/w"].item() == 1.0 + (4.0 - 1.0) / 2
 
 
@@ -53,11 +50,8 @@ def test_equals_a_plain_loop(rule: str) -> None:
     for key, old in reference.items():
         gave = [client[key].double() for client in clients if key in client]
         mean = sum(gave) / len(gave)
-        p = ((len(LAYERS) - LAYERS.index(part_of(key)) - 1) / len(LAYERS)) ** len(clients)
-        p = 0 if len(gave) == len(clients) else p
         expected = {
             "contributors": mean,
-            "unbiased": (mean - p * old.double()) / (1 - p),
             "all": old.double() + len(gave) / len(clients) * (mean - old.double()),
         }[rule]
         assert torch.allclose(result[key].double(), expected, rtol=0, atol=1e-6), key
@@ -95,37 +89,6 @@ def test_punctual_clients_are_averaged_as_they_are(rule: str) -> None:
     assert all(tensor.item() == pytest.approx(1.0) for tensor in result.values())
 
 
-def simulated_mean(rule: str, draws: int = 4000) -> tuple[Tensors, Tensors]:
-    """Mean result of rounds of three clients, each of which stops after 1 to 4 layers with equal chance."""
-    reference, clients = tensors(0), [tensors(seed) for seed in (1, 2, 3)]
-    generator = torch.Generator().manual_seed(9)
-    totals = {key: torch.zeros(3, 2, dtype=torch.float64) for key in reference}
-    for _ in range(draws):
-        depths = torch.randint(1, len(LAYERS) + 1, (3,), generator=generator).tolist()
-        given = [
-            {key: tensor for key, tensor in client.items() if part_of(key) in LAYERS[-depth:]}
-            for client, depth in zip(clients, depths, strict=True)
-        ]
-        for key, tensor in aggregate(rule, reference, given).items():
-            totals[key] += tensor.double() / draws
-    everybody = {key: torch.stack([client[key] for client in clients]).mean(0).double() for key in reference}
-    return totals, everybody
-
-
-def test_the_unbiased_rule_is_unbiased_and_the_others_are_not() -> None:
-    means, everybody = simulated_mean("unbiased")
-    for key, mean in means.items():
-        assert torch.allclose(mean, everybody[key], atol=0.15), key
-    for rule in ("contributors", "all"):
-        biased, _ = simulated_mean(rule, 500)
-        assert (biased["stem/w"] - everybody["stem/w"]).abs().max() > 0.3, rule
-
-
-def test_chance_that_nobody_reaches_a_layer() -> None:
-    assert [empty_probability(rank, 4, 2) for rank in (1, 2, 3, 4)] == [0.0, 1 / 16, 4 / 16, 9 / 16]
-    assert math.isclose(empty_probability(4, 4, 30), 0.75**30)
-
-
 def test_clients_tensors_are_neither_kept_nor_changed() -> None:
     reference, resident = {"a/w": torch.zeros(2)}, torch.tensor([1.0, 2.0])
     mean = StragglerMean()
@@ -140,7 +103,7 @@ def test_clients_tensors_are_neither_kept_nor_changed() -> None:
 
 
 def test_every_round_starts_anew_and_keeps_the_dtype() -> None:
-    mean = StragglerMean("unbiased")
+    mean = StragglerMean("all")
     for value in (1.0, 5.0):
         mean.begin_round({"a/w": torch.zeros(1, dtype=torch.bfloat16)})
         mean.add(update_of({"a/w": torch.tensor([value])}, 2))
@@ -149,5 +112,5 @@ def test_every_round_starts_anew_and_keeps_the_dtype() -> None:
 
 
 def test_the_rule_is_checked() -> None:
-    with pytest.raises(ValueError, match="rule must be one of contributors, unbiased, all, got 'median'"):
+    with pytest.raises(ValueError, match="rule must be one of contributors, all, got 'median'"):
         StragglerMean("median")  # type: ignore[arg-type]

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from fedssl.server.selection.communities import (
-    cosine_similarities,
     find_communities,
     proportional_split,
-    similarity_graph,
 )
 
 
@@ -20,35 +18,10 @@ def planted(rng: np.random.Generator, groups: list[list[int]], noise: float = 0.
     return updates
 
 
-def test_cosines_by_hand() -> None:
-    cosines = cosine_similarities(np.array([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0], [-5.0, 0.0]]))
-    half = np.sqrt(0.5)
-    expected = [[1, 0, half, -1], [0, 1, half, 0], [half, half, 1, -half], [-1, 0, -half, 1]]
-    np.testing.assert_allclose(cosines, expected, atol=1e-12)
-
-
-def test_a_zero_update_is_similar_to_none() -> None:
-    np.testing.assert_array_equal(cosine_similarities(np.array([[0.0, 0.0], [1.0, 0.0]])), [[0, 0], [0, 1]])
-
-
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_the_length_of_updates_does_not_matter(scale) -> None:
-    updates = np.array([[1.0, 2.0], [2.0, 1.0]], dtype=np.float32)
-    np.testing.assert_allclose(
-        cosine_similarities(updates * np.float32(scale)), cosine_similarities(updates), rtol=1e-6
-    )
-
-
-def test_edges_are_those_of_at_least_the_mean_weight() -> None:
-    cosines = np.array([[1.0, 0.9, -0.5], [0.9, 1.0, 0.3], [-0.5, 0.3, 1.0]])
-    graph = similarity_graph([3, 5, 8], cosines)
-    assert sorted(graph.nodes) == [3, 5, 8]
-    assert list(graph.edges(data="weight")) == [(3, 5, 0.9)]
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0])
-def test_dissimilar_clients_have_no_edges(value) -> None:
-    assert not similarity_graph([0, 1], np.array([[1.0, value], [value, 1.0]])).edges
+    updates = np.array([[1.0, 2.0], [2.0, 1.0], [-1.0, 1.0], [0.0, 0.0]], dtype=np.float32)
+    assert find_communities([0, 1, 2, 3], updates * np.float32(scale), 0) == [[0, 1, 2], [3]]
 
 
 @pytest.mark.parametrize("seed", range(5))

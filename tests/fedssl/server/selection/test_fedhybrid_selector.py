@@ -27,9 +27,22 @@ def fleet(number: int) -> list[Candidate]:
     return [Candidate(i, 10) for i in range(number)]
 
 
-def greedy(**settings) -> FedHybridSelector:
+@pytest.fixture
+def constant(monkeypatch: pytest.MonkeyPatch):
+    """Sets constants of the exploration."""
+
+    def change(**values: float) -> None:
+        for name, value in values.items():
+            monkeypatch.setattr(f"fedssl.server.selection.fedhybrid.{name}", value)
+
+    return change
+
+
+@pytest.fixture
+def greedy(constant) -> FedHybridSelector:
     """A selector that never explores what it need not, and takes only the best."""
-    return FedHybridSelector("100B", exploration=0.0, exploration_floor=0.0, cutoff=1.0, bonus=0.0, **settings)
+    constant(EXPLORATION=0.0, EXPLORATION_FLOOR=0.0, CUTOFF=1.0, BONUS=0.0)
+    return FedHybridSelector("100B")
 
 
 def experienced(selector: FedHybridSelector, losses: dict[int, float]) -> FedHybridSelector:
@@ -39,25 +52,9 @@ def experienced(selector: FedHybridSelector, losses: dict[int, float]) -> FedHyb
     return selector
 
 
-@pytest.mark.parametrize(
-    ("available", "form", "expected"),
-    [
-        (50.0, "shortage", 0.5),
-        (100.0, "shortage", 1.0),
-        (300.0, "shortage", 1.0),
-        (math.inf, "shortage", 1.0),
-        (50.0, "literal-memory", 0.5),
-        (100.0, "literal-memory", 0.0),
-        (300.0, "literal-memory", 0.0),
-        (math.inf, "literal-memory", 0.0),
-        (50.0, "literal-overall", 0.0),
-        (100.0, "literal-overall", 0.0),
-        (300.0, "literal-overall", 3.0),
-        (math.inf, "literal-overall", 1.0),
-    ],
-)
-def test_memory_utility_by_hand(available, form, expected) -> None:
-    assert memory_utility(available, 100, form) == expected
+@pytest.mark.parametrize(("available", "expected"), [(50.0, 0.5), (100.0, 1.0), (300.0, 1.0), (math.inf, 1.0)])
+def test_memory_utility_by_hand(available, expected) -> None:
+    assert memory_utility(available, 100) == expected
 
 
 def test_compute_utility_by_hand() -> None:
@@ -67,30 +64,31 @@ def test_compute_utility_by_hand() -> None:
 
 
 def test_exploration_falls_to_its_floor() -> None:
-    shares = [exploration_share(0.9, 0.95, 0.2, round_) for round_ in (1, 2, 29, 30, 1000)]
+    shares = [exploration_share(round_) for round_ in (1, 2, 29, 30, 1000)]
     assert shares == pytest.approx([0.855, 0.81225, 0.9 * 0.95**29, 0.2, 0.2])
 
 
-def test_rewards_by_hand() -> None:
-    np.testing.assert_allclose(normalised_rewards(np.array([1.0, 3.0, 5.0]), 1.0), [0, 0.5, 1])
-    np.testing.assert_allclose(normalised_rewards(np.array([0.0, 1.0, 2.0, 100.0, 1.5]), 0.75), [0, 0.5, 1, 1, 0.75])
-    np.testing.assert_array_equal(normalised_rewards(np.array([2.0, 2.0]), 0.98), [0, 0])
-    np.testing.assert_array_equal(normalised_rewards(np.array([2.0]), 0.98), [0])
+def test_rewards_by_hand(constant) -> None:
+    np.testing.assert_array_equal(normalised_rewards(np.array([2.0, 2.0])), [0, 0])
+    np.testing.assert_array_equal(normalised_rewards(np.array([2.0])), [0])
+    constant(CLIP_QUANTILE=0.75)
+    np.testing.assert_allclose(normalised_rewards(np.array([0.0, 1.0, 2.0, 100.0, 1.5])), [0, 0.5, 1, 1, 0.75])
+    constant(CLIP_QUANTILE=1.0)
+    np.testing.assert_allclose(normalised_rewards(np.array([1.0, 3.0, 5.0])), [0, 0.5, 1])
 
 
 def test_bonus_by_hand() -> None:
-    np.testing.assert_allclose(
-        confidence_bonus(0.1, 8, np.array([1, 2, 8])), np.sqrt(0.1 * np.log(8) / np.array([1, 2, 8]))
-    )
-    np.testing.assert_array_equal(confidence_bonus(0.1, 1, np.array([1])), [0])
+    np.testing.assert_allclose(confidence_bonus(8, np.array([1, 2, 8])), np.sqrt(0.1 * np.log(8) / np.array([1, 2, 8])))
+    np.testing.assert_array_equal(confidence_bonus(1, np.array([1])), [0])
 
 
-def test_pool_by_hand() -> None:
+def test_pool_by_hand(constant) -> None:
     scores = np.array([0.5, 1.0, 0.8, 0.56, 0.55, 0.8])
-    assert best_pool(scores, 2, 0.7).tolist() == [1, 2, 5, 3]
-    assert best_pool(scores, 2, 1.0).tolist() == [1, 2, 5]
-    assert best_pool(scores, 6, 1.0).tolist() == [1, 2, 5, 3, 4, 0]
-    assert best_pool(np.zeros(3), 1, 0.7).tolist() == [0, 1, 2]
+    assert best_pool(scores, 2).tolist() == [1, 2, 5, 3]
+    assert best_pool(np.zeros(3), 1).tolist() == [0, 1, 2]
+    constant(CUTOFF=1.0)
+    assert best_pool(scores, 2).tolist() == [1, 2, 5]
+    assert best_pool(scores, 6).tolist() == [1, 2, 5, 3, 4, 0]
 
 
 def test_draws_follow_the_weights() -> None:
@@ -105,25 +103,27 @@ def test_weights_of_zero_can_be_drawn(weights) -> None:
     assert sorted(draw_by_weight(np.array(weights), 3, rng())) == [0, 1, 2]
 
 
-def test_exploration_shares_the_slots() -> None:
+def test_exploration_shares_the_slots(constant) -> None:
+    constant(EXPLORATION=0.5, EXPLORATION_DECAY=1.0)
     for seed in range(20):
-        selector = FedHybridSelector("100B", exploration=0.5, exploration_decay=1.0)
+        selector = FedHybridSelector("100B")
         selector.begin(20, 0)
         selector.select(fleet(10), 10, 0, rng(seed))
         selector.observe(0, [Outcome(i, 10, 1.0 + i) for i in range(10)])
         assert sum(i < 10 for i in selector.select(fleet(20), 5, 1, rng(seed))) == 2
 
 
-def test_whole_shares_stay_whole() -> None:
-    selector = FedHybridSelector("100B", exploration=0.9, exploration_decay=1.0)
+def test_whole_shares_stay_whole(constant) -> None:
+    constant(EXPLORATION_DECAY=1.0)
+    selector = FedHybridSelector("100B")
     selector.begin(40, 0)
     selector.select(fleet(20), 20, 0, rng())
     selector.observe(0, [Outcome(i, 10, 1.0 + i) for i in range(20)])
     assert sum(i < 20 for i in selector.select(fleet(40), 10, 1, rng())) == 1
 
 
-def test_the_most_useful_are_chosen() -> None:
-    selector = experienced(greedy(), {0: 1.0, 1: 9.0, 2: 4.0, 3: 16.0})
+def test_the_most_useful_are_chosen(greedy) -> None:
+    selector = experienced(greedy, {0: 1.0, 1: 9.0, 2: 4.0, 3: 16.0})
     assert selector.select(fleet(4), 1, 1, rng()) == [3]
     there = [Candidate(i, 10, memory, 1.0) for i, memory in enumerate([100.0, 100.0, 50.0, 25.0])]
     # 1, 9, 2 and 4
@@ -134,18 +134,9 @@ def test_the_most_useful_are_chosen() -> None:
     assert selector.select(there, 2, 1, rng()) == [0, 2]
 
 
-def test_literal_forms_shut_devices_out() -> None:
-    there = [Candidate(0, 10, 50.0), Candidate(1, 10, 200.0)]
-    losses = {0: 1.0, 1: 1.0}
-    memory = experienced(greedy(memory_form="literal-memory"), losses)
-    overall = experienced(greedy(memory_form="literal-overall"), losses)
-    assert memory.select(there, 1, 1, rng()) == [0]
-    assert overall.select(there, 1, 1, rng()) == [1]
-
-
-def test_the_bonus_favours_who_was_not_seen_for_long() -> None:
-    selector = FedHybridSelector("100B", exploration=0.0, exploration_floor=0.0, cutoff=1.0, bonus=100.0)
-    experienced(selector, {0: 1.0, 1: 9.0, 2: 4.0})
+def test_the_bonus_favours_who_was_not_seen_for_long(greedy, constant) -> None:
+    constant(BONUS=100.0)
+    selector = experienced(greedy, {0: 1.0, 1: 9.0, 2: 4.0})
     selector.select(fleet(3)[1:], 2, 1, rng())
     assert selector.select(fleet(3), 1, 9, rng()) == [0]
 
@@ -160,26 +151,27 @@ def test_new_clients_are_drawn_by_memory_and_compute() -> None:
     np.testing.assert_allclose(counts / 2000, np.array([0.25, 1, 2]) / 3.25, atol=0.03)
 
 
-def test_the_window_keeps_the_worst_new_clients_out() -> None:
+def test_the_window_keeps_the_worst_new_clients_out(constant) -> None:
+    constant(WINDOW=3)
     there = [Candidate(i, 10, 10.0 * (1 + i)) for i in range(10)]
     chosen = set()
     for seed in range(300):
-        selector = FedHybridSelector("100B", window=3)
+        selector = FedHybridSelector("100B")
         selector.begin(10, 0)
         chosen.update(selector.select(there, 1, 0, rng(seed)))
     assert chosen == {7, 8, 9}
 
 
 @pytest.mark.parametrize("bad", [NAN, math.inf])
-def test_a_loss_that_is_not_finite_is_of_least_use(bad) -> None:
-    selector = experienced(greedy(), {0: bad, 1: 0.5, 2: 0.1})
+def test_a_loss_that_is_not_finite_is_of_least_use(bad, greedy) -> None:
+    selector = experienced(greedy, {0: bad, 1: 0.5, 2: 0.1})
     assert selector.select(fleet(3), 2, 1, rng()) == [1, 2]
     selector.observe(1, [Outcome(0, 10, 2.0)])
     assert selector.select(fleet(3), 1, 2, rng()) == [0]
 
 
-def test_who_never_answers_counts_as_tried() -> None:
-    selector = greedy()
+def test_who_never_answers_counts_as_tried(greedy) -> None:
+    selector = greedy
     selector.begin(5, 0)
     selector.select(fleet(4), 4, 0, rng())
     selector.observe(0, [Outcome(1, 10, 1.0), Outcome(2, 10, 2.0), Outcome(3, 10, 9.0)])
@@ -187,25 +179,11 @@ def test_who_never_answers_counts_as_tried() -> None:
 
 
 @pytest.mark.parametrize("losses", [dict.fromkeys(range(4), 0.0), dict.fromkeys(range(4), 2.0)])
-def test_equal_losses_are_ties_for_chance(losses) -> None:
-    selector = experienced(greedy(), losses)
+def test_equal_losses_are_ties_for_chance(losses, greedy) -> None:
+    selector = experienced(greedy, losses)
     assert {client for seed in range(60) for client in selector.select(fleet(4), 2, 1, rng(seed))} == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"full_memory": "512"}, "'512' is not a size"),
-        ({"memory_form": "mem"}, "memory_form 'mem' is unknown; allowed: shortage, literal-memory, literal-overall"),
-        ({"exploration": 1.1}, "exploration must be from 0 to 1, got 1.1"),
-        ({"exploration_decay": -0.1}, "exploration_decay must be from 0 to 1, got -0.1"),
-        ({"exploration_floor": NAN}, "exploration_floor must be from 0 to 1, got nan"),
-        ({"clip_quantile": 2.0}, "clip_quantile must be from 0 to 1, got 2.0"),
-        ({"cutoff": 1.5}, "cutoff must be from 0 to 1, got 1.5"),
-        ({"bonus": -1.0}, "bonus must be at least 0 and finite, got -1.0"),
-        ({"window": 0}, "window must be at least 1, got 0"),
-    ],
-)
-def test_settings_are_checked(settings, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        FedHybridSelector(**({"full_memory": "1KB"} | settings))
+def test_memory_is_a_size() -> None:
+    with pytest.raises(ValueError, match="'512' is not a size"):
+        FedHybridSelector("512")

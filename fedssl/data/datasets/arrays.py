@@ -1,0 +1,101 @@
+"""Data sets in one array each: scikit-learn's digits, Fashion-MNIST and STL-10."""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torchvision.datasets as tv
+from sklearn.datasets import load_digits
+
+from fedssl.data.datasets.source import Arrays, Loader, find, stratified_split
+
+DIGITS_SPLIT_SEED = 1797
+STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
+STL10_IMAGE_BYTES = 3 * 96 * 96
+
+
+def read_digits(root: Path, split: str) -> Arrays:
+    """Read handwritten digits, 1,797 grey images of 8x8 that come with scikit-learn, with a fixed stratified split.
+
+    Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI, 1998 (its test part). Values 0..16 are
+    scaled to 0..255; a fifth is the test split. Nothing is read from ``root``.
+    """
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    train, test = stratified_split(digits.target, test_fraction=0.2, seed=DIGITS_SPLIT_SEED)
+    chosen = train if split == "train" else test
+    return Arrays(images[chosen], digits.target[chosen], [str(d) for d in range(10)])
+
+
+def read_fashion_mnist(root: Path, split: str) -> Arrays:
+    """Read Fashion-MNIST (Xiao et al. 2017), grey images of 28x28 in 10 classes.
+
+    Files are read in place, packed or not: torchvision's reader would unpack them beside themselves.
+
+    Raises:
+        FileNotFoundError: A file is absent.
+        ValueError: A file is damaged.
+    """
+    raw, stem = root / "FashionMNIST" / "raw", "train" if split == "train" else "t10k"
+    images = read_idx(raw / f"{stem}-images-idx3-ubyte", (-1, 28, 28))
+    labels = read_idx(raw / f"{stem}-labels-idx1-ubyte", (-1,))
+    if len(images) != len(labels):
+        raise ValueError(f"{raw}: {len(images)} images and {len(labels)} labels of {stem} do not belong together")
+    return Arrays(images[:, None], labels, tv.FashionMNIST.classes)
+
+
+def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an IDX file of unsigned bytes, plain or as ``.gz``: a header of 4 bytes and 4 an axis, then the values.
+
+    Raises:
+        FileNotFoundError: The file is absent.
+        ValueError: The file is damaged or of another shape; the message names it.
+    """
+    found = find(path, path.with_name(f"{path.name}.gz"))
+    try:
+        data = found.read_bytes() if found == path else gzip.decompress(found.read_bytes())
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+        raise ValueError(f"{found} is not a readable IDX file of bytes: {error}") from error
+
+
+def read_stl10(root: Path, split: str) -> Arrays:
+    """Map a split of STL-10 (Coates et al. 2011) into memory: colour images of 96x96, 10 classes.
+
+    There are 5,000 train, 8,000 test and 100,000 unlabelled images; torchvision would read the latter's 2.7 GB at once.
+
+    Raises:
+        FileNotFoundError: A file is absent.
+        ValueError: A file has the wrong length.
+    """
+    pixels, numbers = (root / "stl10_binary" / f"{split}_{part}.bin" for part in "Xy")
+    size = find(pixels).stat().st_size
+    if size == 0 or size % STL10_IMAGE_BYTES:
+        raise ValueError(f"{pixels} has {size} bytes, not a positive multiple of {STL10_IMAGE_BYTES}")
+    # planes are stored column by column
+    images = np.memmap(pixels, np.uint8, mode="r").reshape(-1, 3, 96, 96).transpose(0, 1, 3, 2)
+    if split == "unlabeled":
+        return Arrays(images, np.full(len(images), -1), ())
+    labels = np.fromfile(find(numbers), np.uint8).astype(np.int64) - 1
+    if len(labels) != len(images) or not ((labels >= 0) & (labels < 10)).all():
+        raise ValueError(f"{numbers} must hold {len(images)} labels from 1 to 10")
+    return Arrays(images, labels, STL10_CLASSES)
+
+
+DIGITS = Loader(read_digits)
+FASHION_MNIST = Loader(
+    read_fashion_mnist,
+    "Fashion-MNIST",
+    "https://github.com/zalandoresearch/fashion-mnist",
+    "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte, each also as .gz",
+    lambda root: tv.FashionMNIST(str(root), download=True),
+)
+STL10 = Loader(
+    read_stl10,
+    "STL-10",
+    "https://cs.stanford.edu/~acoates/stl10/",
+    "stl10_binary/{train_X,train_y,test_X,test_y,unlabeled_X}.bin",
+    lambda root: tv.STL10(str(root), download=True),
+    ("train", "test", "unlabeled"),
+)
