@@ -158,7 +158,7 @@ def _finetune(task: Task, system: System, shares: Shares, rare: bool, seed: int)
     server = module.federation.server
     choices = module.settings.scheme.choices(server.stage)
     found = [server.participation.choose(client, choices) for client in range(CLIENTS)]
-    assert shares.extents == tuple(0 if each is None else choices[each].extent for each in found)
+    assert shares.extents == tuple(0 if each is None else choices[each].num_trained for each in found)
     costs = server.ledger.summary() | {"depth": shares.depth, "extents": shares.extents}
     return task.quality(module, data) | costs | {"seed": seed, "processor_seconds": time.process_time() - start}
 

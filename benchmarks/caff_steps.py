@@ -16,7 +16,7 @@ from benchmarks.caff_tasks import Task
 from benchmarks.record import write_record
 from fedssl.costs.prediction import StepPredictor
 from fedssl.protocol.messages import num_bytes
-from fedssl.protocol.parts import SplitModel, build_model
+from fedssl.protocol.parts import PartitionedModel, build_model
 from fedssl.utils.units import MIB
 from layerwise import LastLayers, LoRA, Scheme, Stage, StepMeter, tensor_bytes
 from ssl_methods.method import Inputs
@@ -110,7 +110,7 @@ def _measured(task: Task, trained: int, rank: int) -> Step:
     return Step(task.name, trained, rank, predicted, tensors, process, cost.activation_bytes, cost.macs, upload)
 
 
-def _model(task: Task, width: int, scheme: Scheme, trained: int = 0) -> tuple[SplitModel, Stage]:
+def _model(task: Task, width: int, scheme: Scheme, trained: int = 0) -> tuple[PartitionedModel, Stage]:
     """A model that is attached to a stage, in which the last layers are trained, or adapters."""
     spec = scheme.adapt(task.spec(DEPTH, width, HEADS))
     model = build_model(spec, task.method(), task.views, partial(AdamW, lr=1e-3), 0)
@@ -120,12 +120,12 @@ def _model(task: Task, width: int, scheme: Scheme, trained: int = 0) -> tuple[Sp
     return model, stage
 
 
-def _inputs(model: SplitModel) -> Inputs:
+def _inputs(model: PartitionedModel) -> Inputs:
     shape = (BATCH, *model.encoder.spec.input_shape)
     return tuple(torch.zeros_like(each) for each in model.method.example_inputs(shape))
 
 
-def _take(model: SplitModel, inputs: Inputs, optimizer: Optimizer | None = None) -> Optimizer:
+def _take(model: PartitionedModel, inputs: Inputs, optimizer: Optimizer | None = None) -> Optimizer:
     """A step, with a new optimizer or a known one."""
     chosen = optimizer or model.method.configure_optimizers()
     assert isinstance(chosen, Optimizer)

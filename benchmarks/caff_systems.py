@@ -130,7 +130,7 @@ class Shareout:
         scheme, classes = system.scheme(list(range(1, DEPTH + 1))), limits.classes(self._whole)
         if not classes:
             (stage,) = scheme.stages(DEPTH, 1)
-            return Shares(DEPTH, (stage.extent,) * CLIENTS, None)
+            return Shares(DEPTH, (stage.num_trained,) * CLIENTS, None)
         devices = DeviceClasses(classes)
         fleet = Fleet(devices.profiles(CLIENTS, 0), self._images, self._forecasts[system.adapters], None)
         try:
@@ -138,7 +138,7 @@ class Shareout:
         except ValueError:
             return None
         shares = [fleet.largest(client, scheme.choices(stage)) for client in range(CLIENTS)]
-        extents = tuple(share.extent if share else 0 for share in shares)
+        extents = tuple(share.num_trained if share else 0 for share in shares)
         return Shares(stage.depth, extents, devices) if any(extents) else None
 
     def _forecast(self, adapters: bool) -> Forecast:

@@ -23,8 +23,8 @@ from typing import Any
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))  # last: tests/fedssl must not hide the package
-from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, environment
 from test_configs import OWN
+from tiny_runs import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, environment
 
 QUIET = ["--trainer.logger=false"]
 RUNS: dict[str, tuple[str, list[str]]] = {

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 
 from benchmarks.record import write_record
 from fedssl.costs.fake_step import FakeStep
-from fedssl.protocol.parts import SplitModel, build_model
+from fedssl.protocol.parts import PartitionedModel, build_model
 from fedssl.utils.files import write_atomically
 from layerwise import EncoderSpec, EndToEnd, LiveBytes
 from layerwise.memory import Actions, Outcome, Plan, PlannedStep, Search
@@ -47,7 +47,7 @@ bits" and so on: all activations in that width, nothing recomputed, whatever the
 class Case:
     """A step, its gradient without a plan, and how often it is timed."""
 
-    model: SplitModel
+    model: PartitionedModel
     step: Callable[[], Tensor]
     search: Search
     gradient: Tensor
@@ -155,19 +155,19 @@ def _effect(case: Case, planned: PlannedStep) -> dict[str, Any]:
 
 
 @contextmanager
-def _fresh(model: SplitModel) -> Iterator[None]:
+def _fresh(model: PartitionedModel) -> Iterator[None]:
     model.method.zero_grad(set_to_none=True)
     yield
     model.method.zero_grad(set_to_none=True)
 
 
-def _gradient(model: SplitModel, step: Callable[[], Tensor]) -> Tensor:
+def _gradient(model: PartitionedModel, step: Callable[[], Tensor]) -> Tensor:
     with _fresh(model):
         step().backward()
         return torch.cat([p.grad.flatten() for p in model.method.trained() if p.grad is not None])
 
 
-def _all_bytes(model: SplitModel, step: Callable[[], Tensor], context: AbstractContextManager[Any]) -> int:
+def _all_bytes(model: PartitionedModel, step: Callable[[], Tensor], context: AbstractContextManager[Any]) -> int:
     with _fresh(model), LiveBytes([*model.method.parameters(), *model.method.buffers()]) as live, context:
         step().backward()
     return live.peak

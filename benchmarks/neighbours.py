@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.record import write_record
 from benchmarks.runs import finish
-from fedssl.comparison.grid import PlannedRun, slug
+from fedssl.comparison.grid import GridRun, slug
 from fedssl.runs.measures import Measure, spread
 from fedssl.runs.results import accuracy_over_simulated_time
 from fedssl.utils.units import MIB
@@ -103,7 +103,7 @@ def add_commands(commands: Any) -> None:
 def run(arguments: argparse.Namespace, results: Path) -> None:
     """Runs what is missing and writes the table."""
     planned = [
-        PlannedRun(
+        GridRun(
             label,
             ["-c", f"{arguments.runs[label][0]}.yaml", *arguments.runs[label][1], "--trainer.logger=false"],
             seed,

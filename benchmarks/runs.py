@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
-from fedssl.comparison.grid import PlannedRun, place
+from fedssl.comparison.grid import GridRun, place
 from fedssl.comparison.run import Run, run_of
 from fedssl.comparison.runner import run_missing
 
 
-def finish(planned: list[PlannedRun], jobs: int) -> list[Run]:
+def finish(planned: list[GridRun], jobs: int) -> list[Run]:
     """The runs in the given order; those that have not ended yet are started or resumed, one thread each."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     runs = place(planned)

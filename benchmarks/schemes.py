@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.record import write_record
 from benchmarks.runs import finish
-from fedssl.comparison.grid import PlannedRun
+from fedssl.comparison.grid import GridRun
 from fedssl.runs.measures import spread
 from fedssl.utils.units import MIB
 
@@ -59,7 +59,7 @@ def add_commands(commands: Any) -> None:
 def run(arguments: argparse.Namespace, results: Path) -> None:
     """Runs what is missing and writes the table."""
     planned = [
-        PlannedRun(
+        GridRun(
             config,
             ["-c", f"{config}.yaml", *arguments.settings, f"--data.root={arguments.root}", "--trainer.logger=false"],
             seed,

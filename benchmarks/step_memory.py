@@ -15,7 +15,7 @@ from torch import Tensor
 from benchmarks.record import write_record
 from benchmarks.steps import WHOLE, attached, medians, seconds, stages_by_name
 from fedssl.costs.prediction import StepPredictor
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from layerwise import LiveBytes, Stage
 from layerwise.memory import Action, PlannedStep, segments
 from ssl_methods import Views
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace, results: Path) -> None:
 class _Case:
     """Steps of one stage taken in one way."""
 
-    model: SplitModel
+    model: PartitionedModel
     context: AbstractContextManager[Any]
     optimizer: Any
     views: Views
@@ -143,7 +143,7 @@ def _case(stage: Stage, option: Option, views: Views) -> _Case:
     return _Case(model, context, model.method.configure_optimizers(), views)
 
 
-def _recomputing(model: SplitModel) -> PlannedStep:
+def _recomputing(model: PartitionedModel) -> PlannedStep:
     """Keeps the inputs of blocks and heads only, which leaves gradients as they are."""
     method = model.method
     names = segments(method, [method.backbone, *method.heads().values()])

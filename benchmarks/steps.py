@@ -18,7 +18,7 @@ from torch.optim import AdamW
 from benchmarks.record import write_record
 from fedssl import GlobalAlignment
 from fedssl.client.bank import Rows
-from fedssl.protocol.parts import SplitModel, build_model
+from fedssl.protocol.parts import PartitionedModel, build_model
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Stage, StepMeter
 from ssl_methods import Method, MoCoV3, NaturalViews, Views
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace, results: Path) -> None:
     write_record(results, "steps", "Step time of layer-wise training against end-to-end", table, data, NOTES)
 
 
-def attached(stage: Stage, micro_batch: int | None = None) -> SplitModel:
+def attached(stage: Stage, micro_batch: int | None = None) -> PartitionedModel:
     """A model of its own, at a stage."""
     model = build_model(SPEC, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0).in_micro_batches(micro_batch)
     model.attach(stage)

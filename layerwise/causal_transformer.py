@@ -37,7 +37,7 @@ class CausalTransformerSpec(StagedSpec):
         heads: Attention heads; they divide the width.
         weights: File or folder of pretrained weights, such as the ``encoder`` folder of a run; ``None`` initialises at
             random. Of a deeper network the first blocks are taken.
-        ranks: Ranks of the low-rank adapters in the blocks, ascending. Schemes that train adapters set them.
+        ranks: ProcessEngine of the low-rank adapters in the blocks, ascending. Schemes that train adapters set them.
 
     Raises:
         ValueError: A number is below 1, or the width is no multiple of the heads.

@@ -43,7 +43,7 @@ class Stage:
         return self.present[: len(self.present) - len(self.trained)]
 
     @property
-    def extent(self) -> int:
+    def num_trained(self) -> int:
         """Number of trained blocks, or of trained adapters in each."""
         return self.adapters or len(self.trained)
 

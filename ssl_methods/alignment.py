@@ -11,7 +11,7 @@ from torch import Tensor
 from ssl_methods import Inputs, Method, SSLMethod, StepOutput, TargetNetwork, Views, check_at_least, info_nce
 from ssl_methods.losses import TEMPERATURES
 
-Memory = list[Tensor]
+AlignmentState = list[Tensor]
 LARGEST_WEIGHT = 1e6
 
 
@@ -37,7 +37,7 @@ class Alignment(ABC):
         """Start a stage: make copies that fit its active part."""
         self._received = TargetNetwork(method.online())
 
-    def begin_client(self, method: SSLMethod, memory: Memory | None) -> None:
+    def begin_client(self, method: SSLMethod, state: AlignmentState | None) -> None:
         """Start a client's round: copy the received weights and those that it remembers."""
         assert self._received is not None
         self._received.reset(method.online())
@@ -46,7 +46,7 @@ class Alignment(ABC):
         """Return the tensors of the copies."""
         return _tensors(self._received.copy) if self._received else []
 
-    def remember(self, method: SSLMethod) -> Memory | None:
+    def remember(self, method: SSLMethod) -> AlignmentState | None:
         """Return the tensors that the client keeps until its next round; ``None`` if there are none."""
         return None
 
@@ -87,17 +87,17 @@ class MoonAlignment(Alignment):
         super().begin_stage(method)
         self._previous = TargetNetwork(method.online())
 
-    def begin_client(self, method: SSLMethod, memory: Memory | None) -> None:
-        super().begin_client(method, memory)
+    def begin_client(self, method: SSLMethod, state: AlignmentState | None) -> None:
+        super().begin_client(method, state)
         assert self._previous is not None
-        self._has_previous = memory is not None
-        for own, remembered in zip(_tensors(self._previous.copy), memory or [], strict=memory is not None):
+        self._has_previous = state is not None
+        for own, remembered in zip(_tensors(self._previous.copy), state or [], strict=state is not None):
             own.copy_(remembered)
 
     def copies(self) -> list[Tensor]:
         return super().copies() + (_tensors(self._previous.copy) if self._previous else [])
 
-    def remember(self, method: SSLMethod) -> Memory:
+    def remember(self, method: SSLMethod) -> AlignmentState:
         return [tensor.detach().cpu().clone() for tensor in _tensors(method.online())]
 
     def loss(self, hidden: Tensor, local: Tensor) -> Tensor:

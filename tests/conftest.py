@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from shrunk import ROOT, environment
+from tiny_runs import ROOT, environment
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"

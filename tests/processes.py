@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from shrunk import ROOT, environment, hear_interrupts
+from tiny_runs import ROOT, environment, hear_interrupts
 
 
 def start(folder: Path, config: str, settings: list[str]) -> subprocess.Popen[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from shrunk import ROOT, TINY, TINY_FEDERATION
+from tiny_runs import ROOT, TINY, TINY_FEDERATION
 
 from fedssl.__main__ import main
 from fedssl.cli.arguments import COMPARE, find_config, prepare_arguments, run_name

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from same import assert_same
-from shrunk import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, OnlyFitted, Unstarted
+from compare_states import assert_same
+from tiny_runs import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, OnlyFitted, Unstarted
 
 from fedssl import FederatedSSL
 from fedssl.__main__ import main

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shrunk import ROOT, TINY_FEDERATION, Unstarted
+from tiny_runs import ROOT, TINY_FEDERATION, Unstarted
 
 from fedssl.__main__ import main
 from fedssl.data.datasets import registry

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from processes import start, wait_for
-from shrunk import ROOT, TINY_FEDERATION, environment, hear_interrupts
+from tiny_runs import ROOT, TINY_FEDERATION, environment, hear_interrupts
 from wandb_file import history
 
 from fedssl.__main__ import main

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from shrunk import Unstarted
+from tiny_runs import Unstarted
 
 from benchmarks.reliability.cases import BASES, hostile, nonsense
 from fedssl.__main__ import main

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from shrunk import TINY_TEXT
+from tiny_runs import TINY_TEXT
 
 from fedssl.__main__ import main
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from same import assert_same
-from shrunk import ROOT, TINY_FEDERATION, environment
+from compare_states import assert_same
+from tiny_runs import ROOT, TINY_FEDERATION, environment
 
 from fedssl.__main__ import main
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
-# What passes between processes: results, failures, memories of alignment, start rule and bank, calibrated weights.
+# What passes between processes: results, failures, client_states of alignment, start rule and bank, calibrated weights.
 EVERYTHING = [
     *TINY_FEDERATION,
     "--trainer.logger=false",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from shrunk import ROOT
+from tiny_runs import ROOT
 
 import layerwise
 import ssl_methods

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from compare_states import assert_same
 from processes import start, wait_for
-from same import assert_same
-from shrunk import ROOT, TINY, TINY_FEDERATION, environment
+from tiny_runs import ROOT, TINY, TINY_FEDERATION, environment
 
 Train = Callable[..., subprocess.CompletedProcess[str]]
 EVERYTHING = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from shrunk import TINY, TINY_FEDERATION
+from tiny_runs import TINY, TINY_FEDERATION
 
 from fedssl.__main__ import main
 

@@ -38,7 +38,7 @@ def tiny_server(rule: Aggregation, clients: int, selector: Selector | None = Non
 
 def weights(server: Server) -> Tensors:
     """The global floating-point tensors, sharing memory with the model."""
-    own = flatten(server.model.read(server.model.modules))
+    own = flatten(server.model.read(server.model.parts))
     return {key: tensor for key, tensor in own.items() if tensor.is_floating_point()}
 
 

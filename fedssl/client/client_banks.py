@@ -66,7 +66,7 @@ class Bank:
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingData:
     """Training data of a client.
 
     Args:
@@ -100,7 +100,7 @@ class ClientBanks:
     @contextmanager
     def __call__(
         self, task: Task, method: Method, images: SampleSet, batch_size: int, book: CostBook, key: StepKey
-    ) -> Iterator[Source]:
+    ) -> Iterator[TrainingData]:
         """Provide the client's bank: while entered, the method draws its views from it and runs no prefix.
 
         Args:
@@ -115,14 +115,14 @@ class ClientBanks:
             InfeasibleBudgetError: The bank exceeds its budget.
         """
         if not task.frozen_ids or len(images) < 2:
-            yield Source(images)
+            yield TrainingData(images)
             return
         assert isinstance(images, ImageSet)
         bank = self._bank(task, method, images, batch_size, book, replace(key, fills_bank=True))
         prefix, augment = method.prefix, method.augment
         method.prefix, method.augment = nn.Sequential(), bank
         try:
-            yield Source(NumberedImages(images), bank.macs, banked=True)
+            yield TrainingData(NumberedImages(images), bank.macs, banked=True)
         finally:
             method.prefix, method.augment = prefix, augment
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from layerwise import Stage
 from ssl_methods import Method, SSLMethod
-from ssl_methods.alignment import Alignment, Memory, ProximalTerm
+from ssl_methods.alignment import Alignment, AlignmentState, ProximalTerm
 
 Corrections = Sequence[tuple[nn.Parameter, Tensor]]
 
@@ -29,19 +29,19 @@ class LocalStep:
     proximal: float = 0.0
     corrected: bool = False
 
-    def attach(self, model: SplitModel, stage: Stage) -> Method:
+    def attach(self, model: PartitionedModel, stage: Stage) -> Method:
         """Point the model's method and the alignment's copies at a stage, and return the method."""
         model.attach(stage)
         if self.alignment:
             self.alignment.begin_stage(_contrastive(model.method))
         return model.method
 
-    def begin_client(self, method: Method, memory: Memory | None, corrections: Corrections = ()) -> list[Tensor]:
+    def begin_client(self, method: Method, state: AlignmentState | None, corrections: Corrections = ()) -> list[Tensor]:
         """Give an attached method the losses of a client's round; its weights are those that the client received.
 
         Args:
             method: Loses the terms and corrections of the client before.
-            memory: Kept by :meth:`remember` after the client's last round; ``None`` if there was none.
+            state: Kept by :meth:`remember` after the client's last round; ``None`` if there was none.
             corrections: Parameters, each with the tensor that is added to its gradients.
 
         Returns:
@@ -50,7 +50,7 @@ class LocalStep:
         method.loss_terms, method.corrections = [], list(corrections)
         held = [correction for _, correction in corrections]
         if self.alignment:
-            self.alignment.begin_client(_contrastive(method), memory)
+            self.alignment.begin_client(_contrastive(method), state)
             method.loss_terms.append(self.alignment)
             held += self.alignment.copies()
         if self.proximal:
@@ -59,7 +59,7 @@ class LocalStep:
             held += term.received
         return held
 
-    def remember(self, method: Method) -> Memory | None:
+    def remember(self, method: Method) -> AlignmentState | None:
         """Return what the client keeps of the trained method until its next round; ``None`` if nothing."""
         return self.alignment.remember(_contrastive(method)) if self.alignment else None
 

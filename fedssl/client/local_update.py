@@ -10,23 +10,23 @@ from typing import Any
 import torch
 
 from fedssl.client.bank import ActivationBank
-from fedssl.client.client_banks import ClientBanks, Source
+from fedssl.client.client_banks import ClientBanks, TrainingData
 from fedssl.client.local_step import LocalStep
 from fedssl.client.start import StartRule
 from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.client.training_loop import LoopReport, MemoryPlans, NonFiniteLossError, train_epochs
 from fedssl.data.datasets import SampleSet
 from fedssl.protocol.messages import Failure, Result, Task, Tensors, flatten, unflatten
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from fedssl.utils.saved_state import check_same
 from fedssl.utils.seeding import derive_seed, torch_generator
 from layerwise import Stage
 from layerwise.memory import InfeasibleBudgetError
-from ssl_methods.alignment import Memory
+from ssl_methods.alignment import AlignmentState
 
 
 @dataclass
-class ClientMemory:
+class ClientState:
     """What one client keeps between rounds.
 
     Args:
@@ -38,7 +38,7 @@ class ClientMemory:
     """
 
     layers: list[str]
-    alignment: Memory | None
+    alignment: AlignmentState | None
     weights: Tensors
     notes: dict[str, float]
     bank: str = ""
@@ -59,12 +59,12 @@ class LocalUpdate:
         bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
 
     Attributes:
-        memories: What clients keep between rounds, by id.
+        client_states: What clients keep between rounds, by id.
     """
 
     def __init__(
         self,
-        model: SplitModel,
+        model: PartitionedModel,
         *,
         epochs: int,
         batch_size: int,
@@ -87,7 +87,7 @@ class LocalUpdate:
         self._recall = recall
         self._loaded: dict[str, str] = {}
         self._stage: Stage | None = None
-        self.memories: dict[int, ClientMemory] = {}
+        self.client_states: dict[int, ClientState] = {}
 
     def __call__(self, task: Task, images: SampleSet) -> Result | Failure:
         """Trains on one client's images from the task's weights.
@@ -102,12 +102,12 @@ class LocalUpdate:
 
     def _attempt(self, task: Task, images: SampleSet) -> Result | Failure:
         self._receive(task)
-        memory = self._memory(task)
-        self._start(task, memory)
+        state = self._state(task)
+        self._start(task, state)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, "local", task.round, task.client_id))
             try:
-                report = self._train(task, images, memory)
+                report = self._train(task, images, state)
             except NonFiniteLossError as error:
                 return Failure(task.client_id, str(error))
             except InfeasibleBudgetError as error:
@@ -135,48 +135,48 @@ class LocalUpdate:
             parameter.grad = None
         self._loaded, self._stage = {}, None
 
-    def _start(self, task: Task, memory: ClientMemory | None) -> None:
+    def _start(self, task: Task, state: ClientState | None) -> None:
         method = self.model.method
         self.model.client_state.reset()
         method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
         parameters = self.model.parameters(task.correction)
         corrections = [(parameters[key], t.to(parameters[key].device)) for key, t in flatten(task.correction).items()]
-        self.step.begin_client(method, memory.alignment if memory else None, corrections)
-        if self.start and memory:
-            weights = self.start.begin_client(flatten(task.active), memory.weights, memory.notes)
+        self.step.begin_client(method, state.alignment if state else None, corrections)
+        if self.start and state:
+            weights = self.start.begin_client(flatten(task.active), state.weights, state.notes)
             self.model.write(unflatten(weights))
         method.begin_client()
 
-    def _train(self, task: Task, images: SampleSet, memory: ClientMemory | None) -> LoopReport:
+    def _train(self, task: Task, images: SampleSet, state: ClientState | None) -> LoopReport:
         shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
         method, key = self.model.method, StepKey.at(task.stage)
         plans = self.plans.begin(task, method) if self.plans else None
         size, book = self.batch_size, self.book
-        banked = self.banks(task, method, images, size, book, key) if self.banks else nullcontext(Source(images))
-        remembers = memory is not None and memory.alignment is not None
+        banked = self.banks(task, method, images, size, book, key) if self.banks else nullcontext(TrainingData(images))
+        remembers = state is not None and state.alignment is not None
         with banked as source:
             key = replace(key, remembers=remembers, banked=source.banked)
             report = train_epochs(method, source.images, self.epochs, size, shuffle, book, key, plans)
-        before = self.memories.get(task.client_id)
+        before = self.client_states.get(task.client_id)
         filled = before is None or before.bank != self._bank(task)
         return replace(report, macs=report.macs + (source.macs if filled else 0))
 
     def _bank(self, task: Task) -> str:
         return self.banks.rule.content(task) if self.banks else ""
 
-    def _memory(self, task: Task) -> ClientMemory | None:
+    def _state(self, task: Task) -> ClientState | None:
         """What the client remembers, if it is of the layers that it trains now."""
-        memory = self.memories.get(task.client_id)
-        return memory if memory and memory.layers == list(task.active) else None
+        state = self.client_states.get(task.client_id)
+        return state if state and state.layers == list(task.active) else None
 
     def _remember(self, task: Task) -> None:
         bank = self._bank(task)
-        before, alignment = self._memory(task), self.step.remember(self.model.method)
+        before, alignment = self._state(task), self.step.remember(self.model.method)
         weights = flatten(self.model.read(task.active)) if self.start else {}
         kept = {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
         if kept or alignment is not None or bank:
             notes = before.notes if before else {}
-            self.memories[task.client_id] = ClientMemory(list(task.active), alignment, kept, notes, bank)
+            self.client_states[task.client_id] = ClientState(list(task.active), alignment, kept, notes, bank)
 
     def _result(self, task: Task, num_images: int, report: LoopReport) -> Result:
         parts = self.model.read(self.model.trained_names(task.stage))
@@ -206,8 +206,8 @@ class LocalUpdate:
 
     def state_dict(self) -> dict[str, Any]:
         """What clients remember between rounds, and the step costs measured so far."""
-        memories = {client: dict(vars(memory)) for client, memory in self.memories.items()}
-        return self.book.state_dict() | {"memories": memories, "settings": self.settings()}
+        client_states = {client: dict(vars(kept)) for client, kept in self.client_states.items()}
+        return self.book.state_dict() | {"client_states": client_states, "settings": self.settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores :meth:`state_dict`.
@@ -217,4 +217,4 @@ class LocalUpdate:
         """
         check_same(state["settings"], self.settings())
         self.book.load_state_dict(state)
-        self.memories = {client: ClientMemory(**memory) for client, memory in state["memories"].items()}
+        self.client_states = {client: ClientState(**kept) for client, kept in state["client_states"].items()}

@@ -38,7 +38,7 @@ class StepKey:
     @classmethod
     def at(cls, stage: Stage) -> StepKey:
         """The key of a plain step at a stage."""
-        return cls(stage=stage.index, extent=stage.extent, blocks=len(stage.present))
+        return cls(stage=stage.index, extent=stage.num_trained, blocks=len(stage.present))
 
 
 class CostBook:

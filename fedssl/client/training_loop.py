@@ -42,7 +42,7 @@ class LoopReport:
     activation_bytes: int
 
 
-class PlannedStep(Protocol):
+class StepContext(Protocol):
     """Goes around forward and backward of a step and keeps it within a memory budget."""
 
     @property
@@ -61,7 +61,7 @@ class StepPlans(Protocol):
     def budget(self) -> int:
         """Bytes that the steps are kept within."""
 
-    def __call__(self, batch_size: int) -> PlannedStep | None:
+    def __call__(self, batch_size: int) -> StepContext | None:
         """The plan for a batch size; ``None`` if the step fits as it is."""
 
 

@@ -58,7 +58,7 @@ class Grid:
 
 
 @dataclass(frozen=True)
-class PlannedRun:
+class GridRun:
     """Run of a grid.
 
     Args:
@@ -81,7 +81,7 @@ class PlannedRun:
         return is_finished(self.folder)
 
 
-def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:
+def plan_grid(grid: Grid, parent: Path) -> list[list[GridRun]]:
     """Plan the runs of each row, one for each seed.
 
     Raises:
@@ -90,12 +90,12 @@ def plan_grid(grid: Grid, parent: Path) -> list[list[PlannedRun]]:
     runs = []
     for labels, arguments in grid.rows():
         name = ", ".join(labels.values())
-        runs += [PlannedRun(name, arguments, seed, parent / f"{slug(name)}-seed{seed}") for seed in grid.seeds]
+        runs += [GridRun(name, arguments, seed, parent / f"{slug(name)}-seed{seed}") for seed in grid.seeds]
     placed, seeds = place(runs), len(grid.seeds)
     return [placed[start : start + seeds] for start in range(0, len(placed), seeds)]
 
 
-def place(runs: list[PlannedRun]) -> list[PlannedRun]:
+def place(runs: list[GridRun]) -> list[GridRun]:
     """Resolve the runs' configurations, and give each run a folder that is free or holds the same configuration.
 
     A folder with another configuration is left alone: ``-2``, or the next free number, is appended to the name.
@@ -103,7 +103,7 @@ def place(runs: list[PlannedRun]) -> list[PlannedRun]:
     Raises:
         ValueError: ``fit`` would refuse a run, or two of them are the same.
     """
-    placed: list[PlannedRun] = []
+    placed: list[GridRun] = []
     resolved: dict[tuple[str, ...], Configuration] = {}
     for run in runs:
         key = tuple(run.arguments)

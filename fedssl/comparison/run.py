@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedssl.comparison.configuration import Configuration, read_configuration
-from fedssl.comparison.grid import PlannedRun
+from fedssl.comparison.grid import GridRun
 from fedssl.comparison.runner import rounds_done
 from fedssl.runs.changed_settings import flatten
 from fedssl.runs.run_folder import CONFIG, read_results
@@ -89,7 +89,7 @@ def read_run(folder: Path) -> Run:
     return Run(folder, read_configuration(folder), {} if failure else results, failure)
 
 
-def run_of(planned: PlannedRun, failed: dict[Path, str]) -> Run:
+def run_of(planned: GridRun, failed: dict[Path, str]) -> Run:
     """Read a planned run after the comparison has tried to run it.
 
     Args:

@@ -14,7 +14,7 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
-from fedssl.comparison.grid import PlannedRun
+from fedssl.comparison.grid import GridRun
 from fedssl.runs.run_folder import CHECKPOINTS, read_results
 from fedssl.runs.run_lock import check_free
 from fedssl.training.checkpoints import checkpoints_of
@@ -34,7 +34,7 @@ GRACE = 20
 """Seconds that they have after the SIGTERM, for W&B's clean-up too, before they are killed."""
 
 
-def run_missing(runs: Sequence[PlannedRun], jobs: int) -> dict[Path, str]:
+def run_missing(runs: Sequence[GridRun], jobs: int) -> dict[Path, str]:
     """Run the runs that have no results yet.
 
     Output goes to ``log.txt`` in each run's folder. A run that fails does not stop the others. Several runs at a time
@@ -96,7 +96,7 @@ def reason_of_failure(log: Path, code: int) -> str:
 class _Process:
     """Run in a process of its own; an interrupted run continues from its newest checkpoint."""
 
-    def __init__(self, run: PlannedRun, jobs: int) -> None:
+    def __init__(self, run: GridRun, jobs: int) -> None:
         self.run = run
         run.folder.mkdir(parents=True, exist_ok=True)
         where = [f"--run_dir={run.folder}", "--ckpt_path=auto"]
@@ -151,7 +151,7 @@ class RunsProgress(Progress):
         done: Number of runs that are done already.
     """
 
-    def __init__(self, runs: Sequence[PlannedRun], done: int) -> None:
+    def __init__(self, runs: Sequence[GridRun], done: int) -> None:
         console = Console(file=sys.stderr)
         columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         super().__init__("{task.description}", *columns, console=console, disable=not console.is_terminal)
@@ -162,7 +162,7 @@ class RunsProgress(Progress):
         self._all = self.add_task(self._title(), total=sum(self._rounds.values()))
         console.print(f"{done} of {self._runs} runs are done already", highlight=False)
 
-    def begin(self, run: PlannedRun) -> None:
+    def begin(self, run: GridRun) -> None:
         """Show a run that has begun or continues."""
         text = f"  {run.name}, seed {run.seed}: rounds"
         self._bars[run.folder] = self.add_task(text, total=self._rounds[run.folder])
@@ -174,7 +174,7 @@ class RunsProgress(Progress):
             self.update(self._bars[folder], completed=over)
         self.update(self._all, completed=sum(self._over.values()))
 
-    def end(self, run: PlannedRun, failure: str | None) -> None:
+    def end(self, run: GridRun, failure: str | None) -> None:
         """Print the end of a run, with the reason of a failure."""
         self._over[run.folder] = self._rounds[run.folder]
         self._ended += 1

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from fedssl.client.local_step import LocalStep
 from layerwise import LiveBytes, StagedSpec, StepCost, StepMeter, tensor_bytes
-from layerwise.memory import Actions, Outcome, PlannedStep, segments
+from layerwise.memory import Actions, PlannedStep, PlanOutcome, segments
 from ssl_methods import Inputs, Method
 
 
@@ -117,7 +117,7 @@ class FakeStep:
                 gradients = self._run(inputs)
         return StepTrace(self._prediction(gradients, meter.cost(), filling.cost().macs), tuple(self._live.levels))
 
-    def planned(self, batch_size: int, actions: Actions) -> Outcome:
+    def planned(self, batch_size: int, actions: Actions) -> PlanOutcome:
         """Runs a step with actions for its segments.
 
         Raises:
@@ -138,7 +138,7 @@ class FakeStep:
                 finally:
                     self._optimizer.zero_grad(set_to_none=True)
         peak, macs = max(self._live.levels), meter.cost().macs
-        return Outcome(peak, planned.peak_bytes, macs, observed.held, observed.inputs, observed.macs)
+        return PlanOutcome(peak, planned.peak_bytes, macs, observed.held, observed.inputs, observed.macs)
 
     def hidden_shapes(self) -> list[tuple[int, ...]]:
         """Shapes of what the active part gets of an image, one for each view."""

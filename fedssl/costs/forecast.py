@@ -51,7 +51,7 @@ class Forecast:
 
     def __call__(self, stage: Stage, num_images: int) -> Need:
         """Return the need; it is computed once for each form of a stage and number of images."""
-        form = self.predictor.form(stage)
+        form = self.predictor.canonical_stage(stage)
         if (form, num_images) not in self._needs:
             self._needs[form, num_images] = self._compute(stage, num_images)
         return self._needs[form, num_images]

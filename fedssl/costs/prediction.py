@@ -13,7 +13,7 @@ from math import lcm, prod
 from fedssl.client.bank import ActivationBank
 from fedssl.client.local_step import LocalStep
 from fedssl.costs.fake_step import FakeStep, StepPrediction, StepTrace
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from layerwise import Stage
 
 
@@ -32,7 +32,7 @@ class StepPredictor:
 
     def __init__(
         self,
-        model: SplitModel,
+        model: PartitionedModel,
         step: LocalStep = LocalStep(),  # noqa: B008 (frozen)
         bank: ActivationBank | None = None,
     ) -> None:
@@ -44,7 +44,7 @@ class StepPredictor:
         self._cost = cache(self._run_or_infer)
         self._traces: dict[tuple[Stage, int], dict[int, StepTrace]] = defaultdict(dict)
 
-    def form(self, stage: Stage) -> Stage:
+    def canonical_stage(self, stage: Stage) -> Stage:
         """What stages with the same steps have in common: index and rounds are dropped, like blocks are renumbered."""
         if not self._alike:
             return replace(stage, index=0, rounds=1)
@@ -120,7 +120,7 @@ class StepPredictor:
         return FakeStep(self.step.attach(self.model, stage), self.model.encoder.spec, self.step, from_bank)
 
 
-def _grows_evenly(model: SplitModel) -> bool:
+def _grows_evenly(model: PartitionedModel) -> bool:
     """Whether all blocks are alike, and no part comes or goes with the depth."""
     parts = model.encoder.parts()
     lasting = ("stem", "tail", *(name for name in parts if name.startswith("block.")))

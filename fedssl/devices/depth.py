@@ -38,7 +38,7 @@ def device_extents(scheme: Scheme, variants: Variants, fleet: Fleet) -> list[lis
     for stages in variants:
         choices = scheme.choices(stages[-1])
         chosen = [fleet.choose(client, choices) for client in range(len(fleet.profiles))]
-        found.append([0 if each is None else choices[each].extent for each in chosen])
+        found.append([0 if each is None else choices[each].num_trained for each in chosen])
     return found
 
 

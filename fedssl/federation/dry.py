@@ -26,7 +26,7 @@ from fedssl.devices import DeviceProfile
 from fedssl.federation.federation import Federation
 from fedssl.federation.settings import FederationSettings
 from fedssl.protocol.messages import Failure, Parts, Result, Task, Tensors, num_bytes
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.aggregation import Update
 from fedssl.server.calibration import Calibration
 from fedssl.server.engine import Engine
@@ -131,17 +131,17 @@ class DryEngine(Engine):
         return bool(content) and outdated
 
 
-class ModelWithoutValues(SplitModel):
+class ModelWithoutValues(PartitionedModel):
     """Model whose parts are read as one tensor each, of as many bytes and without values.
 
     Args:
         model: Model with the sizes of all parts.
     """
 
-    def __init__(self, model: SplitModel) -> None:
+    def __init__(self, model: PartitionedModel) -> None:
         vars(self).update(vars(model))  # no second model: it shares the modules, and only reads them as sizes
-        self._parts = {name: _without_values(model.read([name])[name]) for name in self.modules}
-        self._gradients = {name: _without_values(model.parameters([name])) for name in self.modules}
+        self._parts = {name: _without_values(model.read([name])[name]) for name in self.parts}
+        self._gradients = {name: _without_values(model.parameters([name])) for name in self.parts}
         self._contents = count()
 
     def read(self, names: Iterable[str]) -> Parts:

@@ -13,10 +13,10 @@ from fedssl.costs.prediction import StepPredictor
 from fedssl.data.datasets import SampleSet
 from fedssl.devices import DeviceProfile, Eligibility, Fleet
 from fedssl.federation.settings import FederationSettings
-from fedssl.memory_budget.planner import ClientPlans
-from fedssl.memory_budget.setting import MemoryRule
+from fedssl.memory_budget.planner import ActivationPlans
+from fedssl.memory_budget.setting import ClientBudgets
 from fedssl.protocol.messages import Failure, Result, Tensors
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.engine import Engine
 from fedssl.server.global_step import AggregatedStep, GlobalStep
 from fedssl.server.participation import Cohort, Participation
@@ -49,7 +49,7 @@ class Federation:
         settings: FederationSettings,
         sizes: Sequence[int],
         *,
-        model: SplitModel | None = None,
+        model: PartitionedModel | None = None,
         auxiliary: SampleSet | None = None,
         predictor: StepPredictor | None = None,
         profiles: list[DeviceProfile] | None = None,
@@ -80,7 +80,7 @@ class Federation:
         return self._predictor
 
     @cached_property
-    def memory(self) -> MemoryRule | None:
+    def memory(self) -> ClientBudgets | None:
         """Memory budget of the clients' steps, if there is one."""
         local = self.settings.local
         return local.memory.rule(lambda: self.predictor, self.sizes, local.batch_size, self.profiles)
@@ -104,7 +104,7 @@ class Federation:
             ValueError: There is one; the message names the shortage.
         """
         if self.server.participation.fleet:
-            self.server.participation.fleet.check(self.server.least_stages())
+            self.server.participation.fleet.check(self.server.cheapest_stages())
 
     def check_memory(self) -> None:
         """Refuse a memory budget or an activation bank that some stage exceeds.
@@ -113,7 +113,7 @@ class Federation:
             ValueError: A step or a bank exceeds it.
         """
         if self.memory:
-            self.memory.check(self.server.least_stages())
+            self.memory.check(self.server.cheapest_stages())
         if self.settings.local.bank:
             stages = [variant for options in self.server.options for variant in options.priced]
             self.predictor.check_bank(stages, max(self.sizes))
@@ -121,7 +121,7 @@ class Federation:
     def eligibility(self) -> list[Eligibility]:
         """Count the clients that can train each stage; empty without devices."""
         fleet = self.server.participation.fleet
-        return fleet.eligibility(self.server.least_stages()) if fleet else []
+        return fleet.eligibility(self.server.cheapest_stages()) if fleet else []
 
     def round(self, engine: Engine, step: Callable[[], Any] | None = None) -> RoundReport:
         """Run a communication round.
@@ -153,12 +153,12 @@ class Federation:
 
     def _global_step(self) -> GlobalStep:
         server = self.settings.server
-        parameters = dict.fromkeys(p for module in self.model.modules.values() for p in module.parameters())
+        parameters = dict.fromkeys(p for module in self.model.parts.values() for p in module.parameters())
         return AggregatedStep(self.model, server.aggregation, server.optimizer(list(parameters)), server.max_update)
 
 
 def make_client(
-    settings: FederationSettings, recall: Callable[[str, str], Tensors], plans: ClientPlans | None = None
+    settings: FederationSettings, recall: Callable[[str, str], Tensors], plans: ActivationPlans | None = None
 ) -> LocalUpdate:
     """Build the resident client of a run, on a node of its own or beside the server.
 

@@ -13,8 +13,8 @@ from fedssl.client.local_step import LocalStep
 from fedssl.client.start import StartRule
 from fedssl.costs.prediction import StepPredictor
 from fedssl.devices import Deadline, DeviceSource
-from fedssl.memory_budget.setting import MemorySetting
-from fedssl.protocol.parts import MethodFactory, SplitModel, build_model
+from fedssl.memory_budget.setting import MemoryBudget
+from fedssl.protocol.parts import MethodFactory, PartitionedModel, build_model
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
 from fedssl.server.participation import check_dropout
@@ -48,7 +48,7 @@ class ModelSettings:
     optimizer: OptimizerFactory
     micro_batch: int | None = None
 
-    def build(self, seed: int) -> SplitModel:
+    def build(self, seed: int) -> PartitionedModel:
         """Build a freshly initialised model; equal seeds give equal weights."""
         model = build_model(self.encoder, self.method, self.augment, self.optimizer, seed)
         return model.in_micro_batches(self.micro_batch)
@@ -74,13 +74,13 @@ class LocalSettings:
     proximal: float = 0.0
     start: StartRule | None = None
     bank: ActivationBank | None = None
-    memory: MemorySetting = MemorySetting()  # noqa: RUF009 (frozen)
+    memory: MemoryBudget = MemoryBudget()  # noqa: RUF009 (frozen)
 
     def __post_init__(self) -> None:
         check_at_least(1, local_epochs=self.epochs)
         check_at_least(2, batch_size=self.batch_size)
         check_at_least(0, LARGEST_WEIGHT, proximal=self.proximal)
-        if self.memory != MemorySetting() and self.bank:
+        if self.memory != MemoryBudget() and self.bank:
             raise ValueError(
                 "a memory_budget plans steps that run the frozen prefix: leave out the bank, or the budget"
             )
@@ -156,7 +156,7 @@ class FederationSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.local.memory != MemorySetting() and self.model.micro_batch:
+        if self.local.memory != MemoryBudget() and self.model.micro_batch:
             raise ValueError(
                 f"a memory_budget plans whole batches: leave out micro_batch {self.model.micro_batch}, or the budget"
             )
@@ -168,17 +168,17 @@ class FederationSettings:
                 f"not for {type(self.local.start).__name__}: leave out start, or choose another --model.aggregation"
             )
 
-    def build(self) -> SplitModel:
+    def build(self) -> PartitionedModel:
         """Build a freshly initialised model; every call gives the same weights."""
         return self.model.build(self.seed)
 
-    def predictor(self, model: SplitModel | None = None) -> StepPredictor:
+    def predictor(self, model: PartitionedModel | None = None) -> StepPredictor:
         """Return a predictor of local steps with a model of its own, or one that takes over the given model."""
         local, corrected = self.local, self.server.aggregation.corrects
         step = LocalStep(copy.deepcopy(local.alignment), local.proximal, corrected)
         return StepPredictor(model or self.build(), step, local.bank)
 
-    def check(self, model: SplitModel) -> None:
+    def check(self, model: PartitionedModel) -> None:
         """Refuse settings that do not suit the built model.
 
         Raises:

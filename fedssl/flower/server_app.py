@@ -12,7 +12,7 @@ from fedssl.cli.lightning import FedSSLCLI
 from fedssl.flower.engine import FlowerEngine
 from fedssl.flower.recipe import write_recipe
 from fedssl.flower.settings import RoundSettings, command_line, round_settings
-from fedssl.memory_budget.setting import MemorySetting
+from fedssl.memory_budget.setting import MemoryBudget
 from fedssl.training.federated import FederatedSSL
 from layerwise import Stage
 
@@ -40,7 +40,7 @@ class FlowerCLI(FedSSLCLI):
         """
         if not isinstance(self.model, FederatedSSL):
             raise ValueError(f"Flower runs federations: model must be FederatedSSL, got {type(self.model).__name__}")
-        if self.model.settings.local.memory != MemorySetting():
+        if self.model.settings.local.memory != MemoryBudget():
             raise ValueError("memory_budget plans the steps of clients in one process; on Flower set a node's memory")
         if self.trainer.world_size > 1:
             raise ValueError(f"Flower's server is one process, got {self.trainer.world_size}: set trainer.devices to 1")

@@ -74,13 +74,13 @@ class Worker:
     def train(self, task: Task, node: Node, cache: ClientCache) -> Result | Failure:
         """The local update, with the memory of the client's last round before this one."""
         local, remembered = self._local, cache.memory(task.round)
-        local.load_state_dict(remembered or local.state_dict() | {"memories": {}})
+        local.load_state_dict(remembered or local.state_dict() | {"client_states": {}})
         local.model.to(node.device)
         local.book.times.device = node.device
         with self._recipe.autocast(node.device):
             result = local(task, self.images(node))
         state = local.state_dict()
-        if state["memories"]:
+        if state["client_states"]:
             cache.remember(task.round, state)
         return result
 

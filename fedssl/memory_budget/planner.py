@@ -11,14 +11,14 @@ from fedssl.protocol.messages import Task
 from fedssl.utils.seeding import derive_seed
 from fedssl.utils.units import format_bytes
 from layerwise import Stage
-from layerwise.memory import InfeasibleBudgetError, Plan, PlannedStep, Search
+from layerwise.memory import ActivationPlan, InfeasibleBudgetError, PlannedStep, Search
 from ssl_methods import Method
 
 Budget = Callable[[int, int], float]
 """Bytes of a client in a round."""
 
 
-class StepPlanner:
+class ActivationPlanner:
     """Plans local steps of a model, so that their peak memory is within a budget.
 
     A plan follows from the step and the budget alone, and smaller batches take the actions of the largest one where
@@ -38,17 +38,17 @@ class StepPlanner:
         self._search = cache(self._make_search)
         self._planned = cache(self._make_plan)
 
-    def unplanned(self, stage: Stage, batch_size: int) -> int:
+    def peak_without_plan(self, stage: Stage, batch_size: int) -> int:
         """Peak memory of a step without a plan."""
         return self.predictor(stage, batch_size).peak
 
-    def least(self, stage: Stage, batch_size: int) -> int:
+    def min_peak(self, stage: Stage, batch_size: int) -> int:
         """Peak memory of a step with the plan that saves most."""
-        search = self._search(self.predictor.form(stage), batch_size)
-        least = search.evenly(self._bits).peak if self._bits else search.least()
-        return min(self.unplanned(stage, batch_size), least)
+        search = self._search(self.predictor.canonical_stage(stage), batch_size)
+        least = search.evenly(self._bits).peak if self._bits else search.min_peak()
+        return min(self.peak_without_plan(stage, batch_size), least)
 
-    def plan(self, stage: Stage, batch_size: int, budget: float) -> Plan | None:
+    def plan(self, stage: Stage, batch_size: int, budget: float) -> ActivationPlan | None:
         """The plan for a step; ``None`` if it needs none.
 
         Args:
@@ -59,11 +59,11 @@ class StepPlanner:
         Raises:
             InfeasibleBudgetError: No plan meets the budget; the message names stage, batch and what can be reached.
         """
-        unplanned = self.unplanned(stage, batch_size)
+        unplanned = self.peak_without_plan(stage, batch_size)
         if unplanned <= budget:
             return None
         try:
-            return self._planned(self.predictor.form(stage), batch_size, int(budget))
+            return self._planned(self.predictor.canonical_stage(stage), batch_size, int(budget))
         except InfeasibleBudgetError as error:
             least = error.floor_bytes
             raise InfeasibleBudgetError(
@@ -76,7 +76,7 @@ class StepPlanner:
     def _make_search(self, form: Stage, batch_size: int) -> Search:
         return Search(partial(self.predictor.fake_step(form).planned, batch_size))
 
-    def _make_plan(self, form: Stage, batch_size: int, budget: int) -> Plan:
+    def _make_plan(self, form: Stage, batch_size: int, budget: int) -> ActivationPlan:
         search = self._search(form, batch_size)
         if self._bits:
             return search.evenly(self._bits)
@@ -91,7 +91,7 @@ class StepPlanner:
 
 
 @dataclass(frozen=True)
-class ClientPlans:
+class ActivationPlans:
     """Gives clients plans for their local steps.
 
     Args:
@@ -101,20 +101,20 @@ class ClientPlans:
         changing: Whether a budget may be too small in one round and large enough in another.
     """
 
-    planner: StepPlanner
+    planner: ActivationPlanner
     budget: Budget
     seed: int
     changing: bool = False
 
-    def begin(self, task: Task, method: Method) -> ClientSteps:
+    def begin(self, task: Task, method: Method) -> RoundPlans:
         """The steps of one client in one round, by a method that is attached to the task's stage."""
-        return ClientSteps(self, task, method)
+        return RoundPlans(self, task, method)
 
 
-class ClientSteps:
+class RoundPlans:
     """Plans for the local steps of one client in one round, by batch size."""
 
-    def __init__(self, plans: ClientPlans, task: Task, method: Method) -> None:
+    def __init__(self, plans: ActivationPlans, task: Task, method: Method) -> None:
         self._plans, self._task, self._method = plans, task, method
         self._budget = plans.budget(task.client_id, task.round)
         self._step = cache(self._make)

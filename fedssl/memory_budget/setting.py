@@ -11,7 +11,7 @@ from fedssl.costs.forecast import largest_batch, step_sizes
 from fedssl.costs.prediction import StepPredictor
 from fedssl.devices import DeviceProfile
 from fedssl.memory_budget.availability import Availability
-from fedssl.memory_budget.planner import ClientPlans, StepPlanner
+from fedssl.memory_budget.planner import ActivationPlanner, ActivationPlans
 from fedssl.utils.units import parse_bytes
 from layerwise import Stage
 from layerwise.memory import WIDTHS
@@ -22,7 +22,7 @@ ALLOWED = f"a size, {DEVICE!r}, {AVAILABLE!r}, a list of sizes, or {', '.join(ma
 
 
 @dataclass(frozen=True)
-class MemorySetting:
+class MemoryBudget:
     """The budget of the peak memory of clients' local steps.
 
     Args:
@@ -36,7 +36,7 @@ class MemorySetting:
     bits: int | None = None
 
     @classmethod
-    def parse(cls, budget: str | list[str] | None, devices: Any) -> MemorySetting:
+    def parse(cls, budget: str | list[str] | None, devices: Any) -> MemoryBudget:
         """Reads ``memory_budget``.
 
         Args:
@@ -72,7 +72,7 @@ class MemorySetting:
         images: Sequence[int],
         batch_size: int,
         profiles: Sequence[DeviceProfile],
-    ) -> MemoryRule | None:
+    ) -> ClientBudgets | None:
         """What the setting means for a run; ``None`` without a budget.
 
         Args:
@@ -83,11 +83,11 @@ class MemorySetting:
         """
         if self.size == inf and not self.availability:
             return None
-        planner = StepPlanner(predictor(), largest_batch(images, batch_size), self.bits)
-        return MemoryRule(self, planner, step_sizes(images, batch_size), profiles)
+        planner = ActivationPlanner(predictor(), largest_batch(images, batch_size), self.bits)
+        return ClientBudgets(self, planner, step_sizes(images, batch_size), profiles)
 
 
-class MemoryRule:
+class ClientBudgets:
     """A setting applied to the clients of a run.
 
     Args:
@@ -99,8 +99,8 @@ class MemoryRule:
 
     def __init__(
         self,
-        setting: MemorySetting,
-        planner: StepPlanner,
+        setting: MemoryBudget,
+        planner: ActivationPlanner,
         step_sizes: Sequence[int],
         profiles: Sequence[DeviceProfile],
     ) -> None:
@@ -118,11 +118,11 @@ class MemoryRule:
 
     def need(self, stage: Stage, batch_size: int) -> int:
         """Memory that a device must have for a stage; plans are made only where some device has too little."""
-        unplanned = self.planner.unplanned(stage, batch_size)
+        unplanned = self.planner.peak_without_plan(stage, batch_size)
         if self._size and not self._availability:
             return int(min(unplanned, self._size))
         enough = unplanned <= min((profile.memory_bytes for profile in self._profiles), default=inf)
-        return unplanned if enough else self.planner.least(stage, batch_size)
+        return unplanned if enough else self.planner.min_peak(stage, batch_size)
 
     def check(self, stages: Sequence[Stage]) -> None:
         """Plans every step that all clients have to keep within one lasting budget.
@@ -139,6 +139,6 @@ class MemoryRule:
             for batch_size in self._step_sizes:
                 self.planner.plan(stage, batch_size, self._size)
 
-    def plans(self, seed: int) -> ClientPlans:
+    def plans(self, seed: int) -> ActivationPlans:
         """Of the clients' local training, in a run with this seed."""
-        return ClientPlans(self.planner, self.budget, seed, changing=self._availability is not None)
+        return ActivationPlans(self.planner, self.budget, seed, changing=self._availability is not None)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from fedssl.costs.prediction import StepPredictor
-from fedssl.memory_budget.planner import StepPlanner
+from fedssl.memory_budget.planner import ActivationPlanner
 from fedssl.planning.plan import Planner
 from fedssl.planning.table import amount, plain_table
 from fedssl.server.client_stage import StageOptions
@@ -108,7 +108,7 @@ def _planned_choices(planner: Planner, budget: int, batch_size: int) -> list[Cho
     """End-to-end training and the configured scheme inside the budget, where that takes and permits memory plans."""
     if planner.settings.model.micro_batch or planner.settings.local.bank:
         return []
-    steps = StepPlanner(planner.predictor, batch_size)
+    steps = ActivationPlanner(planner.predictor, batch_size)
     configured = bool(planner.settings.local.alignment), bool(planner.settings.local.proximal)
     found = []
     for place, (name, stages) in enumerate(candidates(planner)):
@@ -122,7 +122,8 @@ def _planned_choices(planner: Planner, budget: int, batch_size: int) -> list[Cho
         if made:
             choice = _choice(name, stages, planner.predictor, batch_size, *configured)
             peaks = [
-                plan.peak if plan else steps.unplanned(s, batch_size) for s, plan in zip(stages, plans, strict=True)
+                plan.peak if plan else steps.peak_without_plan(s, batch_size)
+                for s, plan in zip(stages, plans, strict=True)
             ]
             slower = max(plan.share for plan in made)
             found.append(replace(choice, peak_memory_bytes=max(peaks), plan_time=slower))

@@ -245,7 +245,7 @@ def layer_table(planner: Planner, profiles: list[DeviceProfile]) -> dict[str, An
     rows = []
     for *_, stage in variants:
         for choice in reversed(scheme.choices(stage)):
-            row = {"depth": choice.depth, "trained": choice.extent}
+            row = {"depth": choice.depth, "trained": choice.num_trained}
             rows.append(row | asdict(planner.forecast(choice, most)))
     extents = device_extents(scheme, variants, fleet)
     trained = {stages[-1].depth: counts for stages, counts in zip(variants, extents, strict=True)}

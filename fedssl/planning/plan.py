@@ -13,7 +13,7 @@ from fedssl.devices import DeviceProfile
 from fedssl.federation.dry import dry_federation, dry_rounds
 from fedssl.federation.federation import Federation
 from fedssl.federation.settings import FederationSettings
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.client_stage import StageOptions
 from fedssl.server.participation import Participation
 from fedssl.server.rounds import RoundReport
@@ -67,7 +67,7 @@ class Planner:
         self.predictor = settings.predictor()
 
     @property
-    def model(self) -> SplitModel:
+    def model(self) -> PartitionedModel:
         """Model of the predictor; the values of its weights mean nothing."""
         return self.predictor.model
 
@@ -127,7 +127,7 @@ class Planner:
         return [replace(profile, memory_bytes=math.inf) for profile in profiles]
 
     def _plan(self, stage: Stage, shares: list[Stage], reports: list[RoundReport]) -> StagePlan:
-        largest = max(shares, key=lambda share: share.extent)
+        largest = max(shares, key=lambda share: share.num_trained)
         step = self.predictor(largest, self.largest_batch(self.settings.local.batch_size))
         bank = max(self.predictor.bank_bytes(share, size) for share, size in zip(shares, self.images, strict=True))
         macs, down, up = (

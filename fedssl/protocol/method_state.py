@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ssl_methods import Method
 
 
-class ClientState:
+class InitialState:
     """Initial values of the tensors that are reset for every client.
 
     One resident model trains all clients, so that whatever a client leaves in it would tell the next one of its data,

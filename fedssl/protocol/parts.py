@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fedssl.protocol.messages import STATE, Parts, content_id
-from fedssl.protocol.method_state import ClientState, check_state
+from fedssl.protocol.method_state import InitialState, check_state
 from fedssl.utils.seeding import derive_seed
 from layerwise import MicroBatches, Stage, StagedEncoder, StagedSpec, build_encoder, check_micro_batch, split_encoder
 from ssl_methods import Foundation, Method, OptimizerFactory, TwoViews
@@ -16,7 +16,7 @@ from ssl_methods import Foundation, Method, OptimizerFactory, TwoViews
 MethodFactory = Callable[[Foundation], Method]
 
 
-class SplitModel:
+class PartitionedModel:
     """Model whose parts have names; server and clients each own one, with the same names.
 
     Part names are those of the encoder (``stem``, ``block.0``, ..., ``tail``, ``reshape.0``, ...) and
@@ -36,30 +36,30 @@ class SplitModel:
         self.method = method
         self.micro_batch: int | None = None
         check_state(method, encoder)
-        self.client_state = ClientState(method.client_state())
+        self.client_state = InitialState(method.client_state())
         modules = encoder.parts() | {f"head.{name}": head for name, head in method.heads().items()}
         modules |= {f"{STATE}{name}": state for name, state in method.state_parts().items()}
-        self.modules = {name: module for name, module in modules.items() if module.state_dict()}
-        self.heads = [name for name in self.modules if name.startswith("head.")]
-        self.states = [name for name in self.modules if name.startswith(STATE)]
+        self.parts = {name: module for name, module in modules.items() if module.state_dict()}
+        self.heads = [name for name in self.parts if name.startswith("head.")]
+        self.states = [name for name in self.parts if name.startswith(STATE)]
 
     def trained_names(self, stage: Stage) -> list[str]:
         """List the parts that are trained and travel both ways: the stage's layers, all heads and method state."""
-        return [name for name in stage.trained_parts() if name in self.modules] + self.heads + self.states
+        return [name for name in stage.trained_parts() if name in self.parts] + self.heads + self.states
 
     def frozen_names(self, stage: Stage) -> list[str]:
         """List the parts that clients need but do not train."""
-        return [name for name in stage.frozen_parts() if name in self.modules]
+        return [name for name in stage.frozen_parts() if name in self.parts]
 
     def tied(self) -> dict[str, str]:
         """Map encoder parts that share a parameter with a head to the name of that head."""
-        owner = {parameter: head for head in self.heads for parameter in self.modules[head].parameters()}
-        encoder = {name: module for name, module in self.modules.items() if name not in self.heads + self.states}
+        owner = {parameter: head for head in self.heads for parameter in self.parts[head].parameters()}
+        encoder = {name: module for name, module in self.parts.items() if name not in self.heads + self.states}
         return {name: owner[p] for name, module in encoder.items() for p in module.parameters() if p in owner}
 
     def read(self, names: Iterable[str]) -> Parts:
         """Return the tensors of the named parts, sharing memory with the model."""
-        return {name: dict(self.modules[name].state_dict()) for name in names}
+        return {name: dict(self.parts[name].state_dict()) for name in names}
 
     def content_id(self, name: str) -> str:
         """Return the content hash of a part."""
@@ -67,13 +67,13 @@ class SplitModel:
 
     def parameters(self, names: Iterable[str]) -> dict[str, nn.Parameter]:
         """Return the parameters of the named parts, by ``part/name``."""
-        return {f"{part}/{name}": own for part in names for name, own in self.modules[part].named_parameters()}
+        return {f"{part}/{name}": own for part in names for name, own in self.parts[part].named_parameters()}
 
     @torch.no_grad()
     def write(self, parts: Parts) -> None:
         """Copy tensors into the model in place."""
         for part, tensors in parts.items():
-            own = self.modules[part].state_dict()
+            own = self.parts[part].state_dict()
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
 
@@ -86,9 +86,9 @@ class SplitModel:
         else:
             self.method.attach(MicroBatches(prefix, self.micro_batch), MicroBatches(active, self.micro_batch))
         for name in self.frozen_names(stage):
-            self.modules[name].requires_grad_(False)
+            self.parts[name].requires_grad_(False)
 
-    def in_micro_batches(self, size: int | None) -> SplitModel:
+    def in_micro_batches(self, size: int | None) -> PartitionedModel:
         """Set the number of images that an attached stage's layers take at a time.
 
         Raises:
@@ -113,7 +113,7 @@ class SplitModel:
         _, whole = split_encoder(self.encoder, Stage(0, blocks, blocks, True, 1))
         return self.method.classify(whole(images))
 
-    def to(self, device: torch.device) -> SplitModel:
+    def to(self, device: torch.device) -> PartitionedModel:
         """Move encoder and method."""
         self.encoder.to(device)
         self.method.to(device)
@@ -122,7 +122,7 @@ class SplitModel:
 
 def build_model(
     spec: StagedSpec, method: MethodFactory, augment: TwoViews | None, optimizer: OptimizerFactory, seed: int
-) -> SplitModel:
+) -> PartitionedModel:
     """Build a freshly initialised model; the same arguments give the same weights.
 
     Raises:
@@ -133,4 +133,4 @@ def build_model(
         torch.default_generator.manual_seed(derive_seed(seed, "heads"))
         objective = method(Foundation(encoder, encoder.feature_dim, augment, optimizer))
     objective.check_encoder(spec)
-    return SplitModel(encoder, objective)
+    return PartitionedModel(encoder, objective)

@@ -50,7 +50,7 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
         if server.participation.fleet:
             fleet = server.participation.fleet
             results["simulated_seconds"] = round(fleet.now, 3)
-            results["eligibility"] = [asdict(stage) for stage in fleet.eligibility(server.least_stages())]
+            results["eligibility"] = [asdict(stage) for stage in fleet.eligibility(server.cheapest_stages())]
     results |= evaluation_results(module)
     return results | {"wall_seconds": round(wall_seconds, 1), "versions": versions(), "commit": commit()}
 

@@ -10,7 +10,7 @@ import torch
 from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.client.training_loop import LoopReport, train_epochs
 from fedssl.data.datasets import SampleSet
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from fedssl.utils.seeding import derive_seed, torch_generator
 from layerwise import Stage
 from ssl_methods import OptimizerFactory, check_at_least, check_optimizer
@@ -58,7 +58,9 @@ class Calibration:
         """Tell if the server calibrates: after every round with trained clients, or at the end of every stage."""
         return trained if self.when == "round" else last_of_stage
 
-    def run(self, model: SplitModel, stage: Stage, images: SampleSet | None, round_: int, seed: int) -> LoopReport:
+    def run(
+        self, model: PartitionedModel, stage: Stage, images: SampleSet | None, round_: int, seed: int
+    ) -> LoopReport:
         """Calibrate the global model in place.
 
         Raises:

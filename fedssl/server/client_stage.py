@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from fedssl.utils.seeding import numpy_generator
 from layerwise import Scheme, Stage
 
@@ -33,7 +33,7 @@ class StageOptions:
         return self._scheme.for_client(self._variants[variant], rng)
 
 
-def check_untied(model: SplitModel, stages: Iterable[Sequence[Stage]]) -> None:
+def check_untied(model: PartitionedModel, stages: Iterable[Sequence[Stage]]) -> None:
     """Refuse a head that shares a weight with a part which some client freezes: training the head would change it.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from fedssl.protocol.messages import Parts, Tensors, flatten, part_of, unflatten
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.aggregation import Aggregation
 from fedssl.server.participation import Participation
 from fedssl.server.updates import MAX_UPDATE, ReceivedUpdates
@@ -81,7 +81,7 @@ class AggregatedStep(GlobalStep):
     """
 
     def __init__(
-        self, model: SplitModel, rule: Aggregation, optimizer: Optimizer, max_update: float = MAX_UPDATE
+        self, model: PartitionedModel, rule: Aggregation, optimizer: Optimizer, max_update: float = MAX_UPDATE
     ) -> None:
         self.model = model
         self.rule = rule
@@ -115,7 +115,7 @@ class AggregatedStep(GlobalStep):
         No update that is taken in breaks the model at once. A server optimizer with a large learning rate can, and a
         liar who pushes a mean as far as is allowed, round after round.
         """
-        for key, tensor in flatten(self.model.read(self.model.modules)).items():
+        for key, tensor in flatten(self.model.read(self.model.parts)).items():
             if not torch.isfinite(tensor).all():
                 raise NonFiniteModelError(
                     f"round {round_}: {key} of the global model is not finite after {type(self.rule).__name__}, "
@@ -146,7 +146,7 @@ class AggregatedStep(GlobalStep):
         A tensor that no client gave gets no gradient, so that neither momentum nor weight decay moves it.
         """
         for name in dict.fromkeys(map(part_of, reference)):
-            module = self.model.modules[name]
+            module = self.model.parts[name]
             parameters = dict(module.named_parameters())
             for key, own in module.state_dict().items():
                 value = aggregate.get(f"{name}/{key}")

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from fedssl.data.datasets import SampleSet
 from fedssl.devices import fleet_stages
 from fedssl.protocol.messages import Failure, Result, Task, num_bytes
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.aggregation import Aggregation
 from fedssl.server.calibration import Calibration
 from fedssl.server.client_stage import StageOptions, check_untied
@@ -58,7 +58,7 @@ class Server:
 
     def __init__(
         self,
-        model: SplitModel,
+        model: PartitionedModel,
         *,
         scheme: Scheme,
         rounds: int,
@@ -122,7 +122,7 @@ class Server:
         begun = tuple(at + 1 for at in left if self.stage_rounds[at])
         return begun, tuple(at + 1 for at in left if not self.stage_rounds[at])
 
-    def least_stages(self) -> list[Stage]:
+    def cheapest_stages(self) -> list[Stage]:
         """Return the cheapest variant of every stage: the minimum that a device must support."""
         return [options.priced[-1] for options in self.options]
 
@@ -148,7 +148,7 @@ class Server:
 
     def set_holdings(self, client_id: int, held: dict[str, str]) -> None:
         """Take a client's word for the frozen parts that it holds, by their content ids; other names are left out."""
-        self._holdings[client_id] = {name: held[name] for name in self.model.modules if name in held}
+        self._holdings[client_id] = {name: held[name] for name in self.model.parts if name in held}
 
     def end_round(self, results: Iterable[Result | Failure], step: Callable[[], Any] | None = None) -> RoundReport:
         """End the round: aggregate, step the server optimizer, calibrate.
@@ -275,13 +275,13 @@ class Server:
             self._forget_ids(f"block.{block}" for block in copied)
         if self.scheme.renew_heads:
             for name in self.model.heads:
-                renew(self.model.modules[name], derive_seed(self.seed, name, stage.index))
+                renew(self.model.parts[name], derive_seed(self.seed, name, stage.index))
             self._forget_ids(self.model.heads)
 
     def _followed(self) -> list[torch.Tensor]:
         """Return the parameters of the trained stem and blocks, which the pace controller follows."""
         names = [name for name in self.model.trained_names(self.stage) if name == "stem" or name.startswith("block.")]
-        return [parameter for name in names for parameter in self.model.modules[name].parameters()]
+        return [parameter for name in names for parameter in self.model.parts[name].parameters()]
 
     def _part_id(self, name: str) -> str:
         if name not in self._ids:

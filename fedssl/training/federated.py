@@ -25,8 +25,8 @@ from fedssl.federation.settings import (
     ServerSettings,
     sgd,
 )
-from fedssl.memory_budget.setting import MemorySetting
-from fedssl.protocol.parts import MethodFactory, SplitModel
+from fedssl.memory_budget.setting import MemoryBudget
+from fedssl.protocol.parts import MethodFactory, PartitionedModel
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
 from fedssl.server.engine import Engine
@@ -36,8 +36,8 @@ from fedssl.server.selection import Selector
 from fedssl.server.server import AllClientsFailedError
 from fedssl.server.updates import MAX_UPDATE
 from fedssl.training.pretraining import Pretraining
+from fedssl.training.process_engine import ProcessEngine
 from fedssl.training.processes import check_monitors, check_trainer
-from fedssl.training.ranks import Ranks
 from fedssl.training.run_progress import RunProgress, reason_of_end
 from fedssl.utils.resources import memory_metrics, start_device_peak
 from fedssl.utils.saved_state import check_same, restoring
@@ -136,7 +136,7 @@ class FederatedSSL(Pretraining):
                 proximal=proximal,
                 start=start,
                 bank=bank,
-                memory=MemorySetting.parse(memory_budget, devices),
+                memory=MemoryBudget.parse(memory_budget, devices),
             ),
             cohort=CohortSettings(
                 participation=participation,
@@ -163,7 +163,7 @@ class FederatedSSL(Pretraining):
         self.engine: Engine | None = None
         self.on_client: Callable[[Cohort, int], None] | None = None
         self.last_report: RoundReport | None = None
-        self._ranks: Ranks | None = None
+        self._ranks: ProcessEngine | None = None
         self._prepared: ClientData | None = None
 
     @property
@@ -171,7 +171,7 @@ class FederatedSSL(Pretraining):
         """Scheme and method, for tables and results."""
         return super().summary | {"scheme": self.settings.scheme.name}
 
-    def build(self) -> SplitModel:
+    def build(self) -> PartitionedModel:
         """Build a freshly initialised model."""
         return self.settings.build()
 
@@ -289,11 +289,11 @@ class FederatedSSL(Pretraining):
     def _data_settings(self) -> dict[str, Any]:
         return {"images of the clients": self.trainer.datamodule.federation.sizes}  # type: ignore[attr-defined]
 
-    def _processes(self, clients: ClientDatasets) -> Ranks:
+    def _processes(self, clients: ClientDatasets) -> ProcessEngine:
         """Return the processes of this run; a fit has the same ones in all its rounds."""
         if self._ranks is None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            self._ranks = Ranks(self._running.client, clients.clients, rank, world_size)
+            self._ranks = ProcessEngine(self._running.client, clients.clients, rank, world_size)
         return self._ranks
 
     def _log(self, report: RoundReport, engine: Engine) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fedssl.data.clients import ClientData
 from fedssl.data.images import ImageData
-from fedssl.protocol.parts import MethodFactory, SplitModel, build_model
+from fedssl.protocol.parts import MethodFactory, PartitionedModel, build_model
 from fedssl.training.checkpoints import ORIGIN, check_origin, origin
 from fedssl.training.export import export_encoder, export_text_encoder
 from fedssl.training.run_progress import RunProgress, batches_left_out, reason_of_end, whole_epochs
@@ -63,7 +63,7 @@ class Pretraining(EvaluatedModule):
         # the file may be gone when training ends.
         self._start = (("start", build_encoder(encoder, derive_seed(seed, "encoder"))),) if encoder.weights else ()
 
-    def build(self) -> SplitModel:
+    def build(self) -> PartitionedModel:
         """Build a freshly initialised model; every call gives the same weights."""
         return build_model(*self._recipe)
 

@@ -10,7 +10,7 @@ from pytorch_lightning.plugins.environments import TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities import rank_zero_only
 
-from fedssl.training.ranks import lost_ranks
+from fedssl.training.process_engine import lost_ranks
 
 PATIENCE = timedelta(days=7)
 """Time-out of collective operations. A slow client is no error, and a process that ends is noticed at once."""
@@ -31,7 +31,7 @@ class CohortStrategy(DDPStrategy):
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
-        """Sampler settings that show every process all images: ``fedssl.training.ranks.Ranks`` divides the clients."""
+        """Sampler settings that show every process all images: ``ProcessEngine`` divides the clients."""
         return {"num_replicas": 1, "rank": 0}
 
     def barrier(self, *args: Any, **kwargs: Any) -> None:

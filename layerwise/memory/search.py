@@ -34,7 +34,7 @@ class InfeasibleBudgetError(ValueError):
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PlanOutcome:
     """Measurements of a step that ran with actions, on tensors without data.
 
     Args:
@@ -54,11 +54,11 @@ class Outcome:
     segment_macs: Mapping[str, int]
 
 
-Run = Callable[[Actions], Outcome]
+Run = Callable[[Actions], PlanOutcome]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ActivationPlan:
     """Actions together with their peak memory and added time.
 
     Args:
@@ -92,10 +92,10 @@ class Search:
     """
 
     def __init__(self, run: Run) -> None:
-        self._peaks: dict[tuple[tuple[str, Action], ...], Outcome] = {}
+        self._peaks: dict[tuple[tuple[str, Action], ...], PlanOutcome] = {}
         self._run = run
 
-    def __call__(self, actions: Actions) -> Outcome:
+    def __call__(self, actions: Actions) -> PlanOutcome:
         """Return the outcome of actions; each combination runs once."""
         key = tuple(sorted(((name, action) for name, action in actions.items() if action != KEEP), key=str))
         if key not in self._peaks:
@@ -117,20 +117,20 @@ class Search:
                 possible.append(action)
         return possible
 
-    def uniform(self, action: Action) -> Outcome:
+    def uniform(self, action: Action) -> PlanOutcome:
         """Return the outcome with one action for all segments."""
         return self(dict.fromkeys(self.names, action))
 
-    def evenly(self, bits: int) -> Plan:
+    def evenly(self, bits: int) -> ActivationPlan:
         """Return the plan that compresses everything to one bit width."""
         return self.priced(dict.fromkeys(self.names, Action(bits=bits)))
 
-    def least(self) -> int:
+    def min_peak(self) -> int:
         """Return the lowest peak that can be reached, in bytes."""
         # Packing needs working memory too, so the strongest compression may peak above plain recomputation.
         return min(self._end(tier).peak for tier in (TIERS[0], TIERS[-1]))
 
-    def fastest(self, budget: int) -> Plan:
+    def fastest(self, budget: int) -> ActivationPlan:
         """Return the fastest plan found within a budget.
 
         Raises:
@@ -141,16 +141,16 @@ class Search:
         # Recomputation is exact, compression disturbs gradients: bit widths are lowered only when recomputation fails.
         if self._end(TIERS[0]).peak <= budget:
             return self._shortest(TIERS[0], budget)
-        least = self.least()
+        least = self.min_peak()
         for tier in TIERS[1:] if least <= budget else ():
             if self._end(tier).peak <= budget:
                 return self._shortest(tier, budget)
         raise InfeasibleBudgetError(f"budget of {budget} bytes cannot be met: {least} bytes can be reached", least)
 
-    def _end(self, tier: tuple[int, ...]) -> Plan:
+    def _end(self, tier: tuple[int, ...]) -> ActivationPlan:
         return self.priced(dict(self.walk(tier)))
 
-    def _shortest(self, tier: tuple[int, ...], budget: int) -> Plan:
+    def _shortest(self, tier: tuple[int, ...], budget: int) -> ActivationPlan:
         """Return the shortest prefix of the moves that meets a budget which all moves together meet."""
         walk = self.walk(tier)
         # Every probe runs the step, so the prefix is found by bisection. A segment's later move
@@ -158,12 +158,12 @@ class Search:
         first = bisect_left(range(len(walk)), True, key=lambda n: self.priced(dict(walk[:n])).peak <= budget)
         return self.priced(dict(walk[:first]))
 
-    def priced(self, actions: Actions) -> Plan:
+    def priced(self, actions: Actions) -> ActivationPlan:
         """Return actions as a plan, with their peak and added time."""
         outcome, kept = self(actions), self({})
         seconds = sum(self._seconds(name, action) for name, action in actions.items())
         chosen = {name: action for name, action in actions.items() if action != KEEP}
-        return Plan(chosen, outcome.peak, seconds * MACS_A_SECOND / max(1, kept.macs))
+        return ActivationPlan(chosen, outcome.peak, seconds * MACS_A_SECOND / max(1, kept.macs))
 
     def _seconds(self, name: str, action: Action) -> float:
         return next(each.seconds for each in self.choices(name, WIDTHS if action.bits else ()) if each.action == action)

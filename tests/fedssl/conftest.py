@@ -29,7 +29,7 @@ from fedssl.federation.settings import (
     sgd,
 )
 from fedssl.protocol.messages import Failure, Result, Task, flatten
-from fedssl.protocol.parts import SplitModel, build_model
+from fedssl.protocol.parts import PartitionedModel, build_model
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
 from fedssl.server.engine import Engine
@@ -81,15 +81,15 @@ def small_model(
     seed: int = 0,
     augment: TwoViews | None = None,
     optimizer: Callable[..., Any] = CLIENT_OPTIMIZER,
-) -> SplitModel:
+) -> PartitionedModel:
     """An encoder with small heads; equal arguments give equal weights."""
     factory = METHODS[method] if isinstance(method, str) else method
     return build_model(spec, factory, augment or DigitsViews(), optimizer, seed)
 
 
-def weights_of(model: SplitModel) -> dict[str, Tensor]:
+def weights_of(model: PartitionedModel) -> dict[str, Tensor]:
     """A copy of all tensors, by part and name."""
-    return {key: tensor.clone() for key, tensor in flatten(model.read(model.modules)).items()}
+    return {key: tensor.clone() for key, tensor in flatten(model.read(model.parts)).items()}
 
 
 class InTurn(Engine):
@@ -146,7 +146,7 @@ class World:
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         """Continues from a checkpoint of another world."""
-        own = flatten(self.server.model.read(self.server.model.modules))
+        own = flatten(self.server.model.read(self.server.model.parts))
         for key, tensor in checkpoint["weights"].items():
             own[key].copy_(tensor)
         self.server.optimizer.load_state_dict(checkpoint["optimizer"])
@@ -248,12 +248,12 @@ def noise() -> Callable[..., ArrayImages]:
 
 
 @pytest.fixture
-def make_model() -> Callable[..., SplitModel]:
+def make_model() -> Callable[..., PartitionedModel]:
     return small_model
 
 
 @pytest.fixture
-def snapshot() -> Callable[[SplitModel], dict[str, Tensor]]:
+def snapshot() -> Callable[[PartitionedModel], dict[str, Tensor]]:
     return weights_of
 
 

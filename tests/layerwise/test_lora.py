@@ -71,7 +71,7 @@ def test_stages_of_both_schemes():
     assert own.choices(most) == [most, least]
     assert most.frozen_parts() == ["stem", "block.0", "block.1", "block.2"]
     assert least.trained_parts() == ["adapter.0.0", "adapter.1.0", "adapter.2.0", "output.2", "tail", "reshape.2"]
-    assert (most.extent, EndToEnd().stages(3, 1)[0].extent) == (2, 3)
+    assert (most.num_trained, EndToEnd().stages(3, 1)[0].num_trained) == (2, 3)
 
 
 def test_the_split_runs_as_the_encoder_with_the_ranks_in_use(adapted, images):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from shrunk import ROOT, TINY_FEDERATION, Unstarted
+from tiny_runs import ROOT, TINY_FEDERATION, Unstarted
 
 from fedssl.__main__ import main
 from fedssl.cli.class_paths import DEPENDENCIES, OWN, own_modules

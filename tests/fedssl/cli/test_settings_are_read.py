@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pytorch_lightning import LightningDataModule, Trainer
-from shrunk import ROOT
+from tiny_runs import ROOT
 from torch.optim import SGD
 
 from fedssl import CentralizedSSL, FederatedData, FederatedSSL, FederatedText, ImageData

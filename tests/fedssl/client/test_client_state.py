@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from stateful import Queued, Renewed, Travelling
+from stateful_methods import Queued, Renewed, Travelling
 
 from fedssl.costs.prediction import StepPredictor
 from fedssl.protocol.messages import Result, Tensors, flatten

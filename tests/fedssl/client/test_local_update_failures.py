@@ -105,10 +105,10 @@ def test_an_exception_leaves_nothing_behind_for_the_next_client(
 def test_a_failed_client_keeps_its_memory(fragile: Callable[[str], Any], make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd(), rounds=6, method=fragile("SimCLR"), augment=TwoViews(), alignment=MoonAlignment())
     tasks = world.tasks(1)
-    before = copy.deepcopy(world.local.state_dict()["memories"][1])
+    before = copy.deepcopy(world.local.state_dict()["client_states"][1])
     white = copy.copy(world.clients[1])
     white.images = torch.full_like(white.images, 255)
     world.local(tasks[1], white)
-    after = world.local.state_dict()["memories"][1]
+    after = world.local.state_dict()["client_states"][1]
     assert before["layers"] == after["layers"]
     assert all(torch.equal(a, b) for a, b in zip(before["alignment"], after["alignment"], strict=True))

@@ -127,7 +127,7 @@ def test_the_first_round_starts_from_what_was_received(rule: StartRule, make_wor
 def test_the_second_round_starts_from_the_mix(rule: StartRule, make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd(), method="BYOL", start=rule)
     world.run(1)
-    own = {client: dict(memory.weights) for client, memory in world.local.memories.items()}
+    own = {client: dict(memory.weights) for client, memory in world.local.client_states.items()}
     received, seen = world.weights(), starts_of(world)
     world.run(1)
     for client in range(3):
@@ -163,7 +163,7 @@ def test_a_new_stage_starts_from_what_was_received(rule: StartRule, make_world: 
         world.server.end_round(world.results(world.server.current.cohort))
         mixed = [any(not torch.equal(t, received[k]) for k, t in seen[client].items()) for client in range(3)]
         assert mixed == [round_ % 2 == 1] * 3
-    assert all(memory.layers[0] == "block.2" for memory in world.local.memories.values())
+    assert all(memory.layers[0] == "block.2" for memory in world.local.client_states.values())
 
 
 def test_who_missed_a_round_mixes_with_its_last_one(
@@ -172,9 +172,9 @@ def test_who_missed_a_round_mixes_with_its_last_one(
     plan_cohorts((0, 1), (0,), (0, 1))
     world = make_world(EndToEnd(), method="BYOL", start=FedEMA())
     world.run(1)
-    kept = dict(world.local.memories[1].weights)
+    kept = dict(world.local.client_states[1].weights)
     world.run(1)
-    assert all(torch.equal(tensor, world.local.memories[1].weights[key]) for key, tensor in kept.items())
+    assert all(torch.equal(tensor, world.local.client_states[1].weights[key]) for key, tensor in kept.items())
     received, seen = world.weights(), starts_of(world)
     world.run(1)
     expected = FedEMA().begin_client(received, kept, {})
@@ -191,8 +191,8 @@ def test_memories_survive_checkpoints(rule: StartRule, stop: int, make_world: Ca
     torch.save(whole.checkpoint(), file)
     file.seek(0)
     resumed.restore(torch.load(file, weights_only=True))
-    assert {c: m.notes for c, m in resumed.local.memories.items()} == {
-        c: m.notes for c, m in whole.local.memories.items()
+    assert {c: m.notes for c, m in resumed.local.client_states.items()} == {
+        c: m.notes for c, m in whole.local.client_states.items()
     }
     assert repr(resumed.run(6 - stop)) == repr(whole.run(6 - stop))
     assert all(torch.equal(tensor, resumed.weights()[key]) for key, tensor in whole.weights().items())
@@ -201,10 +201,10 @@ def test_memories_survive_checkpoints(rule: StartRule, stop: int, make_world: Ca
 def test_lambda_is_each_clients_own_and_chosen_once_a_stage(make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd(), rounds=4, method="BYOL", start=FedEMA())
     world.run(2)
-    first = {client: memory.notes["lambda"] for client, memory in world.local.memories.items()}
+    first = {client: memory.notes["lambda"] for client, memory in world.local.client_states.items()}
     assert len(set(first.values())) == 3
     world.run(2)
-    assert {client: memory.notes["lambda"] for client, memory in world.local.memories.items()} == first
+    assert {client: memory.notes["lambda"] for client, memory in world.local.client_states.items()} == first
 
 
 def test_a_methods_state_is_no_part_of_the_divergence() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from finished import MIB, configuration, results
+from finished_runs import MIB, configuration, results
 
 from fedssl.comparison.run import Run
 

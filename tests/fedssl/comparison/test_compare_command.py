@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished import configuration, results
-from shrunk import TINY_FEDERATION
+from finished_runs import configuration, results
+from tiny_runs import TINY_FEDERATION
 
 from fedssl.__main__ import main
 from fedssl.comparison import runner

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished import MIB, configuration, results
+from finished_runs import MIB, configuration, results
 from webpage import check_page
 
 from fedssl.comparison.comparison_report import comparison_page, panels, sentence

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from finished import configuration, results
+from finished_runs import configuration, results
 from rich.console import Console
 
 from fedssl.comparison.rows import Row, group_runs

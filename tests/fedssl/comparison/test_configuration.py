@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from shrunk import TINY_FEDERATION
+from tiny_runs import TINY_FEDERATION
 
 from fedssl.__main__ import main
 from fedssl.cli.command import parse

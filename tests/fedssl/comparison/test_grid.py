@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import yaml
-from shrunk import ROOT
+from tiny_runs import ROOT
 
 from fedssl.cli.command import parse
-from fedssl.comparison.grid import Grid, PlannedRun, place, plan_grid, slug
+from fedssl.comparison.grid import Grid, GridRun, place, plan_grid, slug
 
 AXES: Any = {
     "scheme": {"end-to-end": "-c fedssl.yaml", "layer-wise": "-c lw_fedssl.yaml"},
@@ -82,11 +82,11 @@ def test_a_folder_with_another_configuration_is_left_alone(tmp_path: Path) -> No
     wanted.mkdir()
     (wanted / "config.yaml").write_text(yaml.safe_dump(parse(arguments)))
     (wanted / "results.json").write_text(json.dumps({}))
-    [other] = place([PlannedRun("a", [*arguments, "--model.rounds=24"], 0, wanted)])
+    [other] = place([GridRun("a", [*arguments, "--model.rounds=24"], 0, wanted)])
     assert other.folder == tmp_path / "a-seed0-2"
     assert not other.done
     (wanted / "config.yaml").write_text(yaml.safe_dump(parse(arguments) | {"seed_everything": 0}))
-    [same] = place([PlannedRun("a", arguments, 0, wanted)])
+    [same] = place([GridRun("a", arguments, 0, wanted)])
     assert same.folder == wanted
     assert same.done
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from finished import configuration, results
+from finished_runs import configuration, results
 
 from fedssl.comparison.rows import Row, baseline, group_runs, ratio
 from fedssl.comparison.run import Run, find_folders, read_run

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fedssl.comparison import runner
-from fedssl.comparison.grid import PlannedRun
+from fedssl.comparison.grid import GridRun
 from fedssl.comparison.runner import reason_of_failure, rounds_done, run_missing
 from fedssl.runs.run_lock import FolderHeldError, held
 from fedssl.training.signals import Ended
@@ -37,11 +37,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "COMMAND", (sys.executable, "-c", STAND_IN))
 
 
-def planned(folder: Path, *arguments: str, seed: int = 0) -> PlannedRun:
-    return PlannedRun(folder.name, list(arguments), seed, folder, {"trainer": {"max_epochs": 4}})
+def planned(folder: Path, *arguments: str, seed: int = 0) -> GridRun:
+    return GridRun(folder.name, list(arguments), seed, folder, {"trainer": {"max_epochs": 4}})
 
 
-def started_with(run: PlannedRun) -> list[str]:
+def started_with(run: GridRun) -> list[str]:
     return json.loads((run.folder / "results.json").read_text())["arguments"]
 
 

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from fedssl import GlobalAlignment
 from fedssl.client.local_step import LocalStep
 from fedssl.costs.prediction import StepPredictor, infer_step, lagrange_weights
-from fedssl.protocol.parts import SplitModel, build_model
+from fedssl.protocol.parts import PartitionedModel, build_model
 from layerwise import EncoderSpec, EndToEnd, LayerWise, LiveBytes, Progressive, Scheme, Stage, StepMeter, tensor_bytes
 from ssl_methods import BYOL, DigitsViews, MoCoV3, NaturalViews, SimCLR, Supervised
 
@@ -24,11 +24,11 @@ SMALL_HEADS = {"hidden_dim": 32, "output_dim": 16}
 SLOW = pytest.mark.slow
 
 
-def built(spec: EncoderSpec, method: Callable[..., Any] = MoCoV3) -> SplitModel:
+def built(spec: EncoderSpec, method: Callable[..., Any] = MoCoV3) -> PartitionedModel:
     return build_model(spec, method, NaturalViews(), partial(AdamW, lr=1e-3), 0)
 
 
-def small(method: Callable[..., Any]) -> SplitModel:
+def small(method: Callable[..., Any]) -> PartitionedModel:
     heads = {"num_classes": 10} if method is Supervised else SMALL_HEADS
     return build_model(VIT, partial(method, **heads), DigitsViews(), partial(AdamW, lr=1e-3), 0)
 
@@ -122,9 +122,9 @@ def test_parts_of_the_memory_by_hand() -> None:
     second = LayerWise().stages(4, 4)[1]
     step = StepPredictor(model)(second, 8)
     sizes = {
-        name: sum(t.numel() * t.element_size() for t in m.state_dict().values()) for name, m in model.modules.items()
+        name: sum(t.numel() * t.element_size() for t in m.state_dict().values()) for name, m in model.parts.items()
     }
-    trained = [p for name in model.trained_names(second) for p in model.modules[name].parameters()]
+    trained = [p for name in model.trained_names(second) for p in model.parts[name].parameters()]
     present = [*model.trained_names(second), *model.frozen_names(second)]
     assert step.parameters == sum(sizes[name] for name in present)
     assert step.gradients == sum(p.numel() * 4 for p in trained)

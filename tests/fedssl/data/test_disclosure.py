@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from shrunk import ROOT, TINY_FEDERATION, environment
+from tiny_runs import ROOT, TINY_FEDERATION, environment
 from wandb_file import history
 
 from fedssl.__main__ import main

@@ -51,7 +51,7 @@ def forecast_of(module: FederatedSSL) -> Forecast:
 def needs(scheme: Scheme, data: FederatedText) -> dict[int, Need]:
     """What the largest client needs, by the number of trained blocks or adapters."""
     forecast, stages = forecast_of(make_module(scheme)), scheme.stages(3, 2)
-    return {choice.extent: forecast(choice, max(data.federation.sizes)) for choice in scheme.choices(stages[0])}
+    return {choice.num_trained: forecast(choice, max(data.federation.sizes)) for choice in scheme.choices(stages[0])}
 
 
 def devices(key: str, *needed: Need, less: int = 0) -> DeviceClasses:
@@ -67,7 +67,7 @@ def served(module: FederatedSSL, data: FederatedText) -> tuple[Server, list[int]
     server = module.federation.server
     choices = module.settings.scheme.choices(server.stage)
     chosen = [server.participation.choose(client, choices) for client in range(3)]
-    return server, [0 if each is None else choices[each].extent for each in chosen]
+    return server, [0 if each is None else choices[each].num_trained for each in chosen]
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -103,7 +103,7 @@ def test_a_round_changes_what_was_trained_and_nothing_else(data: FederatedText, 
     need = needs(scheme, data)
     module = make_module(scheme, devices=devices("memory", need[2], need[1], need[1]), aggregation=rule)
     assert served(module, data)[1] == [2, 1, 1]
-    before = {name: [t.clone() for t in part.state_dict().values()] for name, part in module.model.modules.items()}
+    before = {name: [t.clone() for t in part.state_dict().values()] for name, part in module.model.parts.items()}
     quiet: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
@@ -111,7 +111,7 @@ def test_a_round_changes_what_was_trained_and_nothing_else(data: FederatedText, 
         "limit_val_batches": 0,
     }
     Trainer(max_epochs=2, accelerator="cpu", enable_model_summary=False, **quiet).fit(module, datamodule=data)
-    after = {name: list(part.state_dict().values()) for name, part in module.model.modules.items()}
+    after = {name: list(part.state_dict().values()) for name, part in module.model.parts.items()}
     changed = {n for n in before if not all(torch.equal(a, b) for a, b in zip(before[n], after[n], strict=True))}
     expected = (
         {"block.1", "block.2"}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shrunk import TINY_FEDERATION
+from tiny_runs import TINY_FEDERATION
 
 MISSING = "the extra fedssl[flower] is not installed"
 

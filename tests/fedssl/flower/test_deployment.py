@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from loopback import Loopback, make_certificates
-from shrunk import ROOT, TINY_FEDERATION
+from flower_deployment import Loopback, make_certificates
+from tiny_runs import ROOT, TINY_FEDERATION
 
 from fedssl.__main__ import main
 

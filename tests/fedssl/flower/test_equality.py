@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from shrunk import TINY_FEDERATION
+from tiny_runs import TINY_FEDERATION
 
 from fedssl.__main__ import main
 from fedssl.training.export import timm_state

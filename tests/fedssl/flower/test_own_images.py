@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from shrunk import TINY
+from tiny_runs import TINY
 
 from fedssl.__main__ import main
 

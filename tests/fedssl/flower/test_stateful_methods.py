@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from shrunk import ROOT, TINY_FEDERATION
+from tiny_runs import ROOT, TINY_FEDERATION
 
 from fedssl.__main__ import main
 

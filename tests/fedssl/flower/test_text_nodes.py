@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from shrunk import TINY_TEXT
+from tiny_runs import TINY_TEXT
 
 from fedssl.__main__ import main
 

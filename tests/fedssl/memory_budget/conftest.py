@@ -11,7 +11,7 @@ from torch.optim import AdamW
 
 from fedssl.costs.forecast import largest_batch
 from fedssl.data.images import FederatedData
-from fedssl.memory_budget.planner import StepPlanner
+from fedssl.memory_budget.planner import ActivationPlanner
 from fedssl.training.federated import FederatedSSL
 from layerwise import EncoderSpec, EndToEnd
 from ssl_methods import DigitsViews
@@ -44,14 +44,14 @@ def make_run(methods: dict[str, Any]) -> Callable[..., FederatedSSL]:
 
 
 @pytest.fixture(scope="session")
-def make_planner(make_run: Callable[..., FederatedSSL]) -> Callable[..., StepPlanner]:
+def make_planner(make_run: Callable[..., FederatedSSL]) -> Callable[..., ActivationPlanner]:
     """Planners are shared by tests, because every outcome is a step that has to be run."""
-    made: dict[str, StepPlanner] = {}
+    made: dict[str, ActivationPlanner] = {}
 
-    def make(method: str = "SimCLR", anew: bool = False, **settings: Any) -> StepPlanner:
+    def make(method: str = "SimCLR", anew: bool = False, **settings: Any) -> ActivationPlanner:
         key = f"{method} {sorted(settings)}"
         if anew or key not in made:
-            made[key] = StepPlanner(make_run(method, **settings).settings.predictor(), largest_batch([100], 16))
+            made[key] = ActivationPlanner(make_run(method, **settings).settings.predictor(), largest_batch([100], 16))
         return made[key]
 
     return make

@@ -11,12 +11,12 @@ from torch import Tensor
 from fedssl.data.images import FederatedData
 from fedssl.devices import DeviceClasses
 from fedssl.memory_budget import planner
-from fedssl.memory_budget.setting import MemorySetting
+from fedssl.memory_budget.setting import MemoryBudget
 from fedssl.protocol.messages import flatten
 from fedssl.server.calibration import Calibration
 from fedssl.server.rounds import RoundReport
 from fedssl.training.federated import FederatedSSL
-from fedssl.training.ranks import Ranks
+from fedssl.training.process_engine import ProcessEngine
 from layerwise import EndToEnd, LayerWise, Progressive
 from ssl_methods.alignment import MoonAlignment
 
@@ -28,12 +28,12 @@ def play(run: FederatedSSL, data: FederatedData, rounds: int = 2) -> list[RoundR
     if run.federation is None:
         run.prepare(data)
     assert run.federation is not None
-    ranks = Ranks(run.federation.client, data.federation.clients)
+    ranks = ProcessEngine(run.federation.client, data.federation.clients)
     return [run.federation.round(ranks) for _ in range(rounds)]
 
 
 def weights(run: FederatedSSL) -> dict[str, Tensor]:
-    return {key: tensor.clone() for key, tensor in flatten(run.model.read(run.model.modules)).items()}
+    return {key: tensor.clone() for key, tensor in flatten(run.model.read(run.model.parts)).items()}
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -41,10 +41,10 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 @pytest.fixture
-def sizes(make_planner: Callable[..., planner.StepPlanner]) -> tuple[int, int]:
+def sizes(make_planner: Callable[..., planner.ActivationPlanner]) -> tuple[int, int]:
     """The least and the whole memory of an end-to-end step."""
     steps, stage = make_planner(), EndToEnd().stages(2, 1)[0]
-    return steps.least(stage, 16), steps.unplanned(stage, 16)
+    return steps.min_peak(stage, 16), steps.peak_without_plan(stage, 16)
 
 
 @pytest.mark.parametrize("text", ["-3MiB", "300", "0B", "much", ""])
@@ -59,7 +59,7 @@ def test_device_needs_devices(make_run: Run) -> None:
 
 
 def test_no_budget_is_no_limit() -> None:
-    assert MemorySetting.parse(None, None).size == inf
+    assert MemoryBudget.parse(None, None).size == inf
 
 
 def test_an_impossible_budget_is_refused_before_training(make_run: Run, digits: FederatedData) -> None:
@@ -94,7 +94,7 @@ def test_compressing_changes_weights_little_and_a_resumed_run_goes_on_bit_for_bi
     for run, rounds in ((free, 2), (whole, 2), (broken, 1)):
         play(run, digits, rounds)
     resumed.prepare(digits)
-    own = flatten(resumed.model.read(resumed.model.modules))
+    own = flatten(resumed.model.read(resumed.model.parts))
     for key, tensor in weights(broken).items():
         own[key].copy_(tensor)
     assert broken.server and broken.local and resumed.server and resumed.local  # noqa: PT018
@@ -125,7 +125,7 @@ def test_it_composes(settings: dict[str, Any], make_run: Run) -> None:
     run.prepare(data)
     assert run.federation
     federation = run.federation
-    needs = [federation.forecast(stage, 16).peak_memory_bytes for stage in federation.server.least_stages()]
+    needs = [federation.forecast(stage, 16).peak_memory_bytes for stage in federation.server.cheapest_stages()]
     bounded = make_run(**settings, memory_budget=f"{int(0.85 * max(needs))}B")
     reports = play(bounded, data)
     assert all(len(report.trained) == 2 and not report.failures for report in reports)

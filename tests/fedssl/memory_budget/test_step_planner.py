@@ -7,23 +7,23 @@ from typing import Any
 import pytest
 import torch
 
-from fedssl.memory_budget.planner import StepPlanner
+from fedssl.memory_budget.planner import ActivationPlanner
 from layerwise import EndToEnd, LayerWise, LiveBytes, Stage
 from layerwise.memory import InfeasibleBudgetError, PlannedStep
 from ssl_methods.alignment import GlobalAlignment, MoonAlignment
 
-Make = Callable[..., StepPlanner]
+Make = Callable[..., ActivationPlanner]
 WHOLE = EndToEnd().stages(2, 1)[0]
 
 
-def between(planner: StepPlanner, share: float, stage: Stage = WHOLE, batch_size: int = 16) -> int:
+def between(planner: ActivationPlanner, share: float, stage: Stage = WHOLE, batch_size: int = 16) -> int:
     """A budget from the least (0) to the whole (1) that a step can take."""
-    least, whole = planner.least(stage, batch_size), planner.unplanned(stage, batch_size)
+    least, whole = planner.min_peak(stage, batch_size), planner.peak_without_plan(stage, batch_size)
     assert least < 0.9 * whole
     return int(least + share * (whole - least))
 
 
-def measured_peak(planner: StepPlanner, budget: int, stage: Stage = WHOLE) -> int:
+def measured_peak(planner: ActivationPlanner, budget: int, stage: Stage = WHOLE) -> int:
     """All bytes of tensors alive in the second step that is really run with the plan for a budget."""
     planned, predictor = planner.plan(stage, 16, budget), planner.predictor
     method = predictor.step.attach(predictor.model, stage)
@@ -58,7 +58,7 @@ def test_a_real_step_keeps_to_the_budget(method: str, make_planner: Make) -> Non
         planned = planner.plan(WHOLE, 16, budget)
         assert planned is not None
         assert 0.98 * planned.peak < measured_peak(planner, budget) <= planned.peak <= budget
-        assert measured_peak(planner, 10**9) == planner.unplanned(WHOLE, 16)
+        assert measured_peak(planner, 10**9) == planner.peak_without_plan(WHOLE, 16)
 
 
 @pytest.mark.slow
@@ -79,14 +79,14 @@ def test_a_layer_wise_stage_can_be_planned_too(make_planner: Make) -> None:
 
 def test_a_step_that_fits_has_no_plan(make_planner: Make) -> None:
     planner = make_planner()
-    assert planner.plan(WHOLE, 16, planner.unplanned(WHOLE, 16)) is None
+    assert planner.plan(WHOLE, 16, planner.peak_without_plan(WHOLE, 16)) is None
     assert planner.plan(WHOLE, 16, float("inf")) is None
-    assert planner.plan(WHOLE, 16, planner.unplanned(WHOLE, 16) - 1) is not None
+    assert planner.plan(WHOLE, 16, planner.peak_without_plan(WHOLE, 16) - 1) is not None
 
 
 def test_what_is_promised_as_least_is_kept_and_less_is_refused(make_planner: Make) -> None:
     planner = make_planner()
-    least = planner.least(WHOLE, 16)
+    least = planner.min_peak(WHOLE, 16)
     assert planner.plan(WHOLE, 16, least) is not None
     with pytest.raises(
         InfeasibleBudgetError, match=rf"stage 1 with 16 images a step: .*\({least} bytes\) can be reached"

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from stateful import Both, Queued, Renewed, SentQueue, Travelling, Undeclared
+from stateful_methods import Both, Queued, Renewed, SentQueue, Travelling, Undeclared
 from torch import nn
 
-from fedssl.protocol.method_state import ClientState
-from fedssl.protocol.parts import SplitModel
+from fedssl.protocol.method_state import InitialState
+from fedssl.protocol.parts import PartitionedModel
 from layerwise import LayerWise
 
 HEADS = {"hidden_dim": 16, "output_dim": 8, "projector_layers": 2}
 
 
-def model_of(method: Callable[..., Any], make_model: Callable[..., SplitModel]) -> SplitModel:
+def model_of(method: Callable[..., Any], make_model: Callable[..., PartitionedModel]) -> PartitionedModel:
     return make_model(partial(method, **HEADS))
 
 
@@ -28,12 +28,14 @@ def model_of(method: Callable[..., Any], make_model: Callable[..., SplitModel]) 
         (Both, r"Both\.centred\.center both travels and is in client_state\(\)"),
     ],
 )
-def test_state_that_would_leak_is_refused(method: Any, message: str, make_model: Callable[..., SplitModel]) -> None:
+def test_state_that_would_leak_is_refused(
+    method: Any, message: str, make_model: Callable[..., PartitionedModel]
+) -> None:
     with pytest.raises(ValueError, match=message):
         model_of(method, make_model)
 
 
-def test_declared_state_travels_in_every_stage(make_model: Callable[..., SplitModel]) -> None:
+def test_declared_state_travels_in_every_stage(make_model: Callable[..., PartitionedModel]) -> None:
     model = model_of(Travelling, make_model)
     for stage in LayerWise().stages(3, 3):
         assert model.trained_names(stage)[-2:] == ["head.projector", "state.centre"]
@@ -42,7 +44,7 @@ def test_declared_state_travels_in_every_stage(make_model: Callable[..., SplitMo
 
 
 @pytest.mark.parametrize("method", [Renewed, Queued])
-def test_client_state_goes_back_to_what_it_was(method: Any, make_model: Callable[..., SplitModel]) -> None:
+def test_client_state_goes_back_to_what_it_was(method: Any, make_model: Callable[..., PartitionedModel]) -> None:
     model = model_of(method, make_model)
     (module,) = model.method.client_state()
     before = {name: tensor.clone() for name, tensor in module.named_buffers()}
@@ -58,7 +60,7 @@ def test_tensors_that_change_their_shape_are_reset_too() -> None:
     bank = nn.Module()
     bank.register_buffer("rows", torch.zeros(2, 0))
     bank.register_buffer("pointer", None)
-    state = ClientState([bank])
+    state = InitialState([bank])
     for _ in range(2):
         bank.rows, bank.pointer = torch.ones(2, 3), torch.ones(1)
         state.reset()

@@ -11,11 +11,11 @@ from layerwise import EncoderSpec, LayerWise
 
 def test_parts_without_tensors_are_left_out(make_model: Callable[..., Any], resnet_spec: EncoderSpec) -> None:
     blocks = [f"block.{i}" for i in range(3)]
-    assert list(make_model("BYOL").modules) == ["stem", *blocks, "tail", "head.projector", "head.predictor"]
+    assert list(make_model("BYOL").parts) == ["stem", *blocks, "tail", "head.projector", "head.predictor"]
     resnet = make_model(spec=resnet_spec)
-    reshapes = {name for name in resnet.modules if name.startswith("reshape")}
+    reshapes = {name for name in resnet.parts if name.startswith("reshape")}
     assert reshapes == {"reshape.0", "reshape.1"}  # the others have the final width already
-    assert "tail" not in resnet.modules
+    assert "tail" not in resnet.parts
 
 
 def test_frozen_and_trained_parts_of_a_stage(make_model: Callable[..., Any]) -> None:

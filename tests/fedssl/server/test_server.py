@@ -29,7 +29,7 @@ def kept_results(world: Any) -> list[Result]:
 
 
 def gradients(world: Any) -> Weights:
-    modules = world.server.model.modules.items()
+    modules = world.server.model.parts.items()
     named = {f"{part}/{name}": p for part, module in modules for name, p in module.named_parameters()}
     return {key: p.grad.clone() for key, p in named.items() if p.grad is not None}
 
@@ -163,7 +163,7 @@ def test_server_optimizers_differ_and_keep_their_state(make_world: Callable[...,
     assert all(not torch.equal(a, b) for a, b in ((lasts[0], lasts[1]), (lasts[0], lasts[2])))
     adam = worlds[2].server.optimizer
     steps = {p: state["step"].item() for p, state in adam.state.items()}
-    modules = worlds[2].server.model.modules
+    modules = worlds[2].server.model.parts
     assert steps[modules["tail"].fc_norm.weight] == 3
     assert steps[modules["block.0"].mlp.fc1.weight] == steps[modules["block.2"].mlp.fc1.weight] == 1
 

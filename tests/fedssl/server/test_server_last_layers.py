@@ -98,7 +98,7 @@ def test_the_resident_model_gets_the_present_weights(make_world: Callable[..., A
     given = [copy.deepcopy(world.local(task, world.clients[task.client_id])) for task in tasks]
     for task, result in zip(tasks, given, strict=True):
         fresh = make_world(LastLayers(), rounds=3, method="Supervised", devices=devices)
-        fresh.server.model.write({name: world.server.model.read([name])[name] for name in world.server.model.modules})
+        fresh.server.model.write({name: world.server.model.read([name])[name] for name in world.server.model.parts})
         again = fresh.local(task, world.clients[task.client_id])
         for part, tensors in result.parts.items():
             assert all(torch.equal(tensor, again.parts[part][key]) for key, tensor in tensors.items())
@@ -123,7 +123,7 @@ def test_devices_that_hold_nothing_are_told(make_world: Callable[..., Any], devi
     small = [*devices[:2], DeviceProfile(memory_bytes=devices[2].memory_bytes - 1)]
     world = make_world(LastLayers(), rounds=3, method="Supervised", devices=small)
     assert world.round().ineligible == (2,)
-    (found,) = world.server.participation.fleet.eligibility(world.server.least_stages())
+    (found,) = world.server.participation.fleet.eligibility(world.server.cheapest_stages())
     assert (found.eligible, found.clients, found.need_bytes) == (2, 3, devices[2].memory_bytes)
 
 

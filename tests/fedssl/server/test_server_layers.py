@@ -97,7 +97,7 @@ def test_draws_are_uniform_over_clients_and_rounds(scheme: Any, make_world: Call
 def test_traffic_is_what_each_client_lacks(make_world: Callable[..., Any]) -> None:
     """A client that drew a layer before holds it still; layers do not change once frozen."""
     world = make_world(LayerWise(layer_budget=3), rounds=20, spec=FIVE)
-    size = {name: num_bytes(world.server.model.read([name])) for name in world.server.model.modules}
+    size = {name: num_bytes(world.server.model.read([name])) for name in world.server.model.parts}
     held: dict[int, set[str]] = {client: set() for client in range(3)}
     down = dict.fromkeys(range(3), 0)
     for _ in range(20):

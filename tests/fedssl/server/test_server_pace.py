@@ -65,7 +65,7 @@ def test_stages_end_when_the_controller_says_so_or_at_their_cap(make_world: Call
     assert [report.stage for report in reports] == [0, 0, 1, 1, 1, 1, 2, 2]
     assert world.server.stage_rounds == [2, 4, 2]
     assert [report.round for report in reports if report.pace and report.pace.freeze] == [1, 7]
-    sizes = [sum(p.numel() for p in world.server.model.modules[name].parameters()) for name in ("stem", "block.0")]
+    sizes = [sum(p.numel() for p in world.server.model.parts[name].parameters()) for name in ("stem", "block.0")]
     assert pace.begun == [sum(sizes), sizes[1], sizes[1]]
     assert pace.seen == [sum(sizes)] * 2 + [sizes[1]] * 6
 
@@ -115,8 +115,8 @@ def test_the_real_controller_ends_stages_by_what_it_saw(make_world: Callable[...
         if world.server.stage_rounds[world.server.stage.index] == 0:
             controller.begin_stage(world.server._followed(), torch.Generator())
         reports.append(world.server.end_round(world.results(world.server.current.cohort)))
-        block = world.server.model.modules[f"block.{reports[-1].stage}"]
-        stem = list(world.server.model.modules["stem"].parameters()) if reports[-1].stage == 0 else []
+        block = world.server.model.parts[f"block.{reports[-1].stage}"]
+        stem = list(world.server.model.parts["stem"].parameters()) if reports[-1].stage == 0 else []
         assert repr(controller.observe([*stem, *block.parameters()])) == repr(reports[-1].pace)
     assert any(rounds < 12 for rounds in world.server.stage_rounds)
     assert sum(world.server.stage_rounds) == len(reports) == world.server.round

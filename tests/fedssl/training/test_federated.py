@@ -121,7 +121,7 @@ def test_lightning_changes_nothing_about_the_federation(
     own = world.server.model
     assert all(
         torch.equal(module.model.read([name])[name][key], tensor)
-        for name, tensors in own.read(own.modules).items()
+        for name, tensors in own.read(own.parts).items()
         for key, tensor in tensors.items()
     )
 
@@ -293,7 +293,7 @@ def test_checkpoint_loads_without_running_code(make_module: Callable[..., Federa
     checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
     assert checkpoint["global_step"] == checkpoint["server"]["round"] == 3
     assert checkpoint["depth"] == 2
-    assert sorted(checkpoint["local"]["memories"]) == [0, 1, 2]
+    assert sorted(checkpoint["local"]["client_states"]) == [0, 1, 2]
     assert not [key for key in checkpoint["state_dict"] if "target" in key]
     other = make_module("BYOL")
     other.load_state_dict(checkpoint["state_dict"])

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from compare_states import assert_same
 from pytorch_lightning import Callback, LightningModule, Trainer
-from same import assert_same
 from torch.optim import SGD
 
 from fedssl.client.start import FedEMA, FedU

@@ -82,13 +82,13 @@ def test_convolutions_that_stages_share_are_stepped_once(make_module: Callable[.
     """The global model after one round of one client is that client's."""
     module = make_module(encoder=ENCODERS["convolution"], rounds=4)
     results: list[Any] = []
-    module.on_client = lambda *_: results.append(copy.deepcopy(module.federation.client.model.modules))  # type: ignore[union-attr]
-    before = copy.deepcopy(module.model.modules)
+    module.on_client = lambda *_: results.append(copy.deepcopy(module.federation.client.model.parts))  # type: ignore[union-attr]
+    before = copy.deepcopy(module.model.parts)
     trainer(4, limit_val_batches=0, limit_train_batches=1, callbacks=[StopAfterOneRound()]).fit(
         module, datamodule=digits(clients=1)
     )
     for name in ("stem", "block.0", "output.0", "head.classifier"):
-        triples = (parts[name].parameters() for parts in (module.model.modules, results[0], before))
+        triples = (parts[name].parameters() for parts in (module.model.parts, results[0], before))
         for ours, clients, start in zip(*triples, strict=True):
             assert torch.allclose(ours, clients, rtol=0, atol=1e-6), name
             assert not torch.equal(ours, start), name
@@ -106,7 +106,7 @@ def test_one_client_equals_a_plain_loop(
         report = world.round()
         encoder, classifier = plain.encoder, plain.method.classifier
         names = plain.trained_names(stage)
-        optimizer = SGD([p for name in names for p in plain.modules[name].parameters()], lr=0.01)
+        optimizer = SGD([p for name in names for p in plain.parts[name].parameters()], lr=0.01)
         views, shuffle = torch_generator(0, "augment", round_, 0), torch_generator(0, "shuffle", round_, 0)
         encoder.depth, losses = stage.depth, []
         for _ in range(2):
@@ -117,8 +117,8 @@ def test_one_client_equals_a_plain_loop(
                 loss.backward()
                 optimizer.step()
         assert report.loss == pytest.approx(sum(losses) / len(losses), abs=1e-5)
-        for name in plain.modules:
-            pairs = zip(world.server.model.modules[name].parameters(), plain.modules[name].parameters(), strict=True)
+        for name in plain.parts:
+            pairs = zip(world.server.model.parts[name].parameters(), plain.parts[name].parameters(), strict=True)
             assert all(torch.allclose(ours, theirs, rtol=0, atol=1e-6) for ours, theirs in pairs), name
 
 

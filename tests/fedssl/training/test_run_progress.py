@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from shrunk import TINY, TINY_FEDERATION
+from tiny_runs import TINY, TINY_FEDERATION
 
 from fedssl.__main__ import main
-from fedssl.comparison.grid import PlannedRun
+from fedssl.comparison.grid import GridRun
 from fedssl.comparison.run import read_run
 from fedssl.runs.report.deliver import write_run_report
 from fedssl.runs.report.record import RunRecord
@@ -121,10 +121,10 @@ def test_results_of_older_versions_count_as_finished(stopped: Path, tmp_path: Pa
 
 
 def test_a_comparison_resumes_what_was_cut_short(stopped: Path, tmp_path: Path) -> None:
-    assert not PlannedRun("cut short", [], 0, stopped).done
-    assert not PlannedRun("not begun", [], 0, tmp_path).done
+    assert not GridRun("cut short", [], 0, stopped).done
+    assert not GridRun("not begun", [], 0, tmp_path).done
     (tmp_path / "results.json").write_text('{"finished": true}')
-    assert PlannedRun("finished", [], 0, tmp_path).done
+    assert GridRun("finished", [], 0, tmp_path).done
 
 
 @pytest.mark.slow

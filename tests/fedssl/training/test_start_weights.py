@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from shrunk import TINY_FEDERATION
+from tiny_runs import TINY_FEDERATION
 
 from fedssl.__main__ import main
 from fedssl.comparison.rows import group_runs

@@ -2,7 +2,7 @@
 
 import pytest
 
-from layerwise.memory import Action, ChangedInPlaceError, InfeasibleBudgetError, Outcome, Search
+from layerwise.memory import Action, ChangedInPlaceError, InfeasibleBudgetError, PlanOutcome, Search
 
 INPUT, CHEAP, PRODUCTS = 100, 300, 200
 """Bytes that each segment keeps as its input, to spare a cheap recomputation, and of products."""
@@ -20,7 +20,7 @@ def run_of(macs, runs):
         bytes_ = {name: held(actions.get(name, Action())) for name in macs}
         peak = 1000 + sum(bytes_.values())
         inputs = dict.fromkeys(macs, INPUT)
-        return Outcome(peak, peak - 1000, 3 * sum(macs.values()), bytes_, inputs, macs)
+        return PlanOutcome(peak, peak - 1000, 3 * sum(macs.values()), bytes_, inputs, macs)
 
     return run
 
@@ -62,7 +62,7 @@ def test_more_memory_never_takes_more_time(search):
 
 
 def test_the_least_can_be_reached_and_nothing_below(search):
-    least = search.least()
+    least = search.min_peak()
     assert search.fastest(least).peak == least
     with pytest.raises(InfeasibleBudgetError, match=f"{least} bytes can be reached") as error:
         search.fastest(least - 1)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import wandb
-from shrunk import TINY_FEDERATION
+from tiny_runs import TINY_FEDERATION
 
 from fedssl.__main__ import main
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wandb
-from shrunk import TINY_FEDERATION
+from tiny_runs import TINY_FEDERATION
 from wandb_file import axes, history
 from webpage import check_page
 

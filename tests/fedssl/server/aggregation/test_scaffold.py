@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from shrunk import ROOT
+from tiny_runs import ROOT
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -144,7 +144,7 @@ def test_a_clients_variate_is_its_mean_gradient(method: str, make_world: Callabl
     handle.remove()
     assert len(gradients) == 1 + 3 + 1, "the server steps last"
     for client, rows in {0: gradients[:1], 1: gradients[1:4]}.items():
-        for key, parameter in world.local.model.parameters(world.local.model.modules).items():
+        for key, parameter in world.local.model.parameters(world.local.model.parts).items():
             if id(parameter) in rows[0]:
                 mean = torch.stack([row[id(parameter)] for row in rows]).mean(dim=0)
                 assert torch.allclose(rule.state_dict()["own"][client][key], mean, atol=1e-4), key
@@ -182,7 +182,7 @@ def test_variates_come_and_go_with_their_parts(make_world: Callable[..., Any]) -
 
 def test_corrections_are_paid_for(make_world: Callable[..., Any]) -> None:
     corrected, plain = make_world(EndToEnd(), rounds=1, aggregation=SCAFFOLD()), make_world(EndToEnd(), rounds=1)
-    parameters = sum(p.nbytes for p in plain.server.model.parameters(plain.server.model.modules).values())
+    parameters = sum(p.nbytes for p in plain.server.model.parameters(plain.server.model.parts).values())
     first, second = corrected.round(), plain.round()
     assert first.up_bytes == second.up_bytes
     assert first.down_bytes == second.down_bytes + 3 * parameters

@@ -16,7 +16,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-from shrunk import ROOT, TINY_FEDERATION, environment
+from tiny_runs import ROOT, TINY_FEDERATION, environment
 
 BIN = Path(sys.executable).parent
 LIARS = ROOT / "tests" / "fedssl" / "flower" / "liars"

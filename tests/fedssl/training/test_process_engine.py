@@ -8,12 +8,12 @@ import torch
 from pytorch_lightning import Trainer
 from same import assert_same
 
-from fedssl.client.local_update import ClientMemory
+from fedssl.client.local_update import ClientState
 from fedssl.protocol.messages import Failure, Result
 from fedssl.server.aggregation import PrivateMean
 from fedssl.server.server import AllClientsFailedError
+from fedssl.training.process_engine import ProcessEngine, RankLostError, lost_ranks, pack, unpack
 from fedssl.training.processes import CohortStrategy, check_trainer, process_settings
-from fedssl.training.ranks import RankLostError, Ranks, lost_ranks, pack, unpack
 from layerwise import EndToEnd
 from ssl_methods.alignment import MoonAlignment
 
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 RESULT = Result(
     3, {"tail": {"weight": torch.randn(2, 3), "steps": torch.tensor(7), "none": torch.empty(0)}}, 4, 0.5, 0.25, 6, 7, 8
 )
-MEMORY = ClientMemory(["tail"], [torch.ones(2, dtype=torch.bfloat16)], {"tail/weight": torch.zeros(3)}, {"mu": 0.1})
+MEMORY = ClientState(["tail"], [torch.ones(2, dtype=torch.bfloat16)], {"tail/weight": torch.zeros(3)}, {"mu": 0.1})
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_messages_survive_the_way_without_pickled_tensors(message: Any) -> None:
 
 def test_one_process_trains_all_clients(make_world: Callable[..., Any]) -> None:
     by_hand, world = (make_world(EndToEnd(), alignment=MoonAlignment()) for _ in range(2))
-    ranks = Ranks(world.local, world.clients)
+    ranks = ProcessEngine(world.local, world.clients)
     for _ in range(2):
         ranks.connect(world.server)
         report = world.server.end_round(ranks.train(world.server, world.server.begin_round()))
@@ -63,7 +63,7 @@ def fail(world: Any, error: BaseException, *clients: int) -> None:
 def test_an_exception_is_the_failure_of_its_client(make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd())
     fail(world, RuntimeError("no memory left"), 1)
-    ranks = Ranks(world.local, world.clients)
+    ranks = ProcessEngine(world.local, world.clients)
     report = world.server.end_round(ranks.train(world.server, world.server.begin_round()))
     assert report.trained == (0, 2)
     assert report.failures == (Failure(1, "RuntimeError: no memory left"),)
@@ -72,7 +72,7 @@ def test_an_exception_is_the_failure_of_its_client(make_world: Callable[..., Any
 def test_a_run_in_which_all_clients_raise_ends_with_the_reason(make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd())
     fail(world, RuntimeError("no memory left"), 0, 1, 2)
-    ranks = Ranks(world.local, world.clients)
+    ranks = ProcessEngine(world.local, world.clients)
     with pytest.raises(AllClientsFailedError, match="update; clients 0, 1, 2: RuntimeError: no memory left"):
         world.server.end_round(ranks.train(world.server, world.server.begin_round()))
 
@@ -82,7 +82,7 @@ def test_what_is_no_clients_fault_ends_the_run(error: BaseException, make_world:
     world = make_world(EndToEnd())
     fail(world, error, 1)
     with pytest.raises(type(error)):
-        list(Ranks(world.local, world.clients).train(world.server, world.server.begin_round()))
+        list(ProcessEngine(world.local, world.clients).train(world.server, world.server.begin_round()))
 
 
 def test_a_device_that_computes_no_more_ends_the_run(
@@ -90,9 +90,9 @@ def test_a_device_that_computes_no_more_ends_the_run(
 ) -> None:
     world = make_world(EndToEnd())
     fail(world, RuntimeError("device-side assert"), 1)
-    monkeypatch.setattr("fedssl.training.ranks._works", lambda _: False)
+    monkeypatch.setattr("fedssl.training.process_engine._works", lambda _: False)
     with pytest.raises(RuntimeError, match="device-side assert"):
-        list(Ranks(world.local, world.clients).train(world.server, world.server.begin_round()))
+        list(ProcessEngine(world.local, world.clients).train(world.server, world.server.begin_round()))
 
 
 def test_a_process_with_other_settings_is_refused(
@@ -100,9 +100,9 @@ def test_a_process_with_other_settings_is_refused(
 ) -> None:
     world = make_world(EndToEnd(), seed=1)
     first = world.server.settings() | world.local.settings() | {"round": 0, "images of the clients": [4, 9, 8]}
-    monkeypatch.setattr(Ranks, "_broadcast", lambda *_: first | {"seed": 0, "weights": "other"})
+    monkeypatch.setattr(ProcessEngine, "_broadcast", lambda *_: first | {"seed": 0, "weights": "other"})
     with pytest.raises(ValueError, match="process 1 differs from process 0 in seed, weights: all need the same"):
-        Ranks(world.local, world.clients, 1, 2).connect(world.server)
+        ProcessEngine(world.local, world.clients, 1, 2).connect(world.server)
 
 
 def test_all_processes_make_the_noise_of_the_first(
@@ -110,8 +110,8 @@ def test_all_processes_make_the_noise_of_the_first(
 ) -> None:
     pytest.importorskip("dp_accounting", reason="the extra fedssl[privacy] is not installed")
     first, world = PrivateMean(1.0, 2.0), make_world(EndToEnd(), aggregation=PrivateMean(1.0, 2.0))
-    monkeypatch.setattr(Ranks, "_broadcast", lambda _, own, __: first.state_dict() if "key" in own else own)
-    Ranks(world.local, world.clients, 1, 2).connect(world.server)
+    monkeypatch.setattr(ProcessEngine, "_broadcast", lambda _, own, __: first.state_dict() if "key" in own else own)
+    ProcessEngine(world.local, world.clients, 1, 2).connect(world.server)
     assert world.server.aggregation.state_dict() == first.state_dict()
 
 

@@ -33,7 +33,7 @@ class RankLostError(RuntimeError):
     """Another process of the run has ended, so that collective operations fail."""
 
 
-class Ranks(Engine):
+class ProcessEngine(Engine):
     """Engine that trains clients in the processes of the default process group; by default, in this process alone.
 
     The state that clients keep between rounds goes to all ranks too, so any rank can train any client.
@@ -113,10 +113,10 @@ class Ranks(Engine):
         if self._world_size == 1:
             assert own is not None
             return own
-        memory = self._local.memories.get(own.client_id) if own else None
+        memory = self._local.client_states.get(own.client_id) if own else None
         result, memory = self._broadcast((own, memory), trainer)
         if memory:
-            self._local.memories[result.client_id] = memory
+            self._local.client_states[result.client_id] = memory
         return result
 
     def _check(self, server: Server) -> None:
@@ -211,4 +211,4 @@ def _works(device: torch.device) -> bool:
 
 
 def _weights(server: Server) -> Tensors:
-    return flatten(server.model.read(server.model.modules))
+    return flatten(server.model.read(server.model.parts))
