@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightly.loss import BarlowTwinsLoss
-from lightly.models.parts import BarlowTwinsProjectionHead
+from lightly.models.modules import BarlowTwinsProjectionHead
 from torch import nn
 
 from ssl_methods.method import Foundation, StepOutput

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightly.loss import NegativeCosineSimilarity
-from lightly.models.parts import BYOLPredictionHead, SimCLRProjectionHead
+from lightly.models.modules import BYOLPredictionHead, SimCLRProjectionHead
 from torch import nn
 
 from ssl_methods.method import Foundation, StepOutput

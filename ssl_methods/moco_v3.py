@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightly.models.parts import MoCoProjectionHead
+from lightly.models.modules import MoCoProjectionHead
 from torch import nn
 
 from ssl_methods.losses import check_temperature, info_nce

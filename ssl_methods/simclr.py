@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightly.models.parts import SimCLRProjectionHead
+from lightly.models.modules import SimCLRProjectionHead
 from torch import nn
 
 from ssl_methods.losses import check_temperature, nt_xent

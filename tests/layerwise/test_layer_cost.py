@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from lightly.models.parts import MoCoProjectionHead
+from lightly.models.modules import MoCoProjectionHead
 
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, build_encoder, layer_shares, paper_cost
 

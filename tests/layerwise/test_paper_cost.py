@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightly.models.parts import BYOLPredictionHead, MoCoProjectionHead, SimCLRProjectionHead
+from lightly.models.modules import BYOLPredictionHead, MoCoProjectionHead, SimCLRProjectionHead
 from torch import nn
 
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, build_encoder
