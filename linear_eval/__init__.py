@@ -13,12 +13,11 @@ from linear_eval.evaluate import (
 from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
 from linear_eval.knn import knn_predict
-from linear_eval.logistic_probe import LogisticProbe
 from linear_eval.measures import feature_std, linear_cka, rankme
 from linear_eval.metrics import ClassificationMetrics, Perplexity, classification_metrics
 from linear_eval.module import EvaluatedModule
 from linear_eval.probe import Probe
-from linear_eval.sgd_probe import SGDProbe
+from linear_eval.probes import LogisticProbe, SGDProbe
 from linear_eval.timm_encoder import TimmEncoder
 
 __all__ = [

@@ -182,12 +182,7 @@ def principal_components(x: Tensor, dimensions: int = 2) -> tuple[Tensor, Tensor
     Returns:
         Coordinates, float32 (N, dimensions), and the share of the variance along each direction, (dimensions,), which
         is 0 without variance.
-
-    Raises:
-        ValueError: ``x`` is empty, no matrix, or narrower than ``dimensions``.
     """
-    if x.ndim != 2 or len(x) == 0 or x.shape[1] < dimensions:
-        raise ValueError(f"features must be (N, D) with D of {dimensions} or more, got shape {tuple(x.shape)}")
     centred = x.double() - x.double().mean(dim=0)
     variance, directions = torch.linalg.eigh(centred.T @ centred)
     order = torch.arange(len(variance) - 1, len(variance) - 1 - dimensions, -1, device=x.device)

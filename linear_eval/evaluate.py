@@ -5,11 +5,10 @@ from typing import Literal, get_args
 
 from linear_eval.features import Features
 from linear_eval.knn import knn_predict
-from linear_eval.logistic_probe import LogisticProbe
 from linear_eval.measures import feature_std, rankme
 from linear_eval.metrics import ClassificationMetrics, classification_metrics
 from linear_eval.probe import Probe
-from linear_eval.sgd_probe import SGDProbe
+from linear_eval.probes import LogisticProbe, SGDProbe
 
 ProbeName = Literal["auto", "logistic", "sgd"]
 

@@ -47,10 +47,12 @@ def classification_metrics(target: Tensor, predicted: Tensor, num_classes: int) 
     Raises:
         ValueError: Shapes differ or are empty, or a class is out of range.
     """
-    _check("target", target, num_classes)
-    _check("predicted", predicted, num_classes)
-    if target.shape != predicted.shape:
-        raise ValueError(f"target and predicted must have one shape, got {len(target)} and {len(predicted)} images")
+    if target.ndim != 1 or len(target) == 0 or target.shape != predicted.shape:
+        raise ValueError(f"target and predicted must be (N,) with N >= 1, got {target.shape} and {predicted.shape}")
+    for name, classes in (("target", target), ("predicted", predicted)):
+        low, high = int(classes.min()), int(classes.max())
+        if low < 0 or high >= num_classes:
+            raise ValueError(f"{name} must be within 0..{num_classes - 1}, got {low}..{high}")
     true, guess = target.cpu().numpy(), predicted.cpu().numpy()
     confusion = confusion_matrix(true, guess, labels=range(num_classes))
     counts, right = confusion.sum(axis=1), confusion.diagonal()
@@ -66,14 +68,6 @@ def classification_metrics(target: Tensor, predicted: Tensor, num_classes: int) 
         per_class_accuracy=tuple(100.0 * float(r / n) if n else None for r, n in zip(right, counts, strict=True)),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
     )
-
-
-def _check(name: str, classes: Tensor, num_classes: int) -> None:
-    if classes.ndim != 1 or len(classes) == 0 or classes.is_floating_point():
-        raise ValueError(f"{name} must be integers (N,) with N >= 1, got {classes.dtype} {tuple(classes.shape)}")
-    low, high = int(classes.min()), int(classes.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"{name} must be within 0..{num_classes - 1}, got {low}..{high}")
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 SECONDS_A_DAY = 24 * 60 * 60
-POSITIVE = (
-    "memory_bytes",
-    "macs_per_second",
-    "down_bytes_per_second",
-    "up_bytes_per_second",
-    "upload_limit_bytes",
-    "macs_limit",
-)
-"""Fields that must be above zero."""
 
 
 @dataclass(frozen=True)
@@ -46,9 +37,10 @@ class DeviceProfile:
     macs_limit: float = math.inf
 
     def __post_init__(self) -> None:
-        for field in POSITIVE:
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} of device {self.name!r} must be above 0, got {getattr(self, field)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.default == math.inf and not value > 0:
+                raise ValueError(f"{field.name} of device {self.name!r} must be above 0, got {value}")
         if not all(0 <= p <= 1 for p in self._parts) or not any(self._parts):
             raise ValueError(
                 f"availability of device {self.name!r} must be a probability from 0 to 1, or a list of them that are "

@@ -139,9 +139,3 @@ def test_constant_features_lie_on_one_point() -> None:
     coordinates, shares = principal_components(torch.full((4, 3), 2.0))
     assert coordinates.tolist() == [[0.0, 0.0]] * 4
     assert shares.tolist() == [0.0, 0.0]
-
-
-@pytest.mark.parametrize("shape", [(3,), (0, 4), (3, 1)])
-def test_features_without_a_plane_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="D of 2 or more"):
-        principal_components(torch.zeros(shape))

@@ -81,6 +81,7 @@ class SampleSet(Dataset, ABC):
 
 
 DECODE_BLOCK = 8
+"""Images that a thread decodes in a row: handing them over one by one costs more."""
 
 
 class ImageSet(SampleSet):
@@ -109,16 +110,14 @@ class ImageSet(SampleSet):
             ValueError: Size or channels differ.
         """
         super().check_encoder(spec)
-        if self.image_size != spec.image_size:
-            raise ValueError(
-                f"{self.name} images have {self.image_size} pixels a side, the encoder expects "
-                f"{spec.image_size}: set --data.image_size {spec.image_size} or --model.encoder.image_size"
-            )
-        if self.channels != spec.in_channels:
-            raise ValueError(
-                f"{self.name} images have {self.channels} channels, the encoder expects "
-                f"{spec.in_channels}: set --data.channels {spec.in_channels} or --model.encoder.in_channels"
-            )
+        pairs = (("image_size", "image_size", "pixels a side"), ("channels", "in_channels", "channels"))
+        for here, there, unit in pairs:
+            own, wanted = getattr(self, here), getattr(spec, there)
+            if own != wanted:
+                raise ValueError(
+                    f"{self.name} images have {own} {unit}, the encoder expects {wanted}: "
+                    f"set --data.{here} {wanted} or --model.encoder.{there} {own}"
+                )
 
 
 class ArrayImages(ImageSet):
@@ -182,14 +181,11 @@ class FileImages(ImageSet):
     def _read(self, rows: Tensor) -> Tensor:
         images = torch.empty(len(rows), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
 
-        def decode(start: int) -> None:
-            for position in range(start, min(start + DECODE_BLOCK, len(rows))):
+        def decode(block: Tensor) -> None:
+            for position in block.tolist():
                 path = Path(os.fsdecode(self.paths[rows[position]]))
                 images[position] = read_image(path, self.image_size, self.channels)
 
-        if len(rows) <= DECODE_BLOCK:
-            decode(0)
-            return images
         with ThreadPoolExecutor() as pool:
-            list(pool.map(decode, range(0, len(rows), DECODE_BLOCK)))
+            list(pool.map(decode, torch.arange(len(rows)).split(DECODE_BLOCK)))
         return images
