@@ -15,7 +15,7 @@ class Features:
         y: Class labels, int64, (N,), each 0 or above, on the same device as ``x``.
 
     Raises:
-        ValueError: A shape, dtype or device is wrong, there are no images, labels are negative, or values are not
+        ValueError: A shape or dtype is wrong, there are no images, labels are negative, or values are not
             finite.
     """
 
@@ -28,15 +28,11 @@ class Features:
             raise ValueError(f"features must be non-empty float32 (N, D), got {x.dtype} {tuple(x.shape)}")
         if y.ndim != 1 or y.dtype != torch.int64 or len(y) != len(x):
             raise ValueError(f"labels must be int64 ({len(x)},), one per feature row, got {y.dtype} {tuple(y.shape)}")
-        if x.device != y.device:
-            raise ValueError(f"features and labels must share a device, got {x.device} and {y.device}")
         if negative := int((y < 0).sum()):
             raise ValueError(f"{negative} of {len(y)} labels are negative: evaluate on labelled images only")
         if not bool(torch.isfinite(x).all()):
             bad = int((~torch.isfinite(x)).any(dim=1).sum())
-            raise ValueError(
-                f"features must be finite: {bad} of {len(x)} rows hold NaN or inf; the encoder has diverged"
-            )
+            raise ValueError(f"{bad} of {len(x)} rows of features hold NaN or inf: the encoder has diverged")
 
     def __len__(self) -> int:
         return len(self.x)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from timm.models import load_checkpoint
 from torch import Tensor, nn
+from torchvision.transforms.v2.functional import normalize
 
 from linear_eval.evaluate import EvaluationSettings
 from linear_eval.finetune import FinetuneSettings
@@ -48,8 +48,7 @@ class TimmEncoder(EvaluatedModule):
         encoder = load_encoder(Path(folder))
         super().__init__(encoder, evaluation, finetuning, seed)
         config = encoder.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(config["mean"]).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config["std"]).view(1, -1, 1, 1), persistent=False)
+        self.mean, self.std = list(config["mean"]), list(config["std"])
         self.image_size = int(config["input_size"][-1])
         self.in_channels = int(config["input_size"][0])
 
@@ -69,8 +68,7 @@ class TimmEncoder(EvaluatedModule):
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return (images / 255 - mean) / std."""
-        mean, std = self.get_buffer("mean"), self.get_buffer("std")
-        return (images.float() / 255 - mean) / std
+        return normalize(images.float() / 255, self.mean, self.std)
 
 
 def load_encoder(folder: Path) -> Any:

@@ -46,8 +46,6 @@ class Partitioner(ABC):
         return parts
 
     def _check(self, labels: np.ndarray, num_clients: int) -> None:
-        if labels.ndim != 1 or len(labels) == 0:
-            raise ValueError(f"labels must have shape (N,) with N > 0, got {labels.shape}")
         check_at_least(1, num_clients=num_clients)
         if num_clients * self.min_size > len(labels):
             raise ValueError(

@@ -1,35 +1,17 @@
 """Random numbers behind one view: a fixed set per image, independent of the augmentations in use."""
 
+from collections import namedtuple
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-class UnitDraws(NamedTuple):
-    """Uniform numbers in [0, 1), one (B,) tensor per random decision of a view."""
-
-    crop_area: Tensor
-    crop_ratio: Tensor
-    crop_top: Tensor
-    crop_left: Tensor
-    flip: Tensor
-    vertical_flip: Tensor
-    rotation: Tensor
-    shear: Tensor
-    zoom: Tensor
-    shift_x: Tensor
-    shift_y: Tensor
-    jitter: Tensor
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor
-    grayscale: Tensor
-    blur: Tensor
-    blur_sigma: Tensor
-    solarize: Tensor
+UnitDraws = namedtuple(
+    "UnitDraws",
+    "crop_area crop_ratio crop_top crop_left flip vertical_flip rotation shear zoom shift_x shift_y jitter brightness "
+    "contrast saturation hue grayscale blur blur_sigma solarize",
+)
+"""Uniform numbers in [0, 1), one (B,) tensor per random decision of a view."""
 
 
 def draw_units(count: int, generator: torch.Generator) -> UnitDraws:

@@ -21,7 +21,6 @@ def test_features_report_their_size_and_select_rows() -> None:
         (torch.zeros(0, 2), torch.zeros(0, dtype=torch.long), "non-empty"),
         (torch.zeros(3, 2), torch.zeros(2, dtype=torch.long), r"int64 \(3,\)"),
         (torch.zeros(3, 2), torch.zeros(3), "float32"),
-        (torch.zeros(3, 2), torch.zeros(3, dtype=torch.long, device="meta"), "share a device"),
         (torch.zeros(3, 2), torch.tensor([0, -1, -1]), "2 of 3 labels are negative"),
         (torch.tensor([[1.0, float("nan")]]), torch.tensor([0]), "1 of 1 rows"),
     ],

@@ -6,34 +6,19 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.metrics.pairwise import cosine_similarity
-
-if TYPE_CHECKING:
-    import networkx as nx
 
 ROUNDING = 1e-9
 """Tolerance between similarities that would be equal without rounding."""
 
 
-def similarity_graph(clients: Sequence[int], similarities: np.ndarray) -> nx.Graph:
-    """Graph of clients whose edges weigh ``max(0, cosine)``; edges lighter than the mean over all pairs are left out.
-
-    Edges as heavy as the mean stay, so that clients which are all alike stay together.
-    """
-    import networkx as nx  # takes a third of a second
-
-    weights = np.triu(np.maximum(similarities, 0.0), k=1)
-    pairs = weights[np.triu_indices(len(clients), k=1)]
-    threshold = max(pairs.mean() - ROUNDING, ROUNDING) if len(pairs) else 0.0
-    graph = nx.from_numpy_array(np.where(weights >= threshold, weights, 0.0))
-    return nx.relabel_nodes(graph, dict(enumerate(clients)))
-
-
 def find_communities(clients: Sequence[int], updates: np.ndarray, seed: int) -> list[list[int]]:
     """Communities by Louvain's method (Blondel et al. 2008, arXiv 0803.0476) on the similarity graph.
+
+    Edges weigh ``max(0, cosine)``; those lighter than the mean over all pairs are left out. Edges as heavy as the mean
+    stay, so that clients which are all alike stay together.
 
     Args:
         clients: Client ids in ascending order, N of them.
@@ -43,13 +28,17 @@ def find_communities(clients: Sequence[int], updates: np.ndarray, seed: int) -> 
     Returns:
         Each community's ids ascending, the community of the smallest id first.
     """
-    import networkx as nx
+    import networkx as nx  # takes a third of a second
 
     # scikit-learn takes rows below 1e-15 for zeros: the largest entry of each becomes 1 first
     vectors = np.asarray(updates, dtype=np.float64)
     largest = np.abs(vectors).max(axis=1, keepdims=True)
-    graph = similarity_graph(clients, cosine_similarity(vectors / np.where(largest > 0, largest, 1.0)))
-    return sorted(sorted(community) for community in nx.community.louvain_communities(graph, seed=seed))
+    cosines = cosine_similarity(vectors / np.where(largest > 0, largest, 1.0))
+    weights = np.triu(np.maximum(cosines, 0.0), k=1)
+    mean = weights.sum() / max(1, math.comb(len(clients), 2))
+    graph = nx.from_numpy_array(np.where(weights >= max(mean - ROUNDING, ROUNDING), weights, 0.0))
+    communities = nx.community.louvain_communities(nx.relabel_nodes(graph, dict(enumerate(clients))), seed=seed)
+    return sorted(sorted(community) for community in communities)
 
 
 def proportional_split(size: int, weights: Sequence[float], capacities: Sequence[int], offset: float) -> list[int]:

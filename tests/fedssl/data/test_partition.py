@@ -129,10 +129,8 @@ def test_input_errors() -> None:
         divide(IID(), np.zeros(10), 11)
     with pytest.raises(ValueError, match=r"need 12 images, but there are 10"):
         divide(Dirichlet(0.5, min_size=4), np.zeros(10), 3)
-    with pytest.raises(ValueError, match="N > 0"):
+    with pytest.raises(ValueError, match="there are 0"):
         divide(IID(), np.zeros(0), 1)
-    with pytest.raises(ValueError, match="shape"):
-        divide(IID(), np.zeros((10, 1)), 1)
     with pytest.raises(ValueError, match="num_clients must be at least 1, got 0"):
         divide(IID(), np.zeros(10), 0)
 

@@ -6,7 +6,6 @@ import pytest
 from fedssl.server.selection.communities import (
     find_communities,
     proportional_split,
-    similarity_graph,
 )
 
 
@@ -23,18 +22,6 @@ def planted(rng: np.random.Generator, groups: list[list[int]], noise: float = 0.
 def test_the_length_of_updates_does_not_matter(scale) -> None:
     updates = np.array([[1.0, 2.0], [2.0, 1.0], [-1.0, 1.0], [0.0, 0.0]], dtype=np.float32)
     assert find_communities([0, 1, 2, 3], updates * np.float32(scale), 0) == [[0, 1, 2], [3]]
-
-
-def test_edges_are_those_of_at_least_the_mean_weight() -> None:
-    cosines = np.array([[1.0, 0.9, -0.5], [0.9, 1.0, 0.3], [-0.5, 0.3, 1.0]])
-    graph = similarity_graph([3, 5, 8], cosines)
-    assert sorted(graph.nodes) == [3, 5, 8]
-    assert list(graph.edges(data="weight")) == [(3, 5, 0.9)]
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0])
-def test_dissimilar_clients_have_no_edges(value) -> None:
-    assert not similarity_graph([0, 1], np.array([[1.0, value], [value, 1.0]])).edges
 
 
 @pytest.mark.parametrize("seed", range(5))
