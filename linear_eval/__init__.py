@@ -4,19 +4,13 @@ The package is independent of the encoder's training. Accuracies are in percent,
 """
 
 from linear_eval.details import EncoderDetails, EvaluationDetails
-from linear_eval.evaluate import (
-    EvaluationReport,
-    EvaluationSettings,
-    evaluate_features,
-    knn_report,
-)
+from linear_eval.evaluate import EvaluationReport, EvaluationSettings, evaluate_features
 from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
 from linear_eval.knn import knn_predict
 from linear_eval.measures import feature_std, linear_cka, rankme
 from linear_eval.metrics import ClassificationMetrics, Perplexity, classification_metrics
 from linear_eval.module import EvaluatedModule
-from linear_eval.probe import Probe
 from linear_eval.probes import LogisticProbe, SGDProbe
 from linear_eval.timm_encoder import TimmEncoder
 
@@ -31,7 +25,6 @@ __all__ = [
     "FinetuneSettings",
     "LogisticProbe",
     "Perplexity",
-    "Probe",
     "SGDProbe",
     "TimmEncoder",
     "classification_metrics",
@@ -39,7 +32,6 @@ __all__ = [
     "feature_std",
     "finetune",
     "knn_predict",
-    "knn_report",
     "linear_cka",
     "rankme",
 ]

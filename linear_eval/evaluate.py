@@ -141,9 +141,8 @@ def knn_report(bank: Features, query: Features, num_classes: int, settings: Eval
 def choose_probe(settings: EvaluationSettings, train_images: int) -> Probe:
     """Return the probe that the settings name; "auto" decides by the number of training images."""
     small = train_images <= LOGISTIC_MAX_IMAGES
-    if settings.probe == "logistic" or (settings.probe == "auto" and small):
-        return LogisticProbe(seed=settings.probe_seed)
-    return SGDProbe(seed=settings.probe_seed)
+    logistic = settings.probe == "logistic" or (settings.probe == "auto" and small)
+    return (LogisticProbe if logistic else SGDProbe)(seed=settings.probe_seed)
 
 
 def _knn_metrics(

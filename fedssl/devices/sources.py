@@ -132,16 +132,12 @@ class RandomDevices(DeviceSource):
         drawn: dict[str, Any] = {}
         for (field, limits), position in zip(self._ranges.items(), rng.random(len(self._ranges)), strict=True):
             if limits:
-                drawn[field] = _between(limits, position, self._log and field != "availability")
+                low, high = limits
+                log = self._log and field != "availability"
+                drawn[field] = float(low * (high / low) ** position if log else low + (high - low) * position)
         if "memory_bytes" in drawn:
             drawn["memory_bytes"] = int(drawn["memory_bytes"])
         return DeviceProfile(name, **drawn)
-
-
-def _between(limits: Range, position: float, log: bool) -> float:
-    """Return the value at a position in [0, 1) of the range."""
-    low, high = limits
-    return float(low * (high / low) ** position if log else low + (high - low) * position)
 
 
 def _range(name: str, limits: list[Any] | None, parse: Callable[[Any], float]) -> Range | None:

@@ -12,7 +12,6 @@ from ssl_methods.augment import color
 from ssl_methods.augment.draws import UnitDraws, apply_where_, between, draw_units
 from ssl_methods.augment.geometry import affine_matrices, crop_boxes, crop_matrices, flip_matrices, resample
 
-PADDINGS = ("zeros", "border")
 LARGEST = {
     **dict.fromkeys(("flip", "vertical_flip", "jitter_probability", "grayscale", "shift"), 1.0),
     **dict.fromkeys(("brightness", "contrast", "saturation", "noise"), math.inf),
@@ -130,8 +129,6 @@ class TwoViews(Normalization):
     noise: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.padding not in PADDINGS:
-            raise ValueError(f"padding must be one of {PADDINGS}, got {self.padding!r}")
         for name, most in LARGEST.items():
             check_bounded(name, getattr(self, name), most)
         for name in ("blur", "solarize"):

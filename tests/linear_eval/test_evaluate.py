@@ -11,10 +11,9 @@ from linear_eval import (
     SGDProbe,
     evaluate_features,
     feature_std,
-    knn_report,
     rankme,
 )
-from linear_eval.evaluate import LOGISTIC_MAX_IMAGES, choose_probe
+from linear_eval.evaluate import LOGISTIC_MAX_IMAGES, choose_probe, knn_report
 
 SETTINGS = EvaluationSettings()
 
