@@ -175,9 +175,8 @@ class EvaluatedModule(LightningModule):
             return None
         _, query = self._collected.features("encoder")
         predicted = torch.cat(self._collected.predicted)
-        num_classes = max(
-            self._data.num_classes, int(predicted.max()) + 1
-        )  # it may know classes that these images lack
+        # the classifier may know classes that these images lack
+        num_classes = max(self._data.num_classes, int(predicted.max()) + 1)
         metrics = classification_metrics(query.y, predicted, num_classes)
         self.log(f"{group}/classifier_top1", metrics.accuracy)
         return metrics

@@ -35,7 +35,8 @@ class Arrays:
 class Files:
     """Image files of any size: one path and one label (-1 for none) an image.
 
-    ``image_size`` is the natural size in pixels where all files have the same, otherwise None.
+    ``image_size`` is the natural size in pixels where all files have the same, otherwise None. They are decoded to
+    ``channels`` colours, unless the user wants grey.
     """
 
     paths: Sequence[Path]
@@ -75,7 +76,7 @@ class Loader:
         try:
             return self.read(root, split)
         except FileNotFoundError as absent:
-            missing, reason = absent.filename, " (download=False)" if self.download else ""
+            missing, reason = absent.filename or absent, " (download=False)" if self.download else ""
         if self.download and download:
             print(f"downloading {self.title} to {root}", file=sys.stderr)
             try:
