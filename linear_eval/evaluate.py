@@ -77,13 +77,12 @@ class EvaluationReport:
 
     def as_dict(self) -> dict[str, float | int | str]:
         """Return one flat level, ready for JSON; per-class figures stay in ``knn`` and ``linear``."""
-        linear = self.linear
         return {
             "knn_top1": self.knn.accuracy,
             "knn_mean_per_class": self.knn.mean_per_class_accuracy,
-            "linear_top1": linear.accuracy,
-            "linear_mean_per_class": linear.mean_per_class_accuracy,
-            **{f"linear_{name}": getattr(linear, name) for name in ("precision", "recall", "f1")},
+            "linear_top1": self.linear.accuracy,
+            "linear_mean_per_class": self.linear.mean_per_class_accuracy,
+            **{f"linear_{name}": getattr(self.linear, name) for name in ("precision", "recall", "f1")},
             **{name: value for name, value in vars(self).items() if name not in ("knn", "linear")},
         }
 

@@ -70,9 +70,8 @@ class FederatedText(ClientData):
         """Load, cut and divide the text."""
         if "eval_test" not in vars(self):
             text = speeches(load_text(self.dataset, self.root, self.download))
-            self.pool, self.validation, self.eval_test = TextSet(self.dataset, text, self.context).tails(
-                *self.fractions
-            )
+            splits = TextSet(self.dataset, text, self.context).tails(*self.fractions)
+            self.pool, self.validation, self.eval_test = splits
         if stage == "fit" and "federation" not in vars(self):
             rng = numpy_generator(self.seed, "partition")
             parts = self.partition(self.pool.labels.numpy(), self.num_clients, rng)

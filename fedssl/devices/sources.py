@@ -124,9 +124,8 @@ class RandomDevices(DeviceSource):
 
     def profiles(self, num_clients: int, seed: int) -> list[DeviceProfile]:
         """Draw the clients' devices; each is independent of the number of clients."""
-        return [
-            self._draw(f"device {client}", numpy_generator(seed, "device", client)) for client in range(num_clients)
-        ]
+        generators = (numpy_generator(seed, "device", client) for client in range(num_clients))
+        return [self._draw(f"device {client}", rng) for client, rng in enumerate(generators)]
 
     def _draw(self, name: str, rng: np.random.Generator) -> DeviceProfile:
         drawn: dict[str, Any] = {}

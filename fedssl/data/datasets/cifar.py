@@ -94,9 +94,7 @@ def unpack(archive: Path, folder: Path) -> None:
             Path(inside, folder.name).rename(folder)
     except Exception as error:  # a damaged archive raises nearly any type
         if not folder.is_dir():  # otherwise another process was first
-            raise ValueError(
-                f"{archive} cannot be unpacked, is it complete and its folder writable? {error}"
-            ) from error
+            raise ValueError(f"{archive} cannot be unpacked, is it whole and its folder writable? {error}") from error
 
 
 def _loader(dataset: type[tv.CIFAR10], labels_key: str) -> Loader:

@@ -100,12 +100,10 @@ class FedHybridSelector(LossSelector):
         pool = np.argsort(-utilities, kind="stable")[: WINDOW * slots]
         return [new[pool[position]] for position in draw_by_weight(utilities[pool], slots, rng)]
 
-    def _device_utilities(self, candidates: Sequence[Candidate]) -> np.ndarray:
-        """Memory utility times compute utility of each candidate, (N,)."""
-        full = self.full_memory
-        return np.array(
-            [memory_utility(c.memory_bytes, full) * compute_utility(c.num_images, c.seconds) for c in candidates]
-        )
+    def _device_utilities(self, clients: Sequence[Candidate]) -> np.ndarray:
+        """Memory utility times compute utility of each client, (N,)."""
+        memory = np.array([memory_utility(client.memory_bytes, self.full_memory) for client in clients])
+        return memory * np.array([compute_utility(client.num_images, client.seconds) for client in clients])
 
 
 def memory_utility(available: float, full: float) -> float:
