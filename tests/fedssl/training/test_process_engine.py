@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 import torch
+from compare_states import assert_same
 from pytorch_lightning import Trainer
-from same import assert_same
 
 from fedssl.client.local_update import ClientState
 from fedssl.protocol.messages import Failure, Result
