@@ -37,11 +37,7 @@ class Forecast:
     """
 
     def __init__(
-        self,
-        predictor: StepPredictor,
-        epochs: int,
-        batch_size: int,
-        memory: Callable[[Stage, int], int] | None = None,
+        self, predictor: StepPredictor, epochs: int, batch_size: int, memory: Callable[[Stage, int], int] | None = None
     ) -> None:
         self.predictor = predictor
         self._epochs = epochs
