@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -51,11 +50,9 @@ class StepMeter:
         self._hooks.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
-        self._flops.__exit__(kind, error, trace)
+    def __exit__(self, *exception: Any) -> None:
+        self._hooks.__exit__(*exception)
+        self._flops.__exit__(*exception)
 
     def cost(self) -> StepCost:
         """Return the cost counted so far."""

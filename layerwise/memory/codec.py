@@ -134,7 +134,12 @@ def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generato
     classes = _classes(spread, layout, bits)
     levels = _levels(classes, spread)
     step = (spread / levels * (1 + OUTWARDS)).to(METADATA)
-    codes = [_encode(values, chunk, low, step, levels, classes, generator) for chunk, values in grouped]
+    codes = []
+    for chunk, values in grouped:
+        scaled = _scale(values, _spread(low, chunk), _spread(step, chunk), generator)
+        whole = torch.minimum(scaled, levels[:, None]).to(torch.uint8).flatten(0, 1)
+        parts = [(whole if channels is None else whole.index_select(1, channels), width) for width, channels in classes]
+        codes.append([pack_bits(part.flatten(), width) for part, width in parts])
     return Packed(layout, block.dtype, codes, classes, low, step)
 
 
@@ -156,24 +161,11 @@ def _levels(classes: Classes, spread: Tensor) -> Tensor:
     return levels
 
 
-def _encode(
-    values: Tensor,
-    chunk: Chunk,
-    low: Tensor,
-    step: Tensor,
-    levels: Tensor,
-    classes: Classes,
-    generator: torch.Generator,
-) -> list[Tensor]:
-    low, step = _spread(low, chunk), _spread(step, chunk)
+def _scale(values: Tensor, low: Tensor, step: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the values in steps above the minimum of their group, plus uniform noise: codes before they are cut."""
     # A group of zeros has step 0: its codes are all 0, and it is restored from ``low`` alone.
     scaled = (values - low).div_(torch.where(step > 0, step, 1))
-    scaled += _uniform(values, generator)
-    codes = torch.minimum(scaled, levels[:, None]).to(torch.uint8).flatten(0, 1)
-    return [
-        pack_bits((codes if channels is None else codes.index_select(1, channels)).flatten(), bits)
-        for bits, channels in classes
-    ]
+    return scaled.add_(_uniform(values, generator))
 
 
 def _uniform(values: Tensor, generator: torch.Generator) -> Tensor:
