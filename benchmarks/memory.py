@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from benchmarks.record import write_record
+from fedssl.client.local_step import LocalStep
 from fedssl.costs.fake_step import FakeStep
 from fedssl.protocol.parts import PartitionedModel, build_model
 from fedssl.utils.files import write_atomically
@@ -104,7 +105,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
     spec, batch = CASES[name], arguments.batch
     model = build_model(spec, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0)
     model.attach(EndToEnd().stages(len(model.encoder.blocks), 1)[0])
-    fake = FakeStep(model.method, spec)
+    fake = FakeStep(model.method, spec, LocalStep())
 
     def activations(actions: Actions) -> PlanOutcome:
         """A budget of this benchmark is one of the activations, not of the whole step."""

@@ -1,4 +1,4 @@
-"""Forecast of what a round of a stage asks of a client."""
+"""Forecast of a client's needs in a round of a stage."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Need:
     """Needs of one client in one round.
 
     Args:
-        peak_memory_bytes: Of a local step at its largest batch; with a memory budget what its device must have.
-        macs: Of local training, without filling a bank.
-        active_bytes: Of the trained layers and heads, which travel both ways.
+        peak_memory_bytes: Peak of a local step at its largest batch; with a memory budget what a device must have.
+        macs: Multiply-accumulates of local training, without filling a bank.
+        active_bytes: Bytes of the trained layers and heads, which travel both ways.
     """
 
     peak_memory_bytes: int
@@ -27,10 +27,10 @@ class Need:
 
 
 class Forecast:
-    """Predicts what a client with some number of images needs at a stage.
+    """Forecast of the needs of a client with some number of images at a stage.
 
     Args:
-        predictor: Predicts local steps; its model is attached to the stages asked for, its weights are not changed.
+        predictor: Predictor of local steps; its model is attached to the stages asked for and keeps its weights.
         epochs: Local epochs a round.
         batch_size: Images a step.
         memory: Bytes that a device must have for a stage and batch size; ``None``: the step's predicted peak.
@@ -73,16 +73,16 @@ class Forecast:
 
 
 def batches_of_epoch(images: int, batch_size: int) -> Counter[int]:
-    """Local steps of one epoch by batch size; a batch of one image gives no step."""
+    """Count the local steps of one epoch by batch size; a batch of one image gives no step."""
     full, rest = divmod(images, batch_size)
     return Counter({batch_size: full} if full else {}) + Counter({rest: 1} if rest > 1 else {})
 
 
 def step_sizes(images: Iterable[int], batch_size: int) -> list[int]:
-    """Images in the local steps of clients, each number once, the largest first."""
+    """Return the images in the local steps of clients, each number once, the largest first."""
     return sorted({size for number in images for size in batches_of_epoch(number, batch_size)}, reverse=True)
 
 
 def largest_batch(images: Iterable[int], batch_size: int) -> int:
-    """Images of the largest local step of any client."""
+    """Return the images of the largest local step of any client."""
     return max(step_sizes(images, batch_size), default=2)
