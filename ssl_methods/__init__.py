@@ -9,9 +9,8 @@ from ssl_methods.method import Foundation, Inputs, Method, OptimizerFactory, Ste
 from ssl_methods.moco_v3 import MoCoV3
 from ssl_methods.setting_checks import check_at_least, check_optimizer
 from ssl_methods.simclr import SimCLR
-from ssl_methods.ssl_method import SSLMethod, Views
+from ssl_methods.ssl_method import SSLMethod, TargetNetwork, Views
 from ssl_methods.supervised import Supervised
-from ssl_methods.target_network import TargetNetwork
 
 __all__ = [
     "BYOL",

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_methods.setting_checks import check_at_least
-
 TEMPERATURES = (1e-3, 1e3)
 """Allowed temperatures: below, a softmax of cosines is a maximum; above, it is uniform."""
 
@@ -50,24 +48,3 @@ def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
     itself = torch.eye(2 * count, dtype=torch.bool, device=views.device)
     partner = torch.arange(2 * count, device=views.device).roll(count)
     return F.cross_entropy(logits.masked_fill(itself, float("-inf")), partner)
-
-
-def check_temperature(temperature: float) -> float:
-    """Return the temperature if it lies within ``TEMPERATURES``.
-
-    Raises:
-        ValueError: The temperature lies outside.
-    """
-    check_at_least(*TEMPERATURES, temperature=temperature)
-    return temperature
-
-
-def check_momentum(momentum: float) -> float:
-    """Return the momentum of a target branch if it lies in 0..1.
-
-    Raises:
-        ValueError: The momentum lies outside.
-    """
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
-    return momentum

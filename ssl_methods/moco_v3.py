@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightly.models.modules import MoCoProjectionHead
 from torch import nn
 
-from ssl_methods.losses import check_temperature, info_nce
+from ssl_methods.losses import TEMPERATURES, info_nce
 from ssl_methods.method import Foundation, StepOutput
 from ssl_methods.setting_checks import check_at_least
 from ssl_methods.ssl_method import MomentumMethod, Views
@@ -38,11 +38,12 @@ class MoCoV3(MomentumMethod):
         predictor_layers: int = 2,
     ) -> None:
         super().__init__(foundation, momentum)
+        check_at_least(*TEMPERATURES, temperature=temperature)
         check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         check_at_least(2, projector_layers=projector_layers, predictor_layers=predictor_layers)
         self.projector = MoCoProjectionHead(self.feature_dim, hidden_dim, output_dim, projector_layers, True)
         self.predictor = MoCoProjectionHead(output_dim, hidden_dim, output_dim, predictor_layers, True)
-        self.temperature = check_temperature(temperature)
+        self.temperature = temperature
 
     def heads(self) -> dict[str, nn.Module]:
         """Return projector and predictor."""

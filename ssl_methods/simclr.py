@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightly.models.modules import SimCLRProjectionHead
 from torch import nn
 
-from ssl_methods.losses import check_temperature, nt_xent
+from ssl_methods.losses import TEMPERATURES, nt_xent
 from ssl_methods.method import Foundation, StepOutput
 from ssl_methods.setting_checks import check_at_least
 from ssl_methods.ssl_method import SSLMethod, Views
@@ -34,10 +34,11 @@ class SimCLR(SSLMethod):
         projector_layers: int = 3,
     ) -> None:
         super().__init__(foundation)
+        check_at_least(*TEMPERATURES, temperature=temperature)
         check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         check_at_least(2, projector_layers=projector_layers)
         self.projector = SimCLRProjectionHead(self.feature_dim, hidden_dim, output_dim, projector_layers)
-        self.temperature = check_temperature(temperature)
+        self.temperature = temperature
 
     def heads(self) -> dict[str, nn.Module]:
         """Return the projector."""

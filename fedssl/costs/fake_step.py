@@ -211,7 +211,7 @@ class _Levels(LiveBytes):
 
 def _fake(mode: FakeTensorMode, method: Method, step: LocalStep) -> tuple[Method, LocalStep]:
     """Copy a method and the local step attached to it into tensors with shapes but without data."""
-    # A generator cannot be copied among fake tensors. The global one stands in for the method's: the memo hands it through as it is.
+    # A generator cannot be copied among fake tensors: the global one stands in, which the memo hands through as it is.
     generator, method.generator = method.generator, torch.default_generator
     memo = {id(torch.default_generator): torch.default_generator}
     try:

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_methods.augment.draws import between
+
+def between(unit: Tensor, low: float, high: float) -> Tensor:
+    """Map uniform numbers in [0, 1) to uniform numbers in [low, high)."""
+    return low + (high - low) * unit
 
 
 def crop_boxes(
