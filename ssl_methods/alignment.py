@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_methods.losses import TEMPERATURES, info_nce
 from ssl_methods.method import Inputs, Method, StepOutput
-from ssl_methods.setting_checks import check_at_least
+from ssl_methods.moco_v3 import info_nce
+from ssl_methods.setting_checks import TEMPERATURES, check_at_least
 from ssl_methods.ssl_method import SSLMethod, TargetNetwork, Views, tensors_of
 
 AlignmentState = list[Tensor]

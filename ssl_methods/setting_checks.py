@@ -16,6 +16,9 @@ LARGEST_LR = 1e3
 """A step of a thousand times the gradient is a mistake in the exponent."""
 
 
+TEMPERATURES = (1e-3, 1e3)
+"""Allowed temperatures: below, a softmax of cosines is a maximum; above, it is uniform."""
+
 LARGEST = 2**53
 """Whole numbers above are not exact everywhere, and soon too large for tensors."""
 

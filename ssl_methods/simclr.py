@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from lightly.models.modules import SimCLRProjectionHead
-from torch import nn
+from torch import Tensor, nn
 
-from ssl_methods.losses import TEMPERATURES, nt_xent
 from ssl_methods.method import Foundation, StepOutput
-from ssl_methods.setting_checks import check_at_least
+from ssl_methods.setting_checks import TEMPERATURES, check_at_least
 from ssl_methods.ssl_method import SSLMethod, Views
 
 
@@ -48,3 +49,25 @@ class SimCLR(SSLMethod):
         """Compute NT-Xent between the projections of both views."""
         first, second = (self.projector(self.backbone(view)) for view in hidden)
         return StepOutput(nt_xent(first, second, self.temperature), (first, second))
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """Compute NT-Xent: each of the 2B views must recognise the other view of its image among all others of the batch.
+
+    The same mathematics as lightly's ``NTXentLoss`` without a memory bank (SimCLR, arXiv 2002.05709, equation 1), but
+    without boolean indexing: its shapes do not depend on data, so that its cost can be planned without data.
+
+    Args:
+        first: Embeddings (B, D) of one view of each image.
+        second: Embeddings (B, D) of the other view.
+        temperature: Divides the cosine similarities.
+
+    Returns:
+        Mean loss over the 2B views, a scalar.
+    """
+    count = len(first)
+    views = F.normalize(torch.cat([first, second]), dim=1)
+    logits = views @ views.T / temperature
+    itself = torch.eye(2 * count, dtype=torch.bool, device=views.device)
+    partner = torch.arange(2 * count, device=views.device).roll(count)
+    return F.cross_entropy(logits.masked_fill(itself, float("-inf")), partner)

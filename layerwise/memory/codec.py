@@ -102,7 +102,7 @@ class Packed:
         """Return the block as floats, flat (N,)."""
         block = torch.empty(self.layout.numel, dtype=self.dtype, device=self.low.device)
         rows = block.view(self.layout.outer, self.layout.channels, self.layout.inner)
-        for chunk, codes in zip(self.layout.chunks(), self.codes, strict=True):
+        for chunk, codes in zip(self.layout.chunks, self.codes, strict=True):
             levels = _merge(codes, self.classes, chunk, self.layout)
             step, low = _spread(self.step, chunk), _spread(self.low, chunk)
             rows[chunk.rows] = (levels.view(chunk.grouped(self.layout)) * step).add_(low).flatten(0, 1)
@@ -124,7 +124,7 @@ def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generato
         generator: Source of the rounding's random numbers, on the block's device.
     """
     rows = block.view(layout.outer, layout.channels, layout.inner)
-    grouped = [(chunk, rows[chunk.rows].view(chunk.grouped(layout))) for chunk in layout.chunks()]
+    grouped = [(chunk, rows[chunk.rows].view(chunk.grouped(layout))) for chunk in layout.chunks]
     low = torch.cat([values.amin((1, 3)) for _, values in grouped]).float()
     high = torch.cat([values.amax((1, 3)) for _, values in grouped]).float()
     # The group's range must enclose its values after rounding to bfloat16: a value below ``low`` would give a negative

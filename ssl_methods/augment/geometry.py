@@ -68,12 +68,8 @@ def crop_matrices(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 def flip_matrices(horizontal: Tensor, vertical: Tensor) -> Tensor:
     """Return matrices (B, 3, 3) that mirror left-right and top-bottom where the masks (B,) are set."""
-    signs = [
-        1.0 - 2.0 * horizontal.float(),
-        1.0 - 2.0 * vertical.float(),
-        torch.ones_like(horizontal, dtype=torch.float32),
-    ]
-    return torch.diag_embed(torch.stack(signs, dim=1))
+    flipped = torch.stack([horizontal, vertical, torch.zeros_like(horizontal)], dim=1)
+    return torch.diag_embed(1.0 - 2.0 * flipped.float())
 
 
 def affine_matrices(
