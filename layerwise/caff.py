@@ -100,7 +100,7 @@ class LoRA(EndToEnd):
     def variants(self, num_blocks: int, rounds: int) -> list[list[Stage]]:
         """Return one list of stages for each rank."""
         (whole,) = super().stages(num_blocks, rounds)
-        # The stem lies below frozen blocks: training it would need a backward pass through all of them.
+        # Beside the adapters only the final norm and the heads are trained.
         return [[replace(whole, trains_stem=False, adapters=number)] for number in range(1, len(self._ranks) + 1)]
 
 

@@ -60,6 +60,7 @@ class StepMeter:
         return StepCost(self._flops.get_total_flops() // 2, self._saved.peak)
 
     def _pack(self, tensor: Tensor) -> Tensor:
+        # Autograd keeps weights for backward too, but those exist anyway.
         if tensor.untyped_storage()._cdata not in self._state:
             self._saved.follow(tensor)
         return tensor
@@ -130,6 +131,7 @@ class LiveBytes(TorchDispatchMode):
         self._sizes[key] = storage.nbytes()
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
+        # The address may be given to another storage as soon as this one is gone.
         weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:

@@ -122,6 +122,7 @@ class BlockPerturbation:
         if len(weights) != self._size:
             raise ValueError(f"the block has {len(weights)} weights, the stage began with {self._size}")
         _check_finite(weights)
+        # One vector more than updates: each update lies between two of them.
         self._vectors = [*self._vectors, weights[self._indices]][-self.window - 1 :]
         if len(self._vectors) <= self.window:
             return PaceReading(None, None, None, 0, False)

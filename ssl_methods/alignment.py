@@ -100,6 +100,7 @@ class MoonAlignment(Alignment):
         return super().copies() + (tensors_of(self._previous.copy) if self._previous else [])
 
     def remember(self, method: SSLMethod) -> AlignmentState:
+        # On the CPU: a run keeps as many of these as it has clients.
         return [tensor.detach().cpu().clone() for tensor in tensors_of(method.online())]
 
     def loss(self, hidden: Tensor, local: Tensor) -> Tensor:

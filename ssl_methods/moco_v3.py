@@ -20,8 +20,8 @@ class MoCoV3(MomentumMethod):
 
     Args:
         foundation: Backbone, augmentation and optimizer.
-        temperature: Of InfoNCE.
-        momentum: Of the target branch.
+        temperature: Temperature of InfoNCE.
+        momentum: Momentum of the target branch.
         hidden_dim: Width of the hidden layers of both heads.
         output_dim: Width of projections and predictions.
         projector_layers: Linear layers of the projector.

@@ -37,6 +37,7 @@ def check_at_least(least: float, most: float = LARGEST, **settings: Any) -> None
     for name, value in settings.items():
         number = isinstance(value, int | float)
         if not number or not least <= value <= most:
+            # The upper bound is far away, and named only to those who exceed it.
             only_low = most == LARGEST and not (number and value > most)
             allowed = f"at least {least:g}" if only_low else f"from {least:g} to {most:g}"
             raise ValueError(f"{name} must be {allowed}, got {value}")

@@ -20,7 +20,7 @@ class SimCLR(SSLMethod):
 
     Args:
         foundation: Backbone, augmentation and optimizer.
-        temperature: Of NT-Xent.
+        temperature: Temperature of NT-Xent.
         hidden_dim: Width of the projector's hidden layers.
         output_dim: Width of the projections.
         projector_layers: Linear layers of the projector.

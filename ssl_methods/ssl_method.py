@@ -10,6 +10,7 @@ from lightly.models.utils import update_momentum
 from torch import Tensor, nn
 
 from ssl_methods.method import Foundation, Inputs, Method, StepOutput
+from ssl_methods.setting_checks import check_bounded
 
 Views = Inputs
 """Views of a batch of images, each (B, ...), ``num_views`` in all."""
@@ -91,14 +92,14 @@ class MomentumMethod(SSLMethod):
     views_in_paper = 1
 
     def __init__(self, foundation: Foundation, momentum: float) -> None:
-        if not 0 <= momentum <= 1:
-            raise ValueError(f"momentum must be between 0 and 1, got {momentum}")
+        check_bounded("momentum", momentum)
         super().__init__(foundation)
         self.momentum = momentum
         self.target: TargetNetwork | None = None
 
     def attach(self, prefix: nn.Module, backbone: nn.Module) -> None:
         """Train another active part; the target is built anew and holds that part only."""
+        # Forgotten first: attaching starts a client, and that builds a target of the new part.
         self.target = None
         super().attach(prefix, backbone)
 

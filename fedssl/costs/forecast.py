@@ -68,6 +68,7 @@ class Forecast:
         steps, model = batches_of_epoch(num_images, self._batch_size), self.predictor.model
         macs = self._epochs * sum(count * self.predictor(stage, size).macs for size, count in steps.items())
         active = num_bytes(model.read(model.trained_names(stage)))
+        # A client without steps is priced at the smallest batch that can be contrasted.
         peak = self._memory(stage, max(steps, default=2)) + self.predictor.bank_bytes(stage, num_images)
         return Need(peak, macs, active)
 

@@ -111,6 +111,7 @@ class Availability:
         return LEVEL ** math.floor(math.log(predicted, LEVEL)) if predicted >= 1 else 0.0
 
     def _read_until(self, round_: int) -> list[int]:
+        # A trace is read as far back as the window in every round, so that a resumed run has the same budgets.
         if self._trace:
             return [self._trace[each % len(self._trace)] for each in range(max(0, round_ - WINDOW + 1), round_ + 1)]
         if round_ not in self._readings:

@@ -75,6 +75,7 @@ class ActivationPlanner:
         search = self._search(form, batch_size)
         if self._bits:
             return search.evenly(self._bits)
+        # The last batch of an epoch is smaller: the largest one's actions serve it too, if they suffice.
         if batch_size < self._largest:
             try:
                 plan = search.priced(self._planned(form, self._largest, budget).actions)

@@ -51,6 +51,7 @@ class MemoryBudget:
         if budget is None:
             return cls()
         if isinstance(budget, str) and budget in BITS:
+            # No step fits into 0 bytes, so each gets a plan, and the bits say which.
             return cls(0, bits=BITS[budget])
         if budget == DEVICE:
             if not devices:

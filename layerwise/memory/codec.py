@@ -70,6 +70,7 @@ class StoredTensor:
         return self._note(block)
 
     def _work(self, like: Tensor) -> None:
+        # Freed at once: like the temporary tensors of the codec it only raises the peak.
         torch.empty(CODEC_BYTES * min(CHUNK, self._layout.numel), dtype=torch.uint8, device=like.device)
 
 
