@@ -151,7 +151,7 @@ class FakeStep:
         return self._method.run_prefix(self._method.example_inputs((batch_size, *self._shape)))
 
     def _run(self, inputs: Inputs, planned: AbstractContextManager[object] = nullcontext()) -> int:  # noqa: B008
-        """Run one step; return the bytes of gradients."""
+        """One step; returns the bytes of gradients."""
         with planned:
             self._method.loss_of(inputs).backward()
         gradients = tensor_bytes(p.grad for p in self._method.trained() if p.grad is not None)
