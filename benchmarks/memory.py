@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from benchmarks.record import write_record
+from fedssl.client.local_step import LocalStep
 from fedssl.costs.fake_step import FakeStep
 from fedssl.protocol.parts import PartitionedModel, build_model
 from fedssl.utils.files import write_atomically
 from layerwise import EncoderSpec, EndToEnd, LiveBytes
-from layerwise.memory import Actions, Outcome, Plan, PlannedStep, Search
+from layerwise.memory import Actions, ActivationPlan, PlannedStep, PlanOutcome, Search
 from ssl_methods import MoCoV3, NaturalViews
 
 MIB = 2**20
@@ -104,9 +105,9 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
     spec, batch = CASES[name], arguments.batch
     model = build_model(spec, MoCoV3, NaturalViews(), partial(AdamW, lr=1e-3), 0)
     model.attach(EndToEnd().stages(len(model.encoder.blocks), 1)[0])
-    fake = FakeStep(model.method, spec)
+    fake = FakeStep(model.method, spec, LocalStep())
 
-    def activations(actions: Actions) -> Outcome:
+    def activations(actions: Actions) -> PlanOutcome:
         """A budget of this benchmark is one of the activations, not of the whole step."""
         outcome = fake.planned(batch, actions)
         return replace(outcome, peak=outcome.activations)
@@ -121,7 +122,7 @@ def _case(name: str, arguments: argparse.Namespace) -> Case:
 def _measure(case: Case, method: str, percent: int) -> dict[str, Any]:
     budget, start = case.whole * percent // 100, time.perf_counter()
     try:
-        plan: Plan = case.search.evenly(EVENLY[method]) if method in EVENLY else case.search.fastest(budget)
+        plan: ActivationPlan = case.search.evenly(EVENLY[method]) if method in EVENLY else case.search.fastest(budget)
     except ValueError as error:
         return {"budget": budget, "infeasible": str(error)}
     planned = PlannedStep(case.model.method, plan.actions)

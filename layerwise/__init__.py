@@ -2,18 +2,14 @@
 
 from layerwise.caff import AllSmall, HeterogeneousLoRA, LastLayers, LoRA
 from layerwise.causal_transformer import CausalTransformerSpec
-from layerwise.depth_dropout import check_alike, keep_layers
-from layerwise.encoder import EncoderSpec, StagedEncoder, build_encoder, timm_arguments
-from layerwise.growth import grew, renew, transfer_weights
-from layerwise.layer_cost import LayerShare, layer_shares
+from layerwise.encoder import StagedEncoder, StagedSpec, build_encoder
+from layerwise.image_encoder import EncoderSpec, timm_arguments, use_small_stem
 from layerwise.meter import LiveBytes, StepCost, StepMeter, tensor_bytes
 from layerwise.micro_batch import MicroBatches, check_micro_batch
 from layerwise.pace import BlockPerturbation, PaceReading, block_perturbation, relative_slope
-from layerwise.paper_cost import PaperCost, paper_cost
-from layerwise.resnet import use_small_stem
+from layerwise.paper_cost import LayerShare, PaperCost, layer_shares, paper_cost
 from layerwise.schemes import EndToEnd, LayerWise, Progressive, Scheme, reference_scheme, scheme_choices
-from layerwise.spec import StagedSpec
-from layerwise.stage import Stage, split_encoder
+from layerwise.stage import Stage, check_alike, grew, keep_layers, renew, split_encoder, transfer_weights
 
 __all__ = [
     "AllSmall",

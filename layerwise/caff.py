@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from layerwise.schedule import check_rounds
-from layerwise.schemes import Scheme, SpecT
+from layerwise.schemes import EndToEnd, SpecT
 from layerwise.stage import Stage
 
 
-class LastLayers(Scheme):
+class LastLayers(EndToEnd):
     """CAFF: each client trains the last t of the l blocks and keeps the first l - t frozen.
 
     Clients differ in t: each trains as many blocks as its device can. Head and final norm are trained with every t; the
@@ -32,8 +31,8 @@ class LastLayers(Scheme):
     offers_choices = True
 
     def __init__(self, depths: list[int] | None = None) -> None:
-        if depths is not None and (not depths or depths[0] < 1 or sorted(set(depths)) != depths):
-            raise ValueError(f"depths must be ascending numbers of at least 1, got {depths}")
+        if depths is not None:
+            _check_ascending("depths", depths)
         super().__init__()
         self._depths = depths
 
@@ -47,11 +46,6 @@ class LastLayers(Scheme):
             raise ValueError(f"depths {self._depths} reach beyond the encoder's {num_blocks} blocks")
         return [self.stages(depth, rounds) for depth in self._depths or [num_blocks]]
 
-    def stages(self, num_blocks: int, rounds: int) -> list[Stage]:
-        """Return a single stage that trains the first ``num_blocks`` blocks, as a client without limits does."""
-        check_rounds(rounds)
-        return [self._stage(0, 0, num_blocks, rounds)]
-
     def choices(self, stage: Stage) -> list[Stage]:
         """Return the stage with the last l, l - 1, ..., 1 blocks trained."""
         blocks = stage.present
@@ -59,9 +53,6 @@ class LastLayers(Scheme):
             Stage(stage.index, blocks, blocks[-trained:], trained == len(blocks), stage.rounds)
             for trained in range(len(blocks), 0, -1)
         ]
-
-    def _stage(self, index: int, start: int, end: int, rounds: int) -> Stage:
-        return Stage(index, tuple(range(end)), tuple(range(start, end)), True, rounds)
 
 
 class AllSmall(LastLayers):
@@ -78,7 +69,7 @@ class AllSmall(LastLayers):
         return [stage]
 
 
-class LoRA(Scheme):
+class LoRA(EndToEnd):
     """LoRA with one rank for all clients: every block has adapters, all layers but the final norm are frozen.
 
     The rank is the largest that every device can train, ignoring devices that can train none. Without devices it is the
@@ -94,8 +85,7 @@ class LoRA(Scheme):
     name = "lora"
 
     def __init__(self, ranks: list[int]) -> None:
-        if not ranks or ranks[0] < 1 or sorted(set(ranks)) != ranks:
-            raise ValueError(f"ranks must be ascending numbers of at least 1, got {ranks}")
+        _check_ascending("ranks", ranks)
         super().__init__()
         self._ranks = ranks
 
@@ -109,12 +99,9 @@ class LoRA(Scheme):
 
     def variants(self, num_blocks: int, rounds: int) -> list[list[Stage]]:
         """Return one list of stages for each rank."""
-        check_rounds(rounds)
-        whole = self._stage(0, 0, num_blocks, rounds)
-        return [[replace(whole, adapters=number)] for number in range(1, len(self._ranks) + 1)]
-
-    def _stage(self, index: int, start: int, end: int, rounds: int) -> Stage:
-        return Stage(index, tuple(range(end)), tuple(range(start, end)), False, rounds, len(self._ranks))
+        (whole,) = super().stages(num_blocks, rounds)
+        # Beside the adapters only the final norm and the heads are trained.
+        return [[replace(whole, trains_stem=False, adapters=number)] for number in range(1, len(self._ranks) + 1)]
 
 
 class HeterogeneousLoRA(LoRA):
@@ -134,3 +121,8 @@ class HeterogeneousLoRA(LoRA):
     def choices(self, stage: Stage) -> list[Stage]:
         """Return the stage with every rank, largest first."""
         return [replace(stage, adapters=number) for number in range(stage.adapters, 0, -1)]
+
+
+def _check_ascending(name: str, numbers: list[int]) -> None:
+    if not numbers or numbers[0] < 1 or sorted(set(numbers)) != numbers:
+        raise ValueError(f"{name} must be ascending numbers of at least 1, got {numbers}")

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, Block, init_weights_vit_timm
 from torch import Tensor, nn
 
-from layerwise.encoder import StagedEncoder
+from layerwise.encoder import StagedEncoder, StagedSpec
 from layerwise.lora import add_adapters
 from layerwise.pretrained import load_pretrained
-from layerwise.spec import StagedSpec
 
 EMBEDDING_STD = 0.02
 """Initial standard deviation of the embeddings, equal to that of the linear layers."""
@@ -37,7 +36,7 @@ class CausalTransformerSpec(StagedSpec):
         heads: Attention heads; they divide the width.
         weights: File or folder of pretrained weights, such as the ``encoder`` folder of a run; ``None`` initialises at
             random. Of a deeper network the first blocks are taken.
-        ranks: ProcessEngine of the low-rank adapters in the blocks, ascending. Schemes that train adapters set them.
+        ranks: Ranks of the low-rank adapters in the blocks, ascending. Schemes that train adapters set them.
 
     Raises:
         ValueError: A number is below 1, or the width is no multiple of the heads.

@@ -73,9 +73,10 @@ class AdaptedQKV(nn.Module):
         return self.weight + torch.cat((query, torch.zeros_like(query), value))
 
     def _factors(self) -> list[tuple[Tensor, Tensor]]:
-        """Return ``down`` and ``up`` of queries and of values, all active ranks joined."""
+        """Return ``down`` (r, D) and ``up`` (D, r) of queries and of values, r the sum of the active ranks."""
         adapters = list(self._adapters[0])[: self.active]
-        return [join([a.query for a in adapters]), join([a.value for a in adapters])]
+        parts = [a.query for a in adapters], [a.value for a in adapters]
+        return [(torch.cat([p.down for p in each]), torch.cat([p.up for p in each], dim=1)) for each in parts]
 
 
 class AdaptedBlock(nn.Module):
@@ -88,11 +89,6 @@ class AdaptedBlock(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.block(tokens)
-
-
-def join(parts: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
-    """Join several parts of one update into ``down`` (r, D) and ``up`` (D, r), r the sum of their ranks."""
-    return torch.cat([part.down for part in parts]), torch.cat([part.up for part in parts], dim=1)
 
 
 def add_adapters(blocks: Sequence[nn.Module], ranks: Sequence[int]) -> list[nn.ModuleList]:

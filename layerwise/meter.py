@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -51,11 +50,9 @@ class StepMeter:
         self._hooks.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._hooks.__exit__(kind, error, trace)
-        self._flops.__exit__(kind, error, trace)
+    def __exit__(self, *exception: Any) -> None:
+        self._hooks.__exit__(*exception)
+        self._flops.__exit__(*exception)
 
     def cost(self) -> StepCost:
         """Return the cost counted so far."""
@@ -63,6 +60,7 @@ class StepMeter:
         return StepCost(self._flops.get_total_flops() // 2, self._saved.peak)
 
     def _pack(self, tensor: Tensor) -> Tensor:
+        # Autograd keeps weights for backward too, but those exist anyway.
         if tensor.untyped_storage()._cdata not in self._state:
             self._saved.follow(tensor)
         return tensor
@@ -133,6 +131,7 @@ class LiveBytes(TorchDispatchMode):
         self._sizes[key] = storage.nbytes()
         self.now += storage.nbytes()
         self.peak = max(self.peak, self.now)
+        # The address may be given to another storage as soon as this one is gone.
         weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ class TokenStandIn(nn.Module):
         return tokens + self.linear(tokens)
 
 
-def vit_stand_ins(model: VisionTransformer, num_blocks: int) -> list[nn.Module]:
+def vit_stand_ins(model: VisionTransformer) -> list[nn.Module]:
     """Return one ``TokenStandIn`` for every block but the first.
 
     Raises:
@@ -54,7 +53,7 @@ def vit_stand_ins(model: VisionTransformer, num_blocks: int) -> list[nn.Module]:
     if not isinstance(model.patch_drop, nn.Identity):
         raise ValueError("output 'convolution' needs all patches: patch_drop_rate must be 0")
     rows, columns = model.patch_embed.grid_size
-    return [TokenStandIn(model.embed_dim, (rows, columns)) for _ in range(num_blocks - 1)]
+    return [TokenStandIn(model.embed_dim, (rows, columns)) for _ in model.blocks[1:]]
 
 
 def resnet_stand_ins(stages: list[Any], widths: list[int]) -> list[nn.Module]:
@@ -70,16 +69,3 @@ def resnet_stand_ins(stages: list[Any], widths: list[int]) -> list[nn.Module]:
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         stand_ins.append(conv)
     return stand_ins
-
-
-def output_modules(stand_ins: Sequence[nn.Module], num_blocks: int) -> nn.ModuleList:
-    """Return the layers between each block and the tail: the stand-ins for all later blocks, or nothing.
-
-    Entries share the stand-ins. So a stand-in keeps what it learnt from stage to stage, and leaves when the block that
-    it stands for arrives.
-
-    Args:
-        stand_ins: Stand-ins for every block but the first, or none at all.
-        num_blocks: Number of the encoder's blocks.
-    """
-    return nn.ModuleList(nn.Sequential(*stand_ins[after:]) for after in range(num_blocks))

@@ -7,6 +7,7 @@ formulas could not be read. The perturbation and its constants are those of the 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from torch import Tensor
 
 LEAST_LEVEL = 1e-8
 """Lower bound on the divisor of a slope."""
+
+STATE = ("indices", "size", "vectors", "perturbations", "means", "converged")
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class BlockPerturbation:
         if len(weights) != self._size:
             raise ValueError(f"the block has {len(weights)} weights, the stage began with {self._size}")
         _check_finite(weights)
+        # One vector more than updates: each update lies between two of them.
         self._vectors = [*self._vectors, weights[self._indices]][-self.window - 1 :]
         if len(self._vectors) <= self.window:
             return PaceReading(None, None, None, 0, False)
@@ -139,21 +143,12 @@ class BlockPerturbation:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything observed in this stage, in tensors and plain types."""
-        return {
-            "indices": self._indices.clone(),
-            "size": self._size,
-            "vectors": [vector.clone() for vector in self._vectors],
-            "perturbations": list(self._perturbations),
-            "means": list(self._means),
-            "converged": self._converged,
-        }
+        return {name: copy.deepcopy(getattr(self, f"_{name}")) for name in STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of ``state_dict``."""
-        self._indices, self._size = state["indices"].clone(), state["size"]
-        self._vectors = [vector.clone() for vector in state["vectors"]]
-        self._perturbations, self._means = list(state["perturbations"]), list(state["means"])
-        self._converged = state["converged"]
+        for name in STATE:
+            setattr(self, f"_{name}", copy.deepcopy(state[name]))
 
 
 def block_perturbation(vectors: list[Tensor]) -> float:

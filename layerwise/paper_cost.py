@@ -1,4 +1,4 @@
-"""Cost of a client over a run, counted as LW-FedSSL (arXiv 2401.11647, table 2) counts it.
+"""Cost of a client over a run, counted as papers count: LW-FedSSL (arXiv 2401.11647, table 2), and FLL in layers.
 
 ``layerwise.meter`` and a run's messages measure the operations and bytes of this code. This module predicts the figures
 that the paper would print for a model. It reads them off the modules; nothing is executed.
@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layerwise.encoder import StagedEncoder
+from layerwise.image_encoder import ViTTail
 from layerwise.stage import Stage
-from layerwise.vit import ViTTail
 
 NORM_MACS = {nn.LayerNorm: 5, nn.GroupNorm: 5, nn.BatchNorm1d: 2, nn.BatchNorm2d: 2}
 """Multiply-accumulates for each normalised element."""
@@ -85,6 +85,19 @@ class PartCost:
         return PartCost(self.macs + other.macs, self.size + other.size)
 
 
+@dataclass(frozen=True)
+class LayerShare:
+    """Cost of a stage's round, as fractions of a round of end-to-end training.
+
+    Args:
+        communication: Share of the bytes, both directions together.
+        computation: Share of the multiply-accumulates.
+    """
+
+    communication: float
+    computation: float
+
+
 def paper_cost(
     encoder: StagedEncoder,
     stages: Sequence[Stage],
@@ -108,26 +121,37 @@ def paper_cost(
     Raises:
         ValueError: ``local_epochs`` or ``views`` is less than 1.
     """
-    costs = paper_round_costs(encoder, stages, heads, local_epochs, views, downloads_all)
-    return sum((cost * stage.rounds for cost, stage in zip(costs, stages, strict=True)), PaperCost())
-
-
-def paper_round_costs(
-    encoder: StagedEncoder,
-    stages: Sequence[Stage],
-    heads: Mapping[str, nn.Module],
-    local_epochs: int,
-    views: int,
-    downloads_all: bool = False,
-) -> list[PaperCost]:
-    """Return the cost of a single round of each stage for one client; arguments and errors as in ``paper_cost``."""
     if local_epochs < 1:
         raise ValueError(f"local_epochs must be at least 1, got {local_epochs}")
     if views < 1:
         raise ValueError(f"views must be at least 1, got {views}")
     parts = part_costs(encoder)
     head = sum(head_costs(heads, *encoder.spec.positions, encoder.feature_dim).values(), PartCost())
-    return [_round_cost(parts, head, stage, local_epochs * views, downloads_all) for stage in stages]
+    rounds = [(_round_cost(parts, head, stage, local_epochs * views, downloads_all), stage.rounds) for stage in stages]
+    return sum((cost * number for cost, number in rounds), PaperCost())
+
+
+def layer_shares(encoder: StagedEncoder, stages: Sequence[Stage]) -> list[LayerShare]:
+    """Count the savings of each stage in layers, as Guo et al. (arXiv 2309.05213) do, without stem, tail and heads.
+
+    Every present block is downloaded and runs forward, every trained block is uploaded too and runs backward at twice
+    the cost of forward. With p present and a trained of L equal blocks that is (p + a) / 2L of the communication and (p
+    + 2a) / 3L of the computation; the paper prints figures only, these formulas give all of them.
+
+    Args:
+        encoder: Full encoder.
+        stages: Stages as clients hold them: with a layer budget, after ``Scheme.for_client``.
+    """
+    parts = part_costs(encoder)
+    blocks = [parts[f"block.{i}"] for i in range(len(encoder.blocks))]
+    size, macs = sum(block.size for block in blocks), sum(block.macs for block in blocks)
+    shares = []
+    for stage in stages:
+        present, trained = [blocks[i] for i in stage.present], [blocks[i] for i in stage.trained]
+        sent = sum(block.size for block in [*present, *trained])
+        run = sum(block.macs for block in present) + (TRAINING_PASSES - 1) * sum(block.macs for block in trained)
+        shares.append(LayerShare(sent / (2 * size), run / (TRAINING_PASSES * macs)))
+    return shares
 
 
 def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:

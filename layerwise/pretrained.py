@@ -41,6 +41,7 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
     """
     state = read_weights(path)
     own = model.state_dict()
+    # 0 for a model without numbered blocks, such as a ResNet: of those no block is left out.
     depth = 1 + max((int(found[1]) for found in map(BLOCK.match, own) if found), default=-1)
     kept = {name: tensor for name, tensor in state.items() if not _is_left_out(name, depth)}
     _check(own, kept, path)
@@ -81,6 +82,7 @@ def _check_sha256(file: Path) -> None:
 
 
 def _unpickle(file: Path) -> dict[str, Any]:
+    # A pickle may run code of whoever made it: nothing but tensors is read.
     content = torch.load(file, map_location="cpu", weights_only=True)
     return content if isinstance(content, dict) else {}
 

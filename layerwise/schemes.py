@@ -9,10 +9,10 @@ from typing import TypeVar
 import numpy as np
 
 from layerwise.causal_transformer import CausalTransformerSpec
-from layerwise.depth_dropout import check_alike, keep_layers
-from layerwise.encoder import EncoderSpec, StagedEncoder
+from layerwise.encoder import StagedEncoder
+from layerwise.image_encoder import EncoderSpec
 from layerwise.schedule import blocks_of_stages, check_rounds, rounds_of_stages
-from layerwise.stage import Stage
+from layerwise.stage import Stage, check_alike, keep_layers
 
 SpecT = TypeVar("SpecT", bound=EncoderSpec | CausalTransformerSpec)
 

@@ -1,9 +1,12 @@
-"""Stages as data: the blocks that exist, are frozen and are trained over a stretch of rounds."""
+"""Stages as data (the blocks that exist, are frozen and are trained over a stretch of rounds), and their effects."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
+import numpy as np
+import torch
 from torch import nn
 
 from layerwise.encoder import StagedEncoder
@@ -91,3 +94,93 @@ def split_encoder(encoder: StagedEncoder, stage: Stage) -> tuple[nn.Sequential, 
     if stage.trains_stem:
         return nn.Sequential(), nn.Sequential(parts["stem"], *active)
     return nn.Sequential(parts["stem"], *frozen), nn.Sequential(*active)
+
+
+def keep_layers(stage: Stage, budget: int, rng: np.random.Generator) -> Stage:
+    """Draw one client's blocks of a stage: at most ``budget``, chained directly in their own order (depth dropout).
+
+    The first block always stays, because the position embedding is added in front of it, and so do the newest: the
+    trained blocks above a frozen prefix, or the last block where every present block is trained. The remaining places
+    are drawn uniformly without replacement. Nothing is rescaled, and evaluation uses all blocks.
+
+    The paper (Guo et al., arXiv 2309.05213) prints both a budget and a fixed rate of 50 %; its cost figures follow from
+    the budget. One draw for a client and a round, the ascending order of several kept blocks, and the draw among
+    trained blocks (the "DD" rows of LW-FedSSL for progressive training) are our reading.
+
+    Args:
+        stage: Stage as the server trains it.
+        budget: Most blocks present on the client.
+        rng: Draws the blocks that are left out; untouched where none is.
+
+    Returns:
+        A stage with the same index and rounds.
+
+    Raises:
+        ValueError: The blocks that always stay are more than ``budget``.
+    """
+    if len(stage.present) <= budget:
+        return stage
+    always = {stage.present[0], *(stage.trained if stage.frozen else stage.present[-1:])}
+    if len(always) > budget:
+        raise ValueError(f"layer budget {budget} is less than the {len(always)} blocks that every client must hold")
+    others = [block for block in stage.present if block not in always]
+    # Reached only where something must go, so a budget that is never exceeded leaves the random stream as it was.
+    drawn = rng.choice(others, budget - len(always), replace=False).tolist()
+    present = tuple(sorted(always.union(drawn)))
+    return replace(stage, present=present, trained=tuple(block for block in present if block in stage.trained))
+
+
+def check_alike(encoder: StagedEncoder) -> None:
+    """Refuse encoders whose blocks differ, because then none can be left out.
+
+    Raises:
+        ValueError: The blocks have tensors of different shapes.
+    """
+    for index, block in enumerate(encoder.blocks):
+        if _shapes(block) != _shapes(encoder.blocks[0]):
+            raise ValueError(
+                f"layer_budget needs blocks of one shape, as a ViT has: block {index} of {encoder.spec.name} differs "
+                "from block 0"
+            )
+
+
+def grew(previous: Stage, stage: Stage) -> bool:
+    """Return True if a stage reaches deeper than the one before; a change of the trained blocks alone is no growth."""
+    return stage.depth > previous.depth
+
+
+def transfer_weights(encoder: StagedEncoder, previous: Stage, stage: Stage) -> list[int]:
+    """Initialise new blocks from the blocks before them (LW-FedSSL, weight transfer).
+
+    New blocks copy, in order, as many of the last previous blocks; if those are fewer, the remaining new blocks copy
+    the last one. Blocks whose shapes differ keep their own initialisation.
+
+    Returns:
+        Indices of the overwritten blocks.
+    """
+    new = [block for block in stage.present if block not in previous.present]
+    sources = previous.present[-len(new) :]
+    copied = []
+    for position, target in enumerate(new):
+        source = sources[min(position, len(sources) - 1)]
+        if _shapes(encoder.blocks[source]) == _shapes(encoder.blocks[target]):
+            encoder.blocks[target].load_state_dict(encoder.blocks[source].state_dict())
+            copied.append(target)
+    return copied
+
+
+def renew(module: nn.Module, seed: int) -> None:
+    """Re-initialise every layer of ``module`` that has ``reset_parameters``, with equal results on every device."""
+    # Generators of different devices draw different numbers from one seed, so a copy on the CPU draws.
+    fresh = copy.deepcopy(module).cpu()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        for layer in fresh.modules():
+            reset = getattr(layer, "reset_parameters", None)
+            if callable(reset):
+                reset()
+    module.load_state_dict(fresh.state_dict())
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in module.state_dict().items()}

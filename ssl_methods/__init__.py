@@ -4,14 +4,12 @@ from ssl_methods.augment import DigitsViews, MedicalViews, NaturalViews, TwoView
 from ssl_methods.barlow_twins import BarlowTwins
 from ssl_methods.byol import BYOL
 from ssl_methods.language_modelling import LanguageModelling
-from ssl_methods.losses import info_nce, nt_xent
 from ssl_methods.method import Foundation, Inputs, Method, OptimizerFactory, StepOutput
-from ssl_methods.moco_v3 import MoCoV3
+from ssl_methods.moco_v3 import MoCoV3, info_nce
 from ssl_methods.setting_checks import check_at_least, check_optimizer
-from ssl_methods.simclr import SimCLR
-from ssl_methods.ssl_method import SSLMethod, Views
+from ssl_methods.simclr import SimCLR, nt_xent
+from ssl_methods.ssl_method import SSLMethod, TargetNetwork, Views
 from ssl_methods.supervised import Supervised
-from ssl_methods.target_network import TargetNetwork
 
 __all__ = [
     "BYOL",

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_methods import Inputs, Method, SSLMethod, StepOutput, TargetNetwork, Views, check_at_least, info_nce
-from ssl_methods.losses import TEMPERATURES
+from ssl_methods.method import Inputs, Method, StepOutput
+from ssl_methods.moco_v3 import info_nce
+from ssl_methods.setting_checks import TEMPERATURES, check_at_least
+from ssl_methods.ssl_method import SSLMethod, TargetNetwork, Views, tensors_of
 
 AlignmentState = list[Tensor]
 LARGEST_WEIGHT = 1e6
@@ -44,7 +46,7 @@ class Alignment(ABC):
 
     def copies(self) -> list[Tensor]:
         """Return the tensors of the copies."""
-        return _tensors(self._received.copy) if self._received else []
+        return tensors_of(self._received.copy) if self._received else []
 
     def remember(self, method: SSLMethod) -> AlignmentState | None:
         """Return the tensors that the client keeps until its next round; ``None`` if there are none."""
@@ -91,14 +93,15 @@ class MoonAlignment(Alignment):
         super().begin_client(method, state)
         assert self._previous is not None
         self._has_previous = state is not None
-        for own, remembered in zip(_tensors(self._previous.copy), state or [], strict=state is not None):
+        for own, remembered in zip(tensors_of(self._previous.copy), state or [], strict=state is not None):
             own.copy_(remembered)
 
     def copies(self) -> list[Tensor]:
-        return super().copies() + (_tensors(self._previous.copy) if self._previous else [])
+        return super().copies() + (tensors_of(self._previous.copy) if self._previous else [])
 
     def remember(self, method: SSLMethod) -> AlignmentState:
-        return [tensor.detach().cpu().clone() for tensor in _tensors(method.online())]
+        # On the CPU: a run keeps as many of these as it has clients.
+        return [tensor.detach().cpu().clone() for tensor in tensors_of(method.online())]
 
     def loss(self, hidden: Tensor, local: Tensor) -> Tensor:
         if not self._has_previous:
@@ -122,7 +125,3 @@ class ProximalTerm:
     def __call__(self, hidden: Inputs, output: StepOutput) -> Tensor:
         pairs = zip(self._parameters, self.received, strict=True)
         return self._mu / 2 * torch.stack([(now - then).square().sum() for now, then in pairs]).sum()
-
-
-def _tensors(module: torch.nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]

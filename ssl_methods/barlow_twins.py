@@ -29,11 +29,7 @@ class BarlowTwins(SSLMethod):
     """
 
     def __init__(
-        self,
-        foundation: Foundation,
-        redundancy: float = 5e-3,
-        hidden_dim: int = 512,
-        output_dim: int = 256,
+        self, foundation: Foundation, redundancy: float = 5e-3, hidden_dim: int = 512, output_dim: int = 256
     ) -> None:
         super().__init__(foundation)
         check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)

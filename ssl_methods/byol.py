@@ -19,7 +19,7 @@ class BYOL(MomentumMethod):
 
     Args:
         foundation: Backbone, augmentation and optimizer.
-        momentum: Of the target branch.
+        momentum: Momentum of the target branch.
         hidden_dim: Width of the hidden layers of both heads.
         output_dim: Width of projections and predictions.
         projector_layers: Linear layers of the projector.

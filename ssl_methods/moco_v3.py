@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from lightly.models.modules import MoCoProjectionHead
-from torch import nn
+from torch import Tensor, nn
 
-from ssl_methods.losses import check_temperature, info_nce
 from ssl_methods.method import Foundation, StepOutput
-from ssl_methods.setting_checks import check_at_least
+from ssl_methods.setting_checks import TEMPERATURES, check_at_least
 from ssl_methods.ssl_method import MomentumMethod, Views
 
 
@@ -19,8 +20,8 @@ class MoCoV3(MomentumMethod):
 
     Args:
         foundation: Backbone, augmentation and optimizer.
-        temperature: Of InfoNCE.
-        momentum: Of the target branch.
+        temperature: Temperature of InfoNCE.
+        momentum: Momentum of the target branch.
         hidden_dim: Width of the hidden layers of both heads.
         output_dim: Width of projections and predictions.
         projector_layers: Linear layers of the projector.
@@ -38,11 +39,12 @@ class MoCoV3(MomentumMethod):
         predictor_layers: int = 2,
     ) -> None:
         super().__init__(foundation, momentum)
+        check_at_least(*TEMPERATURES, temperature=temperature)
         check_at_least(1, hidden_dim=hidden_dim, output_dim=output_dim)
         check_at_least(2, projector_layers=projector_layers, predictor_layers=predictor_layers)
         self.projector = MoCoProjectionHead(self.feature_dim, hidden_dim, output_dim, projector_layers, True)
         self.predictor = MoCoProjectionHead(output_dim, hidden_dim, output_dim, predictor_layers, True)
-        self.temperature = check_temperature(temperature)
+        self.temperature = temperature
 
     def heads(self) -> dict[str, nn.Module]:
         """Return projector and predictor."""
@@ -56,3 +58,21 @@ class MoCoV3(MomentumMethod):
         forward = info_nce(self.predictor(first), target_second, self.temperature)
         backward = info_nce(self.predictor(second), target_first, self.temperature)
         return StepOutput(forward + backward, (first, second))
+
+
+def info_nce(query: Tensor, key: Tensor, temperature: float) -> Tensor:
+    """Compute InfoNCE: each query must recognise the key at its own place among all keys of the batch.
+
+    Plain cross-entropy over cosine similarities / temperature (LW-FedSSL algorithm 2). MoCo v3's own code
+    multiplies by 2 * temperature; the paper followed here does not.
+
+    Args:
+        query: Embeddings (B, D).
+        key: Embeddings (B, D); row i is the positive of query i, the other rows are its negatives.
+        temperature: Divides the cosine similarities.
+
+    Returns:
+        Mean loss, a scalar.
+    """
+    logits = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(query), device=query.device))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 
-from torch import nn
+import torch
+from lightly.models.utils import update_momentum
+from torch import Tensor, nn
 
-from ssl_methods.losses import check_momentum
 from ssl_methods.method import Foundation, Inputs, Method, StepOutput
-from ssl_methods.target_network import TargetNetwork
+from ssl_methods.setting_checks import check_bounded
 
 Views = Inputs
 """Views of a batch of images, each (B, ...), ``num_views`` in all."""
@@ -40,23 +42,64 @@ class SSLMethod(Method):
         return nn.Sequential(self.backbone, self.projector)
 
 
+class TargetNetwork(nn.Module):
+    """Copy of a network that never receives gradients.
+
+    It stays in training mode, so its batch norms use the batch's own statistics like the online branch, as in MoCo v3
+    and BYOL. Its running statistics are its own and never travel.
+
+    Args:
+        branch: Network to copy.
+    """
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.copy = copy.deepcopy(branch).requires_grad_(False)
+        self.copy.train()
+
+    @torch.no_grad()
+    def reset(self, branch: nn.Module) -> None:
+        """Make the copy equal to ``branch``, parameters and buffers."""
+        for mine, theirs in zip(tensors_of(self.copy), tensors_of(branch), strict=True):
+            mine.copy_(theirs)
+
+    def follow(self, branch: nn.Module, momentum: float) -> None:
+        """Move the parameters: copy = momentum * copy + (1 - momentum) * branch."""
+        update_momentum(branch, self.copy, m=momentum)
+
+    @torch.no_grad()
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the copy's output, outside of autograd."""
+        return self.copy(hidden)
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Return the parameters and buffers of a module."""
+    return [*module.parameters(), *module.buffers()]
+
+
 class MomentumMethod(SSLMethod):
     """Method with a target branch that follows the online branch (BYOL, MoCo v3).
 
     Args:
         foundation: Backbone, augmentation and optimizer.
         momentum: Momentum of the target branch, 0 to 1.
+
+    Raises:
+        ValueError: The momentum lies outside.
     """
 
     views_in_paper = 1
 
     def __init__(self, foundation: Foundation, momentum: float) -> None:
+        check_bounded("momentum", momentum)
         super().__init__(foundation)
-        self.momentum = check_momentum(momentum)
+        self.momentum = momentum
         self.target: TargetNetwork | None = None
 
     def attach(self, prefix: nn.Module, backbone: nn.Module) -> None:
         """Train another active part; the target is built anew and holds that part only."""
+        # Forgotten first: attaching starts a client, and that builds a target of the new part.
         self.target = None
         super().attach(prefix, backbone)
 

@@ -20,12 +20,7 @@ class Supervised(Method):
         label_smoothing: Label smoothing of the targets, at least 0 and below 1.
     """
 
-    def __init__(
-        self,
-        foundation: Foundation,
-        num_classes: int = 10,
-        label_smoothing: float = 0.0,
-    ) -> None:
+    def __init__(self, foundation: Foundation, num_classes: int = 10, label_smoothing: float = 0.0) -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes must be at least 2, got {num_classes}")
         if not 0 <= label_smoothing < 1:

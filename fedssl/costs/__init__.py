@@ -1,1 +1,1 @@
-"""What a local step costs, found on tensors without data."""
+"""Costs of local steps, found on tensors without data."""

@@ -1,4 +1,4 @@
-"""A local step on tensors without data, and what it costs."""
+"""Local step on tensors without data, and its cost."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class StepPrediction:
 
     Args:
         parameters: Weights and buffers of the present layers and heads.
-        gradients: Of the trained parameters.
-        optimizer_state: Of the client's optimizer.
+        gradients: Gradients of the trained parameters.
+        optimizer_state: State of the client's optimizer.
         copies: Momentum target, alignment and proximal copies, and corrections of the gradients.
-        activations: Kept by autograd for backward.
+        activations: Activations that autograd keeps for backward.
         peak: Most bytes of tensors alive at once.
         macs: Multiply-accumulates.
-        filling_macs: Of passing a batch of view pairs through the frozen prefix to store it; 0 without a bank.
+        filling_macs: Multiply-accumulates of the frozen prefix on a batch of view pairs to store; 0 without a bank.
     """
 
     parameters: int
@@ -49,22 +49,22 @@ class StepPrediction:
 
     @property
     def transient(self) -> int:
-        """What the peak holds beyond all of these, the inputs among them."""
+        """Bytes of the peak beyond all of these, the inputs among them."""
         known = self.parameters + self.gradients + self.optimizer_state + self.copies + self.activations
         return max(0, self.peak - known)
 
     def as_dict(self) -> dict[str, int]:
-        """Plain numbers."""
+        """Return plain numbers, ``transient`` included."""
         return asdict(self) | {"transient": self.transient}
 
 
 @dataclass(frozen=True)
 class StepTrace:
-    """A step that was run.
+    """Trace of a step that was run.
 
     Args:
-        step: Its cost.
-        levels: Bytes of tensors alive after each of its operations.
+        step: Cost of the step.
+        levels: Bytes of tensors alive after each operation.
     """
 
     step: StepPrediction
@@ -72,22 +72,16 @@ class StepTrace:
 
 
 class FakeStep:
-    """The step that clients run, on tensors with shapes and lifetimes but without memory or arithmetic.
+    """Step that clients run, on tensors with shapes and lifetimes but without memory or arithmetic.
 
     Args:
-        method: Attached to a stage; it is copied.
-        spec: Of the encoder; says how large inputs are.
-        step: What clients add to the method's loss, attached to it; it is copied.
-        from_bank: Whether the step gets stored outputs of the frozen prefix.
+        method: Method that is attached to a stage; it is copied.
+        spec: Description of the encoder, which says how large inputs are.
+        step: Terms that clients add to the method's loss, attached to it; it is copied.
+        from_bank: True if the step gets stored outputs of the frozen prefix.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        spec: StagedSpec,
-        step: LocalStep = LocalStep(),  # noqa: B008 (frozen)
-        from_bank: bool = False,
-    ) -> None:
+    def __init__(self, method: Method, spec: StagedSpec, step: LocalStep, from_bank: bool = False) -> None:
         self._mode = FakeTensorMode()
         self._method, step = _fake(self._mode, method, step)
         self._shape = spec.input_shape
@@ -102,16 +96,10 @@ class FakeStep:
         self._from_bank, self._prefix = from_bank, self._method.prefix
 
     def __call__(self, batch_size: int) -> StepTrace:
-        """Runs a step.
-
-        Before the first, another one is run: optimizer state exists from then on, so that every later step has the
-        same costs. The peak is at least that of filling a bank, if there is one.
-        """
+        """Run a step; the peak is at least that of filling a bank, if there is one."""
         filling = StepMeter([])
         with self._mode, self._live:
-            if not self._optimizer.state:
-                self._run(self._inputs(batch_size))
-            self._live.levels = []
+            self._warm_up(batch_size)
             with filling:
                 inputs = self._inputs(batch_size)
             with StepMeter([*self._model, *self._copies]) as meter:
@@ -119,7 +107,7 @@ class FakeStep:
         return StepTrace(self._prediction(gradients, meter.cost(), filling.cost().macs), tuple(self._live.levels))
 
     def planned(self, batch_size: int, actions: Actions) -> PlanOutcome:
-        """Runs a step with actions for its segments.
+        """Run a step with actions for its segments.
 
         Raises:
             ChangedInPlaceError: An action keeps a result that the step changes in place.
@@ -127,9 +115,7 @@ class FakeStep:
         method, planned = self._method, PlannedStep(self._method, actions)
         names = segments(method, [method.backbone, *method.heads().values()])
         with self._mode, self._live:
-            if not self._optimizer.state:
-                self._run(self._inputs(batch_size))
-            self._live.levels = []
+            self._warm_up(batch_size)
             # Operations are asked for without actions only, and counting them takes a fifth of the time.
             meter = StepMeter([])
             counting = nullcontext() if actions else meter
@@ -142,13 +128,19 @@ class FakeStep:
         return PlanOutcome(peak, planned.peak_bytes, macs, observed.held, observed.inputs, observed.macs)
 
     def hidden_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of what the active part gets of an image, one for each view."""
+        """Return the shapes of an image's views as the active part gets them."""
         with self._mode:
             hidden = self._hidden(1)
         return [tuple(view.shape[1:]) for view in hidden if view.is_floating_point()]
 
+    def _warm_up(self, batch_size: int) -> None:
+        # Optimizer state exists from the first step on; only then have all further steps the same costs.
+        if not self._optimizer.state:
+            self._run(self._inputs(batch_size))
+        self._live.levels = []
+
     def _inputs(self, batch_size: int) -> Inputs:
-        """Views; from a bank as the prefix gave them."""
+        """Make views; from a bank as the prefix gave them."""
         if not self._from_bank:
             return self._method.example_inputs((batch_size, *self._shape))
         hidden = self._hidden(batch_size)
@@ -185,7 +177,7 @@ class FakeStep:
 
 
 class _Observed(ExitStack):
-    """Notes what the forward pass of each segment leaves behind and computes."""
+    """Observer of the bytes that each segment's forward pass leaves behind, and of its operations."""
 
     def __init__(self, method: Method, names: list[str], live: LiveBytes, meter: StepMeter) -> None:
         super().__init__()
@@ -210,7 +202,7 @@ class _Observed(ExitStack):
 
 
 class _Levels(LiveBytes):
-    """Also notes the bytes alive after every operation."""
+    """Live bytes that are noted after every operation."""
 
     def __init__(self, resident: Iterable[Tensor]) -> None:
         super().__init__(resident)
@@ -223,7 +215,8 @@ class _Levels(LiveBytes):
 
 
 def _fake(mode: FakeTensorMode, method: Method, step: LocalStep) -> tuple[Method, LocalStep]:
-    """Copies of a method and what is attached to it, whose tensors have shapes but no data."""
+    """Copy a method and the local step attached to it into tensors with shapes but without data."""
+    # A generator cannot be copied among fake tensors: the global one stands in, which the memo hands through as it is.
     generator, method.generator = method.generator, torch.default_generator
     memo = {id(torch.default_generator): torch.default_generator}
     try:

@@ -1,4 +1,4 @@
-"""Forecast of what a round of a stage asks of a client."""
+"""Forecast of a client's needs in a round of a stage."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Need:
     """Needs of one client in one round.
 
     Args:
-        peak_memory_bytes: Of a local step at its largest batch; with a memory budget what its device must have.
-        macs: Of local training, without filling a bank.
-        active_bytes: Of the trained layers and heads, which travel both ways.
+        peak_memory_bytes: Peak of a local step at its largest batch; with a memory budget what a device must have.
+        macs: Multiply-accumulates of local training, without filling a bank.
+        active_bytes: Bytes of the trained layers and heads, which travel both ways.
     """
 
     peak_memory_bytes: int
@@ -27,21 +27,17 @@ class Need:
 
 
 class Forecast:
-    """Predicts what a client with some number of images needs at a stage.
+    """Forecast of the needs of a client with some number of images at a stage.
 
     Args:
-        predictor: Predicts local steps; its model is attached to the stages asked for, its weights are not changed.
+        predictor: Predictor of local steps; its model is attached to the stages asked for and keeps its weights.
         epochs: Local epochs a round.
         batch_size: Images a step.
         memory: Bytes that a device must have for a stage and batch size; ``None``: the step's predicted peak.
     """
 
     def __init__(
-        self,
-        predictor: StepPredictor,
-        epochs: int,
-        batch_size: int,
-        memory: Callable[[Stage, int], int] | None = None,
+        self, predictor: StepPredictor, epochs: int, batch_size: int, memory: Callable[[Stage, int], int] | None = None
     ) -> None:
         self.predictor = predictor
         self._epochs = epochs
@@ -72,21 +68,22 @@ class Forecast:
         steps, model = batches_of_epoch(num_images, self._batch_size), self.predictor.model
         macs = self._epochs * sum(count * self.predictor(stage, size).macs for size, count in steps.items())
         active = num_bytes(model.read(model.trained_names(stage)))
+        # A client without steps is priced at the smallest batch that can be contrasted.
         peak = self._memory(stage, max(steps, default=2)) + self.predictor.bank_bytes(stage, num_images)
         return Need(peak, macs, active)
 
 
 def batches_of_epoch(images: int, batch_size: int) -> Counter[int]:
-    """Local steps of one epoch by batch size; a batch of one image gives no step."""
+    """Count the local steps of one epoch by batch size; a batch of one image gives no step."""
     full, rest = divmod(images, batch_size)
     return Counter({batch_size: full} if full else {}) + Counter({rest: 1} if rest > 1 else {})
 
 
 def step_sizes(images: Iterable[int], batch_size: int) -> list[int]:
-    """Images in the local steps of clients, each number once, the largest first."""
+    """Return the images in the local steps of clients, each number once, the largest first."""
     return sorted({size for number in images for size in batches_of_epoch(number, batch_size)}, reverse=True)
 
 
 def largest_batch(images: Iterable[int], batch_size: int) -> int:
-    """Images of the largest local step of any client."""
+    """Return the images of the largest local step of any client."""
     return max(step_sizes(images, batch_size), default=2)

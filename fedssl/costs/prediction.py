@@ -1,14 +1,16 @@
-"""What a local step of any stage and batch size will cost, from few steps that are run without data."""
+"""Prediction of the cost of a local step at any stage and batch size, from few steps that are run without data."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, replace
+from dataclasses import astuple, fields, replace
 from fractions import Fraction
 from functools import cache
 from math import lcm, prod
+
+import numpy as np
 
 from fedssl.client.bank import ActivationBank
 from fedssl.client.local_step import LocalStep
@@ -16,18 +18,21 @@ from fedssl.costs.fake_step import FakeStep, StepPrediction, StepTrace
 from fedssl.protocol.parts import PartitionedModel
 from layerwise import Stage
 
+DEGREE = 2
+"""Degree of every cost as a polynomial in the batch size: losses compare each image with each other one."""
+
 
 class StepPredictor:
-    """Predicts local steps of a model with a method, at any stage and batch size.
+    """Predictor of the local steps of a model with a method, at any stage and batch size.
 
     Steps are run on fake tensors (:class:`fedssl.costs.fake_step.FakeStep`): the same operators, shapes and
     lifetimes without memory or arithmetic. Hence multiply-accumulates and kept activations are those that a real step
     on a CPU has.
 
     Args:
-        model: Its method is attached to the stages asked for; its weights are not changed.
+        model: Model whose method is attached to the stages asked for; its weights are not changed.
         step: Losses of a client's step beyond the method's own; its alignment is attached to the model.
-        bank: Stores outputs of the frozen prefix, from which steps train; ``None``: they run it.
+        bank: Bank of the frozen prefix's outputs, from which steps train; ``None`` if they run the prefix.
     """
 
     def __init__(
@@ -45,14 +50,14 @@ class StepPredictor:
         self._traces: dict[tuple[Stage, int], dict[int, StepTrace]] = defaultdict(dict)
 
     def canonical_stage(self, stage: Stage) -> Stage:
-        """What stages with the same steps have in common: index and rounds are dropped, like blocks are renumbered."""
+        """Return the form that stages with the same steps share: without index and rounds, like blocks renumbered."""
         if not self._alike:
             return replace(stage, index=0, rounds=1)
         present = tuple(range(len(stage.present)))
         return Stage(0, present, present[len(stage.frozen) :], stage.trains_stem, 1)
 
     def __call__(self, stage: Stage, batch_size: int) -> StepPrediction:
-        """The cost of a step at a stage.
+        """Return the cost of a step at a stage.
 
         Where all blocks are alike, as in a ViT, every cost grows by the same amount with each frozen and each trained
         block, so that a few shallow stages tell all others. Only the peak of a very small model may be off, by some
@@ -69,43 +74,44 @@ class StepPredictor:
 
         if frozen + trained <= 2:
             return shallow(frozen, trained)
-        base = shallow(least, 1)
-        per_frozen = _difference(shallow(least + 1, 1), base) if frozen > least else {}
-        per_trained = _difference(shallow(least, 2), base) if trained > 1 else {}
-        return _extend(base, (per_frozen, frozen - least), (per_trained, trained - 1))
+        base = np.array(astuple(shallow(least, 1)))
+        costs = base.copy()
+        if frozen > least:
+            costs += (frozen - least) * (astuple(shallow(least + 1, 1)) - base)
+        if trained > 1:
+            costs += (trained - 1) * (astuple(shallow(least, 2)) - base)
+        return StepPrediction(*costs.tolist())
 
     def run(self, stage: Stage, batch_size: int) -> StepPrediction:
-        """Runs the step itself, nothing is inferred."""
+        """Run the step itself, without inference."""
         return self._make_step(stage)(batch_size).step
 
     def bank_bytes(self, stage: Stage, num_images: int) -> int:
-        """Memory of the bank of a client with so many images; 0 if there is none, or it is in files."""
+        """Return the memory of the bank of a client with so many images; 0 without a bank, or with one in files."""
         if self.bank is None or self.bank.path:
             return 0
         return self.bank.size(num_images, self._hidden_shapes(stage))
 
     def check_bank(self, stages: Iterable[Stage], num_images: int) -> None:
-        """Whether a client with so many images has a bank within its budget at every stage.
+        """Refuse a bank that exceeds its budget at some stage, for a client with so many images.
 
         Raises:
-            InfeasibleBudgetError: It has not.
+            InfeasibleBudgetError: The bank exceeds its budget.
         """
         assert self.bank is not None
         for stage in stages:
             self.bank.check(stage, num_images, self._hidden_shapes(stage))
 
     def _hidden_shapes(self, stage: Stage) -> list[tuple[int, ...]]:
-        """Of one image; nothing is stored where nothing is frozen."""
+        """Return the shapes stored of one image; nothing is stored where nothing is frozen."""
         if not stage.frozen_parts():
             return []
         shallow = Stage(0, (0,), (0,), False, 1) if self._alike else replace(stage, index=0, rounds=1)
         return self.fake_step(shallow).hidden_shapes()
 
     def _run_or_infer(self, stage: Stage, batch_size: int) -> StepPrediction:
-        """Runs the stage at the first batch sizes asked for and infers the cost at all further ones.
-
-        Only steps with equally many micro-batches have the same operations.
-        """
+        """Run the stage at the first batch sizes asked for and infer the cost at all further ones."""
+        # Only steps with equally many micro-batches have the same operations.
         traces = self._traces[stage, math.ceil(batch_size / (self.model.micro_batch or batch_size))]
         inferred = infer_step(traces, batch_size) if len(traces) > DEGREE else None
         if inferred:
@@ -121,41 +127,25 @@ class StepPredictor:
 
 
 def _grows_evenly(model: PartitionedModel) -> bool:
-    """Whether all blocks are alike, and no part comes or goes with the depth."""
+    """Return True if all blocks are alike, and no part comes or goes with the depth."""
     parts = model.encoder.parts()
     lasting = ("stem", "tail", *(name for name in parts if name.startswith("block.")))
     temporary = any(part.state_dict() for name, part in parts.items() if name not in lasting)
     return not temporary and len({repr(block) for block in model.encoder.blocks}) == 1
 
 
-def _difference(larger: StepPrediction, smaller: StepPrediction) -> dict[str, int]:
-    return {key: value - getattr(smaller, key) for key, value in asdict(larger).items()}
-
-
-def _extend(base: StepPrediction, *growths: tuple[dict[str, int], int]) -> StepPrediction:
-    """Adds each growth as often as it is counted."""
-    costs = asdict(base)
-    for growth, times in growths:
-        costs = {key: value + times * growth.get(key, 0) for key, value in costs.items()}
-    return StepPrediction(**costs)
-
-
-DEGREE = 2
-"""Of every cost as a polynomial in the batch size: losses compare each image with each other one."""
-
-
 def infer_step(traces: Mapping[int, StepTrace], batch_size: int) -> StepPrediction | None:
-    """The cost of a step at a batch size that was not run, from as many as determine it.
+    """Infer the cost of a step at a batch size that was not run, from as many as determine it.
 
     Steps at all batch sizes run the same operations, and the bytes alive after each of them are a polynomial of degree
     2 in the batch size. Hence the peak is exact, though another operation may have it.
 
     Args:
         traces: Steps by batch size; three of them.
-        batch_size: The one asked for.
+        batch_size: Batch size asked for.
 
     Returns:
-        ``None`` if the steps differ in their operations, so that nothing can be inferred.
+        Cost, or ``None`` if the steps differ in their operations, so that nothing can be inferred.
     """
     assert len(traces) == DEGREE + 1
     if len({len(trace.levels) for trace in traces.values()}) > 1:
@@ -163,16 +153,16 @@ def infer_step(traces: Mapping[int, StepTrace], batch_size: int) -> StepPredicti
     weights = lagrange_weights(list(traces), batch_size)
     common = lcm(*(weight.denominator for weight in weights))
     first, second, third = (int(weight * common) for weight in weights)
-    rows = [[*astuple(trace.step), *trace.levels] for trace in traces.values()]
+    # The peak is no polynomial, as another operation may have it; it is the largest of the levels, which are.
+    rows = [[*astuple(replace(trace.step, peak=0)), *trace.levels] for trace in traces.values()]
     scaled = [first * a + second * b + third * c for a, b, c in zip(*rows, strict=True)]
-    parameters, gradients, state, copies, activations, _, macs, filling, *levels = scaled
-    exact = [parameters, gradients, state, copies, activations, macs, filling, *levels]
-    if any(value % common for value in exact):
+    if any(value % common for value in scaled):
         return None
-    costs = [value // common for value in (*exact[:5], max(levels), macs, filling)]
-    return StepPrediction(*costs)
+    number = len(fields(StepPrediction))
+    costs = [value // common for value in scaled]
+    return replace(StepPrediction(*costs[:number]), peak=max(costs[number:]))
 
 
 def lagrange_weights(points: list[int], at: int) -> list[Fraction]:
-    """Weights w_i with p(at) = sum w_i p(points_i) for every polynomial p of degree below ``len(points)``."""
+    """Return w_i with p(at) = sum w_i p(points_i) for every polynomial p of degree below ``len(points)``."""
     return [prod((Fraction(at - b, a - b) for b in points if b != a), start=Fraction(1)) for a in points]

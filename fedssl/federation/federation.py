@@ -8,12 +8,11 @@ from typing import Any
 
 from fedssl.client.local_step import LocalStep
 from fedssl.client.local_update import LocalUpdate
-from fedssl.costs.forecast import Forecast
+from fedssl.costs.forecast import Forecast, step_sizes
 from fedssl.costs.prediction import StepPredictor
 from fedssl.data.datasets import SampleSet
 from fedssl.devices import DeviceProfile, Eligibility, Fleet
 from fedssl.federation.settings import FederationSettings
-from fedssl.memory_budget.planner import ActivationPlans
 from fedssl.memory_budget.setting import ClientBudgets
 from fedssl.protocol.messages import Failure, Result, Tensors
 from fedssl.protocol.parts import PartitionedModel
@@ -82,8 +81,9 @@ class Federation:
     @cached_property
     def memory(self) -> ClientBudgets | None:
         """Memory budget of the clients' steps, if there is one."""
-        local = self.settings.local
-        return local.memory.rule(lambda: self.predictor, self.sizes, local.batch_size, self.profiles)
+        local, seed = self.settings.local, self.settings.seed
+        steps = step_sizes(self.sizes, local.batch_size)
+        return local.memory.for_clients(lambda: self.predictor, steps, self.profiles, seed)
 
     @cached_property
     def forecast(self) -> Forecast:
@@ -94,8 +94,7 @@ class Federation:
     @cached_property
     def client(self) -> LocalUpdate:
         """Resident client, which trains one client after another; it reads frozen parts from the global model."""
-        plans = self.memory.plans(self.settings.seed) if self.memory else None
-        return make_client(self.settings, lambda name, content: self.model.read([name])[name], plans)
+        return make_client(self.settings, lambda name, content: self.model.read([name])[name], self.memory)
 
     def check_devices(self) -> None:
         """Refuse a run with a stage that no device can hold.
@@ -158,7 +157,7 @@ class Federation:
 
 
 def make_client(
-    settings: FederationSettings, recall: Callable[[str, str], Tensors], plans: ActivationPlans | None = None
+    settings: FederationSettings, recall: Callable[[str, str], Tensors], plans: ClientBudgets | None = None
 ) -> LocalUpdate:
     """Build the resident client of a run, on a node of its own or beside the server.
 

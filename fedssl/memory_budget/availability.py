@@ -1,4 +1,4 @@
-"""How much memory a device can be expected to have, from what it had lately."""
+"""Memory that a device can be expected to have, predicted from what it had lately."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ LEVEL = 1.1
 UNLIMITED = 2**60
 """Limits from here on are none: version 1 of cgroups writes a huge number."""
 
+GROUP_FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
+"""Limit and use of a control group, in version 2 and in version 1."""
+
 
 def predict_budget(readings: Sequence[float]) -> float:
-    """Bytes that can be used with some certainty, from readings of available memory in order of time.
+    """Predict the bytes that can be used with some certainty, from readings of available memory in order of time.
 
     FedHybrid (arXiv 2510.11400) has a memory budget predictor, whose model is not published; this one is **our
     reading**. Of the last 20 readings it takes the exponentially weighted mean (weight 0.3 of the newest), minus 1.645
@@ -46,10 +49,10 @@ def predict_budget(readings: Sequence[float]) -> float:
 
 
 def available_memory(root: Path = Path("/")) -> int:
-    """Bytes that this machine has left on Linux: MemAvailable, or what its control group leaves if that is less.
+    """Read the bytes left on this Linux machine: MemAvailable, or what its control group leaves if that is less.
 
     Args:
-        root: Of the file system, with ``proc`` and ``sys``.
+        root: Root of the file system, with ``proc`` and ``sys``.
 
     Raises:
         ValueError: There is no ``proc/meminfo`` with MemAvailable: the system is another one.
@@ -58,17 +61,14 @@ def available_memory(root: Path = Path("/")) -> int:
     if free is None:
         raise ValueError(f"{root / 'proc/meminfo'} does not say how much memory is available: this needs Linux")
     groups = root / "sys/fs/cgroup"
-    for limit, usage in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
+    for limit, usage in GROUP_FILES:
         left = left_of_group(_read(groups / limit), _read(groups / usage))
         free = free if left is None else min(free, left)
     return free
 
 
 def mem_available(meminfo: str) -> int | None:
-    """Bytes of MemAvailable in the text of ``/proc/meminfo``; ``None`` if it is not there."""
+    """Parse the bytes of MemAvailable in the text of ``/proc/meminfo``; ``None`` if it is not there."""
     for line in meminfo.splitlines():
         name, _, rest = line.partition(":")
         if name == "MemAvailable":
@@ -77,7 +77,7 @@ def mem_available(meminfo: str) -> int | None:
 
 
 def left_of_group(limit: str, usage: str) -> int | None:
-    """What a control group leaves, from the texts of its limit and its use; ``None`` without a limit."""
+    """Parse the bytes that a control group leaves out of its limit and its use; ``None`` without a limit."""
     limit, usage = limit.strip(), usage.strip()
     if not limit.isdigit() or not usage.isdigit() or int(limit) >= UNLIMITED:
         return None
@@ -85,7 +85,7 @@ def left_of_group(limit: str, usage: str) -> int | None:
 
 
 def _read(path: Path) -> str:
-    """The text of a file; empty if there is none."""
+    """Return the text of a file; empty if there is none."""
     try:
         return path.read_text()
     except OSError:
@@ -93,7 +93,7 @@ def _read(path: Path) -> str:
 
 
 class Availability:
-    """A budget that follows the memory that is available from round to round.
+    """Budget that follows the memory that is available from round to round.
 
     Budgets are rounded down to a power of 1.1, so that a plan lasts until it no longer fits or much more fits.
 
@@ -106,11 +106,12 @@ class Availability:
         self._readings: dict[int, int] = {}
 
     def budget(self, round_: int) -> float:
-        """Bytes that can be used in a round; with a trace it does not matter which rounds were asked for before."""
+        """Return the bytes that can be used in a round; with a trace, whatever rounds were asked for before."""
         predicted = predict_budget(self._read_until(round_))
         return LEVEL ** math.floor(math.log(predicted, LEVEL)) if predicted >= 1 else 0.0
 
     def _read_until(self, round_: int) -> list[int]:
+        # A trace is read as far back as the window in every round, so that a resumed run has the same budgets.
         if self._trace:
             return [self._trace[each % len(self._trace)] for each in range(max(0, round_ - WINDOW + 1), round_ + 1)]
         if round_ not in self._readings:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, partial
 
 from fedssl.costs.prediction import StepPredictor
@@ -14,12 +12,9 @@ from layerwise import Stage
 from layerwise.memory import ActivationPlan, InfeasibleBudgetError, PlannedStep, Search
 from ssl_methods import Method
 
-Budget = Callable[[int, int], float]
-"""Bytes of a client in a round."""
-
 
 class ActivationPlanner:
-    """Plans local steps of a model, so that their peak memory is within a budget.
+    """Planner of a model's local steps, so that their peak memory is within a budget.
 
     A plan follows from the step and the budget alone, and smaller batches take the actions of the largest one where
     these suffice. So it does not matter which client needs a plan first, and a resumed run has the plans of the
@@ -27,8 +22,8 @@ class ActivationPlanner:
 
     Args:
         predictor: Runs steps on tensors without data, with a plan and without.
-        largest_batch: Most images in a step of any client.
-        bits: Keeps activations in this many bits, whatever the budget; ``None`` looks for the best actions.
+        largest_batch: Images in the largest step of any client.
+        bits: Bits in which activations are kept, whatever the budget; ``None`` looks for the best actions.
     """
 
     def __init__(self, predictor: StepPredictor, largest_batch: int, bits: int | None = None) -> None:
@@ -39,20 +34,20 @@ class ActivationPlanner:
         self._planned = cache(self._make_plan)
 
     def peak_without_plan(self, stage: Stage, batch_size: int) -> int:
-        """Peak memory of a step without a plan."""
+        """Return the peak memory of a step without a plan."""
         return self.predictor(stage, batch_size).peak
 
     def min_peak(self, stage: Stage, batch_size: int) -> int:
-        """Peak memory of a step with the plan that saves most."""
+        """Return the peak memory of a step with the plan that saves most."""
         search = self._search(self.predictor.canonical_stage(stage), batch_size)
         least = search.evenly(self._bits).peak if self._bits else search.min_peak()
         return min(self.peak_without_plan(stage, batch_size), least)
 
     def plan(self, stage: Stage, batch_size: int, budget: float) -> ActivationPlan | None:
-        """The plan for a step; ``None`` if it needs none.
+        """Return the plan for a step; ``None`` if it needs none.
 
         Args:
-            stage: The stage.
+            stage: Stage of the step.
             batch_size: Images in the step.
             budget: Bytes that the step may take, everything counted that ``train.py plan`` counts.
 
@@ -80,6 +75,7 @@ class ActivationPlanner:
         search = self._search(form, batch_size)
         if self._bits:
             return search.evenly(self._bits)
+        # The last batch of an epoch is smaller: the largest one's actions serve it too, if they suffice.
         if batch_size < self._largest:
             try:
                 plan = search.priced(self._planned(form, self._largest, budget).actions)
@@ -90,40 +86,27 @@ class ActivationPlanner:
         return search.fastest(budget)
 
 
-@dataclass(frozen=True)
-class ActivationPlans:
-    """Gives clients plans for their local steps.
+class RoundPlans:
+    """Plans for the local steps of one client in one round, by batch size.
 
     Args:
         planner: Makes the plans.
-        budget: Of each client in each round.
-        seed: Of the run; stochastic rounding draws from it, the round and the client.
-        changing: Whether a budget may be too small in one round and large enough in another.
+        task: Task of the client.
+        method: Method that is attached to the task's stage.
+        budget: Bytes that a step may take.
+        seed: Seed of the run; stochastic rounding draws from it, the round, the client and the batch size.
     """
 
-    planner: ActivationPlanner
-    budget: Budget
-    seed: int
-    changing: bool = False
-
-    def begin(self, task: Task, method: Method) -> RoundPlans:
-        """The steps of one client in one round, by a method that is attached to the task's stage."""
-        return RoundPlans(self, task, method)
-
-
-class RoundPlans:
-    """Plans for the local steps of one client in one round, by batch size."""
-
-    def __init__(self, plans: ActivationPlans, task: Task, method: Method) -> None:
-        self._plans, self._task, self._method = plans, task, method
-        self._budget = plans.budget(task.client_id, task.round)
+    def __init__(self, planner: ActivationPlanner, task: Task, method: Method, budget: float, seed: int) -> None:
+        self._planner, self._task, self._method = planner, task, method
+        self._budget, self._seed = budget, seed
         self._step = cache(self._make)
 
     def __call__(self, batch_size: int) -> PlannedStep | None:
-        """A context around forward and backward of a step; ``None`` if it fits as it is.
+        """Return a context around forward and backward of a step; ``None`` if the step fits as it is.
 
         Raises:
-            InfeasibleBudgetError: It does not fit with any plan.
+            InfeasibleBudgetError: The step fits with no plan.
         """
         return self._step(batch_size)
 
@@ -134,8 +117,8 @@ class RoundPlans:
 
     def _make(self, batch_size: int) -> PlannedStep | None:
         task = self._task
-        plan = self._plans.planner.plan(task.stage, batch_size, self._budget)
+        plan = self._planner.plan(task.stage, batch_size, self._budget)
         if plan is None:
             return None
-        seed = derive_seed(self._plans.seed, "compress", task.round, task.client_id, batch_size)
+        seed = derive_seed(self._seed, "compress", task.round, task.client_id, batch_size)
         return PlannedStep(self._method, plan.actions, seed)

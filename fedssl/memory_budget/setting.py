@@ -1,4 +1,4 @@
-"""What ``memory_budget`` of a run means for each of its clients."""
+"""Setting ``memory_budget``, and the budgets that it gives to the clients of a run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any
 
-from fedssl.costs.forecast import largest_batch, step_sizes
 from fedssl.costs.prediction import StepPredictor
 from fedssl.devices import DeviceProfile
 from fedssl.memory_budget.availability import Availability
-from fedssl.memory_budget.planner import ActivationPlanner, ActivationPlans
+from fedssl.memory_budget.planner import ActivationPlanner, RoundPlans
+from fedssl.protocol.messages import Task
 from fedssl.utils.units import parse_bytes
 from layerwise import Stage
 from layerwise.memory import WIDTHS
+from ssl_methods import Method
 
 DEVICE, AVAILABLE = "device", "available"
 BITS = {f"{bits} bits": bits for bits in WIDTHS}
@@ -23,12 +24,12 @@ ALLOWED = f"a size, {DEVICE!r}, {AVAILABLE!r}, a list of sizes, or {', '.join(ma
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """The budget of the peak memory of clients' local steps.
+    """Budget of the peak memory of clients' local steps.
 
     Args:
-        size: Bytes of every client; infinite: none; ``None``: what each client's device has.
-        availability: Gives the bytes of every client in each round instead, if set.
-        bits: Keeps activations in this many bits instead, whatever the memory.
+        size: Bytes of every client; infinite for no budget, ``None`` for the memory of each client's device.
+        availability: Source of the bytes of every client in each round, which takes the place of ``size``.
+        bits: Bits in which activations are kept, whatever the memory.
     """
 
     size: float | None = inf
@@ -37,19 +38,20 @@ class MemoryBudget:
 
     @classmethod
     def parse(cls, budget: str | list[str] | None, devices: Any) -> MemoryBudget:
-        """Reads ``memory_budget``.
+        """Read ``memory_budget``.
 
         Args:
             budget: A size such as ``300MiB``; ``device``; ``available``; the sizes that are available in the rounds; or
                 ``4 bits`` for activations in so many bits.
-            devices: The run's devices, if any.
+            devices: Devices of the run, if any.
 
         Raises:
-            ValueError: It is none of these, or ``device`` comes without devices.
+            ValueError: The setting is none of these, or ``device`` comes without devices.
         """
         if budget is None:
             return cls()
         if isinstance(budget, str) and budget in BITS:
+            # No step fits into 0 bytes, so each gets a plan, and the bits say which.
             return cls(0, bits=BITS[budget])
         if budget == DEVICE:
             if not devices:
@@ -66,79 +68,76 @@ class MemoryBudget:
         except ValueError as error:
             raise ValueError(f"memory_budget must be {ALLOWED}: {error}") from error
 
-    def rule(
-        self,
-        predictor: Callable[[], StepPredictor],
-        images: Sequence[int],
-        batch_size: int,
-        profiles: Sequence[DeviceProfile],
+    def for_clients(
+        self, predictor: Callable[[], StepPredictor], steps: Sequence[int], profiles: Sequence[DeviceProfile], seed: int
     ) -> ClientBudgets | None:
-        """What the setting means for a run; ``None`` without a budget.
+        """Apply the setting to the clients of a run; ``None`` without a budget.
 
         Args:
             predictor: Makes a predictor of local steps.
-            images: Images of each client.
-            batch_size: Images a step.
-            profiles: The clients' devices; empty without devices.
+            steps: Images in the steps of the clients.
+            profiles: Devices of the clients; empty without devices.
+            seed: Seed of the run.
         """
         if self.size == inf and not self.availability:
             return None
-        planner = ActivationPlanner(predictor(), largest_batch(images, batch_size), self.bits)
-        return ClientBudgets(self, planner, step_sizes(images, batch_size), profiles)
+        planner = ActivationPlanner(predictor(), max(steps, default=2), self.bits)
+        return ClientBudgets(self, planner, steps, profiles, seed)
 
 
+@dataclass(frozen=True)
 class ClientBudgets:
-    """A setting applied to the clients of a run.
+    """Memory budget applied to the clients of a run.
 
     Args:
-        setting: The setting.
-        planner: Of the run's local steps.
-        step_sizes: Images in the steps of the clients.
-        profiles: The clients' devices; empty without devices.
+        setting: Setting of the run.
+        planner: Planner of the run's local steps.
+        steps: Images in the steps of the clients.
+        profiles: Devices of the clients; empty without devices.
+        seed: Seed of the run, from which stochastic rounding draws.
     """
 
-    def __init__(
-        self,
-        setting: MemoryBudget,
-        planner: ActivationPlanner,
-        step_sizes: Sequence[int],
-        profiles: Sequence[DeviceProfile],
-    ) -> None:
-        self.planner = planner
-        self._size = setting.size
-        self._availability = setting.availability
-        self._step_sizes = step_sizes
-        self._profiles = profiles
+    setting: MemoryBudget
+    planner: ActivationPlanner
+    steps: Sequence[int]
+    profiles: Sequence[DeviceProfile]
+    seed: int
+
+    @property
+    def changing(self) -> bool:
+        """True if a budget may be too small in one round and large enough in another."""
+        return self.setting.availability is not None
 
     def budget(self, client: int, round_: int) -> float:
-        """Bytes that a client may use."""
-        if self._availability:
-            return self._availability.budget(round_)
-        return self._profiles[client].memory_bytes if self._size is None else self._size
+        """Return the bytes that a client may use in a round."""
+        if self.setting.availability:
+            return self.setting.availability.budget(round_)
+        return self.profiles[client].memory_bytes if self.setting.size is None else self.setting.size
 
     def need(self, stage: Stage, batch_size: int) -> int:
-        """Memory that a device must have for a stage; plans are made only where some device has too little."""
+        """Return the memory that a device must have for a stage; plans are made only where some device has less."""
         unplanned = self.planner.peak_without_plan(stage, batch_size)
-        if self._size and not self._availability:
-            return int(min(unplanned, self._size))
-        enough = unplanned <= min((profile.memory_bytes for profile in self._profiles), default=inf)
+        if self.setting.size and not self.changing:
+            return int(min(unplanned, self.setting.size))
+        enough = unplanned <= min((profile.memory_bytes for profile in self.profiles), default=inf)
         return unplanned if enough else self.planner.min_peak(stage, batch_size)
 
     def check(self, stages: Sequence[Stage]) -> None:
-        """Plans every step that all clients have to keep within one lasting budget.
+        """Plan every step that all clients have to keep within one lasting budget.
 
         Args:
-            stages: As some client gets them.
+            stages: Stages as some client gets them.
 
         Raises:
-            InfeasibleBudgetError: A step does not fit with any plan.
+            InfeasibleBudgetError: A step fits with no plan.
         """
-        if self._size is None or self._availability:
+        # Budgets of devices decide who takes part, and those that change who sits a round out: nothing is refused.
+        if self.setting.size is None or self.changing:
             return
         for stage in stages:
-            for batch_size in self._step_sizes:
-                self.planner.plan(stage, batch_size, self._size)
+            for batch_size in self.steps:
+                self.planner.plan(stage, batch_size, self.setting.size)
 
-    def plans(self, seed: int) -> ActivationPlans:
-        """Of the clients' local training, in a run with this seed."""
-        return ActivationPlans(self.planner, self.budget, seed, changing=self._availability is not None)
+    def begin(self, task: Task, method: Method) -> RoundPlans:
+        """Return the plans of one client in one round, for a method that is attached to the task's stage."""
+        return RoundPlans(self.planner, task, method, self.budget(task.client_id, task.round), self.seed)

@@ -174,7 +174,7 @@ def paper_convention(planner: Planner) -> dict[str, Any]:
     """The figures that the papers would print for this run.
 
     Those of LW-FedSSL (:mod:`layerwise.paper_cost`), and for each stage the shares of end-to-end training in units of
-    layers, as FLL counts (:mod:`layerwise.layer_cost`).
+    layers, as FLL counts (:func:`layerwise.layer_shares`).
     """
     model, settings = planner.model, planner.settings
     heads, views = model.method.heads(), model.method.views_in_paper

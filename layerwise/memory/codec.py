@@ -70,6 +70,7 @@ class StoredTensor:
         return self._note(block)
 
     def _work(self, like: Tensor) -> None:
+        # Freed at once: like the temporary tensors of the codec it only raises the peak.
         torch.empty(CODEC_BYTES * min(CHUNK, self._layout.numel), dtype=torch.uint8, device=like.device)
 
 
@@ -102,7 +103,7 @@ class Packed:
         """Return the block as floats, flat (N,)."""
         block = torch.empty(self.layout.numel, dtype=self.dtype, device=self.low.device)
         rows = block.view(self.layout.outer, self.layout.channels, self.layout.inner)
-        for chunk, codes in zip(self.layout.chunks(), self.codes, strict=True):
+        for chunk, codes in zip(self.layout.chunks, self.codes, strict=True):
             levels = _merge(codes, self.classes, chunk, self.layout)
             step, low = _spread(self.step, chunk), _spread(self.low, chunk)
             rows[chunk.rows] = (levels.view(chunk.grouped(self.layout)) * step).add_(low).flatten(0, 1)
@@ -124,7 +125,7 @@ def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generato
         generator: Source of the rounding's random numbers, on the block's device.
     """
     rows = block.view(layout.outer, layout.channels, layout.inner)
-    grouped = [(chunk, rows[chunk.rows].view(chunk.grouped(layout))) for chunk in layout.chunks()]
+    grouped = [(chunk, rows[chunk.rows].view(chunk.grouped(layout))) for chunk in layout.chunks]
     low = torch.cat([values.amin((1, 3)) for _, values in grouped]).float()
     high = torch.cat([values.amax((1, 3)) for _, values in grouped]).float()
     # The group's range must enclose its values after rounding to bfloat16: a value below ``low`` would give a negative
@@ -134,7 +135,12 @@ def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generato
     classes = _classes(spread, layout, bits)
     levels = _levels(classes, spread)
     step = (spread / levels * (1 + OUTWARDS)).to(METADATA)
-    codes = [_encode(values, chunk, low, step, levels, classes, generator) for chunk, values in grouped]
+    codes = []
+    for chunk, values in grouped:
+        scaled = _scale(values, _spread(low, chunk), _spread(step, chunk), generator)
+        whole = torch.minimum(scaled, levels[:, None]).to(torch.uint8).flatten(0, 1)
+        parts = [(whole if channels is None else whole.index_select(1, channels), width) for width, channels in classes]
+        codes.append([pack_bits(part.flatten(), width) for part, width in parts])
     return Packed(layout, block.dtype, codes, classes, low, step)
 
 
@@ -156,24 +162,11 @@ def _levels(classes: Classes, spread: Tensor) -> Tensor:
     return levels
 
 
-def _encode(
-    values: Tensor,
-    chunk: Chunk,
-    low: Tensor,
-    step: Tensor,
-    levels: Tensor,
-    classes: Classes,
-    generator: torch.Generator,
-) -> list[Tensor]:
-    low, step = _spread(low, chunk), _spread(step, chunk)
+def _scale(values: Tensor, low: Tensor, step: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the values in steps above the minimum of their group, plus uniform noise: codes before they are cut."""
     # A group of zeros has step 0: its codes are all 0, and it is restored from ``low`` alone.
     scaled = (values - low).div_(torch.where(step > 0, step, 1))
-    scaled += _uniform(values, generator)
-    codes = torch.minimum(scaled, levels[:, None]).to(torch.uint8).flatten(0, 1)
-    return [
-        pack_bits((codes if channels is None else codes.index_select(1, channels)).flatten(), bits)
-        for bits, channels in classes
-    ]
+    return scaled.add_(_uniform(values, generator))
 
 
 def _uniform(values: Tensor, generator: torch.Generator) -> Tensor:

@@ -70,7 +70,8 @@ class Layout:
         return self.outer * self.channels * self.inner
 
     @cached_property
-    def _chunks(self) -> list[Chunk]:
+    def chunks(self) -> list[Chunk]:
+        """Chunks of about ``CHUNK`` elements; rows that fill no group form the last one."""
         per_group = max(1, GROUP // self.inner)
         whole = self.outer - self.outer % per_group
         step = max(1, CHUNK // (per_group * self.channels * self.inner)) * per_group
@@ -79,19 +80,15 @@ class Layout:
             chunks.append(Chunk(whole, self.outer - whole, self.outer - whole, whole // per_group))
         return chunks
 
-    def chunks(self) -> list[Chunk]:
-        """Cut the block into chunks of about ``CHUNK`` elements; rows that fill no group form a last chunk."""
-        return self._chunks
-
     def group_sizes(self, device: torch.device) -> Tensor:
         """Return the number of elements in each group of a channel, (groups,)."""
-        sizes = [c.per_group * self.inner for c in self.chunks() for _ in range(c.count // c.per_group)]
+        sizes = [c.per_group * self.inner for c in self.chunks for _ in range(c.count // c.per_group)]
         return torch.tensor(sizes, dtype=torch.float32, device=device)
 
     def packed_bytes(self, bits: int) -> int:
         """Bound the compressed bytes from above: codes, 16-bit minimum and step a group, order of the channels."""
-        codes = sum(3 + -(-c.count * self.channels * self.inner * bits // 8) for c in self.chunks())
-        groups = self.chunks()[-1].groups.stop * self.channels
+        codes = sum(3 + -(-c.count * self.channels * self.inner * bits // 8) for c in self.chunks)
+        groups = self.chunks[-1].groups.stop * self.channels
         return codes + 4 * groups + 4 * self.channels
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -93,9 +92,7 @@ class PlannedStep(AbstractContextManager["PlannedStep"]):
             self._exit.callback(delattr, module, "forward")
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self._exit.close()
         if self._ledger:
             self.peak_bytes = self._ledger.peak

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssl_methods.augment.draws import between
+
+def between(unit: Tensor, low: float, high: float) -> Tensor:
+    """Map uniform numbers in [0, 1) to uniform numbers in [low, high)."""
+    return low + (high - low) * unit
 
 
 def crop_boxes(
@@ -65,12 +68,8 @@ def crop_matrices(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
 
 def flip_matrices(horizontal: Tensor, vertical: Tensor) -> Tensor:
     """Return matrices (B, 3, 3) that mirror left-right and top-bottom where the masks (B,) are set."""
-    signs = [
-        1.0 - 2.0 * horizontal.float(),
-        1.0 - 2.0 * vertical.float(),
-        torch.ones_like(horizontal, dtype=torch.float32),
-    ]
-    return torch.diag_embed(torch.stack(signs, dim=1))
+    flipped = torch.stack([horizontal, vertical, torch.zeros_like(horizontal)], dim=1)
+    return torch.diag_embed(1.0 - 2.0 * flipped.float())
 
 
 def affine_matrices(

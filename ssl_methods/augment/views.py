@@ -1,6 +1,7 @@
 """Two independently augmented views of a batch of images."""
 
 import math
+from collections import namedtuple
 from dataclasses import dataclass
 from functools import reduce
 from typing import Literal
@@ -9,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ssl_methods.augment import color
-from ssl_methods.augment.draws import UnitDraws, apply_where_, between, draw_units
-from ssl_methods.augment.geometry import affine_matrices, crop_boxes, crop_matrices, flip_matrices, resample
+from ssl_methods.augment.geometry import affine_matrices, between, crop_boxes, crop_matrices, flip_matrices, resample
+from ssl_methods.setting_checks import check_bounded, check_channels, check_each_view, check_range
 
 LARGEST = {
     **dict.fromkeys(("flip", "vertical_flip", "jitter_probability", "grayscale", "shift"), 1.0),
@@ -29,6 +30,23 @@ JITTER = {
     "hue": color.adjust_hue_,
 }
 """Changes of colour in the order in which they are made."""
+
+
+UnitDraws = namedtuple(
+    "UnitDraws",
+    "crop_area crop_ratio crop_top crop_left flip vertical_flip rotation shear zoom shift_x shift_y jitter brightness "
+    "contrast saturation hue grayscale blur blur_sigma solarize",
+)
+"""Uniform numbers in [0, 1), one (B,) tensor per random decision of a view."""
+
+
+def draw_units(count: int, generator: torch.Generator) -> UnitDraws:
+    """Draw all decisions for ``count`` images in one call, on the generator's device.
+
+    The set is always complete, so switching one augmentation off leaves the others' numbers as they were.
+    """
+    decisions = len(UnitDraws._fields)
+    return UnitDraws(*torch.rand(decisions, count, generator=generator, device=generator.device))
 
 
 class Normalization:
@@ -209,8 +227,8 @@ class TwoViews(Normalization):
             for name in ("brightness", "contrast", "saturation")
         ]
         shift = between(units.hue, -self.hue, self.hue)
-        pixels = apply_where_(units.jitter < self.jitter_probability, self._jitter_, pixels, *factors, shift)
-        return apply_where_(units.grayscale < self.grayscale, color.to_grayscale_, pixels)
+        pixels = color.apply_where_(units.jitter < self.jitter_probability, self._jitter_, pixels, *factors, shift)
+        return color.apply_where_(units.grayscale < self.grayscale, color.to_grayscale_, pixels)
 
     def _jitter_(self, pixels: Tensor, *parameters: Tensor) -> Tensor:
         for (name, adjust_), parameter in zip(JITTER.items(), parameters, strict=True):
@@ -224,35 +242,5 @@ class TwoViews(Normalization):
             return torch.cat([part < probabilities[view] for part, view in parts])
 
         sigmas = between(units.blur_sigma, *self.blur_sigma)
-        pixels = apply_where_(wanted(units.blur, self.blur), color.gaussian_blur, pixels, sigmas)
-        return apply_where_(wanted(units.solarize, self.solarize), color.solarize_, pixels)
-
-
-def check_bounded(name: str, value: float, most: float = 1.0) -> None:
-    """Refuse numbers that are not finite or not in [0, most]."""
-    if not (math.isfinite(value) and 0 <= value <= most):
-        allowed = "a finite number of at least 0" if math.isinf(most) else f"between 0 and {most:g}"
-        raise ValueError(f"{name} must be {allowed}, got {value}")
-
-
-def check_each_view(name: str, values: tuple[float, ...]) -> None:
-    """Refuse anything but one probability for the first view and one for the second."""
-    if len(values) != 2:
-        raise ValueError(f"{name} must have one probability for each of the two views, got {values}")
-    for value in values:
-        check_bounded(name, value)
-
-
-def check_range(name: str, values: tuple[float, ...] | None, most: float) -> None:
-    """Refuse anything but ``None`` and a pair with 0 < low <= high <= most, both finite."""
-    if values is not None and (len(values) != 2 or not 0 < values[0] <= values[1] <= most or values[1] == math.inf):
-        limit = "finite" if math.isinf(most) else f"<= {most:g}"
-        raise ValueError(f"{name} must be (low, high) with 0 < low <= high, high {limit}, got {values}")
-
-
-def check_channels(name: str, values: tuple[float, ...], positive: bool = False) -> None:
-    """Refuse anything but one finite number for all channels, or three, optionally all above 0."""
-    if len(values) not in (1, 3):
-        raise ValueError(f"{name} must have 1 or 3 values, got {len(values)}: {values}")
-    if not all(math.isfinite(value) and (value > 0 or not positive) for value in values):
-        raise ValueError(f"{name} must be finite{' and above 0' if positive else ''}, got {values}")
+        pixels = color.apply_where_(wanted(units.blur, self.blur), color.gaussian_blur, pixels, sigmas)
+        return color.apply_where_(wanted(units.solarize, self.solarize), color.solarize_, pixels)

@@ -19,13 +19,7 @@ def equal(left, right):
 @pytest.mark.parametrize("scheme", [LayerWise, Progressive])
 @pytest.mark.parametrize(
     ("blocks_per_stage", "stage", "source_of"),
-    [
-        (1, 1, {1: 0}),
-        (1, 3, {3: 2}),
-        (2, 1, {2: 0, 3: 1}),
-        ([1, 3], 1, {1: 0, 2: 0, 3: 0}),
-        ([3, 1], 0, {}),
-    ],
+    [(1, 1, {1: 0}), (1, 3, {3: 2}), (2, 1, {2: 0, 3: 1}), ([1, 3], 1, {1: 0, 2: 0, 3: 0}), ([3, 1], 0, {})],
 )
 def test_new_blocks_start_from_the_ones_added_before(vit, scheme, blocks_per_stage, stage, source_of):
     stages = scheme(blocks_per_stage).stages(4, 12)

@@ -1,12 +1,14 @@
 """The resource figures of LW-FedSSL, table 2, out of the modules; every formula also by hand for a tiny model."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from lightly.models.modules import BYOLPredictionHead, MoCoProjectionHead, SimCLRProjectionHead
 from torch import nn
 
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, build_encoder
-from layerwise.paper_cost import PaperCost, PartCost, head_costs, paper_cost, paper_round_costs, part_costs
+from layerwise.paper_cost import PaperCost, PartCost, head_costs, paper_cost, part_costs
 
 FLOAT, COUNTER = 4, 8  # bytes
 SCHEMES = {"end-to-end": EndToEnd(), "layer-wise": LayerWise(), "progressive": Progressive()}
@@ -39,6 +41,11 @@ def paper_heads(method, width=192):
 
 def tiny_head(width=32):
     return {"head": nn.Sequential(nn.Linear(width, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU())}
+
+
+def round_costs(encoder, stages, *arguments, **options):
+    """The cost of a single round of each stage."""
+    return [paper_cost(encoder, [replace(stage, rounds=1)], *arguments, **options) for stage in stages]
 
 
 def vit_block_macs(T, D):
@@ -87,7 +94,7 @@ def test_worst_case_traffic_of_layer_wise_training(vit_tiny, method):
 @pytest.mark.parametrize("scheme", ["end-to-end", "progressive"])
 def test_worst_case_changes_nothing_where_nothing_is_frozen(token_vit, scheme):
     stages = SCHEMES[scheme].stages(4, 8)
-    usual, worst = (paper_round_costs(token_vit, stages, tiny_head(), 1, 1, flag) for flag in (False, True))
+    usual, worst = (round_costs(token_vit, stages, tiny_head(), 1, 1, flag) for flag in (False, True))
     assert usual == worst
 
 
@@ -114,12 +121,12 @@ def test_layer_wise_rounds_by_hand(token_vit):
     parts = part_costs(token_vit)
     stem, block, tail = parts["stem"], parts["block.0"], parts["tail"]
     head = head_costs(tiny_head(), 32)["head"]
-    first, _, third, _ = paper_round_costs(token_vit, LayerWise().stages(4, 8), tiny_head(), local_epochs=3, views=2)
+    first, _, third, _ = round_costs(token_vit, LayerWise().stages(4, 8), tiny_head(), local_epochs=3, views=2)
     everything = stem.size + block.size + tail.size + head.size
     assert first == PaperCost(6 * 3 * (stem.macs + block.macs + tail.macs + head.macs), everything, everything)
     macs = 6 * (stem.macs + 2 * block.macs + 3 * (block.macs + tail.macs + head.macs))
     assert third == PaperCost(macs, block.size + head.size, block.size + head.size)
-    worst = paper_round_costs(token_vit, LayerWise().stages(4, 8), tiny_head(), 3, 2, downloads_all=True)[2]
+    worst = round_costs(token_vit, LayerWise().stages(4, 8), tiny_head(), 3, 2, downloads_all=True)[2]
     assert worst == PaperCost(macs, everything + 2 * block.size, block.size + head.size)
 
 
@@ -132,9 +139,9 @@ def test_progressive_and_end_to_end_rounds_by_hand(token_vit):
         size = rest.size + blocks * block.size
         return PaperCost(3 * (rest.macs + blocks * block.macs), size, size)
 
-    progressive = paper_round_costs(token_vit, Progressive().stages(4, 4), tiny_head(), 1, 1)
+    progressive = round_costs(token_vit, Progressive().stages(4, 4), tiny_head(), 1, 1)
     assert progressive == [trained(1), trained(2), trained(3), trained(4)]
-    assert paper_round_costs(token_vit, EndToEnd().stages(4, 4), tiny_head(), 1, 1) == [trained(4)]
+    assert round_costs(token_vit, EndToEnd().stages(4, 4), tiny_head(), 1, 1) == [trained(4)]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -208,7 +215,7 @@ def test_resnet18_in_four_stages(resnet):
     parts = part_costs(resnet)
     heads, views = paper_heads("moco", width=512)
     head = sum(head_costs(heads, 512).values(), PartCost())
-    _, second, _, fourth = paper_round_costs(resnet, LayerWise().stages(4, 120), heads, 1, views)
+    _, second, _, fourth = round_costs(resnet, LayerWise().stages(4, 120), heads, 1, views)
     trained = parts["block.1"] + parts["reshape.1"] + head
     assert second.macs == parts["stem"].macs + parts["block.0"].macs + 3 * trained.macs
     assert second.down_bytes == second.up_bytes == trained.size

@@ -87,11 +87,7 @@ BAD = [
     ({}, -6, "rounds must be at least 1, got -6"),
     ({"rounds_per_stage": [6]}, 6, "has 1 entries for 6 stages"),
     ({"blocks_per_stage": 3, "rounds_per_stage": [1, 2, 3]}, 6, "has 3 entries for 2 stages"),
-    (
-        {"blocks_per_stage": 3, "rounds_per_stage": [3, 4]},
-        6,
-        r"\[3, 4\] must be positive and add up to rounds 6",
-    ),
+    ({"blocks_per_stage": 3, "rounds_per_stage": [3, 4]}, 6, r"\[3, 4\] must be positive and add up to rounds 6"),
     ({"blocks_per_stage": 3, "rounds_per_stage": [0, 6]}, 6, r"\[0, 6\] must be positive"),
     ({"blocks_per_stage": 3, "rounds_per_stage": [-1, 7]}, 6, r"\[-1, 7\] must be positive"),
 ]

@@ -36,12 +36,7 @@ def test_a_stage_cannot_change():
 @pytest.mark.parametrize(
     ("present", "trained", "trains_stem"),
     [((0, 1), (), False), ((0, 1), (0,), False), ((0, 1), (1,), True), ((0,), (1,), False)],
-    ids=[
-        "trains nothing",
-        "trains what is not last",
-        "trains the stem over frozen blocks",
-        "trains the absent",
-    ],
+    ids=["trains nothing", "trains what is not last", "trains the stem over frozen blocks", "trains the absent"],
 )
 def test_impossible_stages(present, trained, trains_stem):
     with pytest.raises(AssertionError):

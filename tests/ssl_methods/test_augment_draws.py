@@ -1,6 +1,8 @@
 import torch
 
-from ssl_methods.augment.draws import UnitDraws, apply_where_, between, draw_units
+from ssl_methods.augment.color import apply_where_
+from ssl_methods.augment.geometry import between
+from ssl_methods.augment.views import UnitDraws, draw_units
 
 
 def test_units_are_uniform_and_differ_between_images_and_decisions():

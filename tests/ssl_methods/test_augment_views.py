@@ -4,8 +4,7 @@ import math
 import pytest
 import torch
 
-from ssl_methods.augment import TwoViews
-from ssl_methods.augment.draws import UnitDraws, draw_units
+from ssl_methods.augment.views import TwoViews, UnitDraws, draw_units
 
 
 def seeded(seed=0):

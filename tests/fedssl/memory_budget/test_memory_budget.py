@@ -97,9 +97,10 @@ def test_compressing_changes_weights_little_and_a_resumed_run_goes_on_bit_for_bi
     own = flatten(resumed.model.read(resumed.model.parts))
     for key, tensor in weights(broken).items():
         own[key].copy_(tensor)
-    assert broken.server and broken.local and resumed.server and resumed.local  # noqa: PT018
-    resumed.server.load_state_dict(broken.server.state_dict())
-    resumed.local.load_state_dict(broken.local.state_dict())
+    assert broken.federation
+    assert resumed.federation
+    resumed.federation.server.load_state_dict(broken.federation.server.state_dict())
+    resumed.federation.client.load_state_dict(broken.federation.client.state_dict())
     play(resumed, digits, 1)
     assert same(weights(whole), weights(resumed))
     assert not same(weights(whole), weights(free))

@@ -47,7 +47,7 @@ def test_error_is_below_a_step(layout, bits):
     widths = torch.zeros(layout.channels)
     for width, channels in packed.classes:
         widths[slice(None) if channels is None else channels] = width
-    for chunk in layout.chunks():
+    for chunk in layout.chunks:
         shape = chunk.grouped(layout)
         rows = (layout.outer, layout.channels, layout.inner)
         before = block.view(rows)[chunk.rows].view(shape)

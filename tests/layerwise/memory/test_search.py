@@ -37,11 +37,7 @@ def test_a_step_that_fits_is_left_alone(search):
 
 def test_what_costs_least_comes_first(search):
     assert set(search.fastest(2799).actions.values()) == {Action("cheap")}
-    assert search.fastest(1700).actions == {
-        "light": Action("all"),
-        "middle": Action("cheap"),
-        "heavy": Action("cheap"),
-    }
+    assert search.fastest(1700).actions == {"light": Action("all"), "middle": Action("cheap"), "heavy": Action("cheap")}
 
 
 def test_recomputation_alone_is_taken_where_it_does(search):
