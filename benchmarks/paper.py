@@ -15,7 +15,7 @@ from benchmarks.record import write_record
 from benchmarks.runs import finish
 from fedssl.comparison.grid import Grid, plan_grid
 from fedssl.comparison.rows import Row, baseline, ratio
-from fedssl.comparison.run import run_of
+from fedssl.comparison.runner import run_of
 from fedssl.comparison.table import percent
 from fedssl.runs.measures import COSTS, Measure
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedssl.comparison.configuration import differences
 from fedssl.comparison.rows import Row, baseline, ratio
-from fedssl.runs.measures import ACCURACIES, ENCODERS, MEASURES, Measure, mean_and_deviation
+from fedssl.comparison.run import differences
+from fedssl.runs.measures import ACCURACIES, COSTS, ENCODERS, MEASURES, Measure, mean_and_deviation
 from fedssl.utils.tables import Table
 
 NOTE = (
@@ -129,7 +129,7 @@ def _untrained(name: str, rows: list[Row], blank: int, measures: list[Measure]) 
 
 def _cell(measure: Measure, row: Row, rows: list[Row]) -> str:
     text = measure.text(row.results)
-    against = baseline(row, rows) if measure.is_cost else None
+    against = baseline(row, rows) if measure in COSTS else None
     share = None if against is row else ratio(measure, row, against)  # end-to-end training itself has no share
     return text if share is None else f"{text} ({percent(share)})"
 
@@ -146,6 +146,6 @@ def _record(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         values = measure.values(row.results)
         if values:
             record[f"{measure.title} mean"], record[f"{measure.title} sd"] = mean_and_deviation(values)
-            share = ratio(measure, row, against) if measure.is_cost else None
+            share = ratio(measure, row, against) if measure in COSTS else None
             record |= {f"{measure.title} share": share} if share is not None else {}
     return record | {FAILED: "; ".join(row.failures), "folders": " ".join(str(run.folder) for run in row.runs)}

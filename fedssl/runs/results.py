@@ -30,10 +30,8 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
     """Collect the results of a run, in plain types; accuracies in percent, sizes in bytes."""
     results: dict[str, Any] = {"seed": module.seed}
     if isinstance(module, Pretraining):
-        results |= module.summary | {
-            "encoder": module.model.encoder.spec.name,
-            "depth": module.model.encoder.depth,
-        }
+        encoder = module.model.encoder
+        results |= module.summary | {"encoder": encoder.spec.name, "depth": encoder.depth}
         results |= module.progress.as_dict() if module.progress else {}
     if isinstance(module, FederatedSSL) and module.federation:
         server = module.federation.server
@@ -63,13 +61,11 @@ def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
         results |= {prefix + key: value for key, value in report.as_dict().items()}
     if module.perplexity:
         results |= module.perplexity.as_dict() | {"test_characters": module.perplexity.characters}
+    for name, found in (("classifier", module.classified), ("finetuned", module.finetuned)):
+        if found:
+            results |= {f"{name}_top1": found.accuracy, f"{name}_mean_per_class": found.mean_per_class_accuracy}
     if module.classified:
-        results["classifier_top1"] = module.classified.accuracy
-        results["classifier_mean_per_class"] = module.classified.mean_per_class_accuracy
         results["classifier_per_class"] = list(module.classified.per_class_accuracy)
-    if module.finetuned:
-        results["finetuned_top1"] = module.finetuned.accuracy
-        results["finetuned_mean_per_class"] = module.finetuned.mean_per_class_accuracy
     return results
 
 

@@ -11,7 +11,6 @@ import numpy as np
 import yaml
 
 from fedssl.data.clients import ClientData
-from fedssl.data.disclosure import without_paths
 from fedssl.data.images import ImageData
 from fedssl.runs.run_folder import CONFIG, METRICS, RESULTS, read_metrics, read_results
 from fedssl.server.rounds import ClientCost
@@ -59,11 +58,6 @@ class RunRecord:
         return cls(folder, config, read_results(folder), _training_rows(folder / METRICS), *details)
 
     @property
-    def shown_configuration(self) -> str:
-        """Text of ``config.yaml`` for other readers: without paths of this machine."""
-        return yaml.safe_dump(without_paths(self.config), sort_keys=False)
-
-    @property
     def federated(self) -> bool:
         """Tell if the run had rounds and clients."""
         return "clients" in self.results
@@ -79,18 +73,13 @@ class RunRecord:
         return f"{self.results['scheme']} {self.results['method']}"
 
     @property
-    def loaded_weights(self) -> bool:
-        """Tell if training started from weights in a file, not from random initialisation."""
-        encoder = self.config["model"]["init_args"].get("encoder") or {}
-        return bool(encoder.get("init_args", encoder).get("weights"))
-
-    @property
     def encoders(self) -> dict[str, str]:
         """Display name of each evaluated encoder; "before training" is the one that the run started from.
 
         Runs of older versions did not evaluate the weights that they had loaded.
         """
-        if not self.loaded_weights:
+        encoder = self.config["model"]["init_args"].get("encoder") or {}
+        if not encoder.get("init_args", encoder).get("weights"):
             return {"random_init": "before training", "encoder": "after training"}
         return {"random_init": "at random initialisation", "start": "before training", "encoder": "after training"}
 
@@ -153,7 +142,7 @@ def write_details(module: Pretraining, data: ImageData | ClientData, path: Path,
     """
     arrays = module.details(pictures).as_arrays() if module.reports else {}
     if isinstance(module, FederatedSSL) and isinstance(data, ClientData):
-        arrays |= {CLIENTS + key: value for key, value in vars(client_details(module, data)).items()}
+        arrays |= {CLIENTS + key: value for key, value in vars(_client_details(module, data)).items()}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -173,13 +162,10 @@ def read_details(path: Path) -> tuple[EvaluationDetails | None, ClientDetails | 
     return evaluation, ClientDetails(**clients) if clients else None
 
 
-def client_details(module: FederatedSSL, data: ClientData) -> ClientDetails:
+def _client_details(module: FederatedSSL, data: ClientData) -> ClientDetails:
     """Collect client details from the server's ledger and the division of the data."""
     assert module.federation is not None
     paid = module.federation.server.ledger.clients
     costs = [vars(paid.get(client, ClientCost())) for client in range(data.num_clients)]
-    return ClientDetails(
-        classes=np.asarray(data.pool.classes, dtype=str),
-        images=data.class_counts(),
-        **{key: np.asarray([cost[key] for cost in costs]) for key in costs[0]},
-    )
+    paid_by_client = {key: np.asarray([cost[key] for cost in costs]) for key in costs[0]}
+    return ClientDetails(np.asarray(data.pool.classes, dtype=str), data.class_counts(), **paid_by_client)

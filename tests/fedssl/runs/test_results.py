@@ -13,7 +13,7 @@ from rich.console import Console
 from torch.optim import AdamW
 
 from fedssl.data.images import FederatedData
-from fedssl.runs.result_tables import print_results
+from fedssl.runs.measures import print_results
 from fedssl.runs.results import (
     accuracy_over_simulated_time,
     collect_results,
