@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from fedssl.comparison import curves as figures
 from fedssl.comparison.curves import ACCURACY, band, layer_similarity, records
-from fedssl.comparison.rows import Row, baseline, ratio
+from fedssl.comparison.rows import Row, baseline, shares
 from fedssl.comparison.run import differences
 from fedssl.comparison.table import ComparisonTable, make_tables, percent
-from fedssl.runs.measures import COSTS, KEPT, KNN, MEASURES
 from fedssl.runs.report.page import Block, Picture, Section, build_page
 from fedssl.runs.report.representation import layer_heat_map
+from fedssl.runs.results import COSTS, KEPT, KNN, MACS, MEASURES
 from fedssl.utils.tables import Table
 
 CKA = (
@@ -47,11 +47,11 @@ def sentence(rows: Sequence[Row]) -> str:
         return f"No run on {rows[0].data_set} has ended."
     best = max(ended, key=lambda row: KNN.mean(row.results) or 0)
     said = f"On {best.data_set}, {best.name} has the highest kNN accuracy, {KNN.text(best.results)} %"
-    priced = [row for row in ended if _shares(row, rows)]
+    priced = [row for row in ended if len(shares(row, rows)) == len(COSTS)]
     light = min(priced, key=lambda row: KEPT.mean(row.results) or 0, default=None)
     if light is None or baseline(light, rows) is light:
         return f"{said}."
-    *_, macs, kept = _shares(light, rows)
+    macs, kept = (shares(light, rows)[cost] for cost in (MACS, KEPT))
     who = "" if light is best else f"; {light.name} reaches {KNN.text(light.results)} %"
     costs = f"{percent(kept)} of the activations and {percent(macs)} of the operations of end-to-end training"
     return f"{said}{who}, with {costs}."
@@ -109,9 +109,10 @@ def _against_cost(groups: dict[str, dict[str, Row]]) -> Iterator[Block]:
 def _cost(groups: dict[str, dict[str, Row]], rows: Sequence[Row]) -> Iterator[Block]:
     caption = "Of a client over the whole run; the dotted line is end-to-end training with the same method."
     for title, group in groups.items():
-        shares = {name: found for name, row in group.items() if (found := _shares(row, rows))}
-        if any(share != 1 for found in shares.values() for share in found):
-            yield Picture(title or "All rows", figures.cost_shares(shares, COSTS), caption)
+        known = {name: [*shares(row, rows).values()] for name, row in group.items()}
+        known = {name: found for name, found in known.items() if len(found) == len(COSTS)}
+        if any(share != 1 for found in known.values() for share in found):
+            yield Picture(title or "All rows", figures.cost_shares(known, COSTS), caption)
 
 
 def _layers(rows: Sequence[Row]) -> Iterator[Block]:
@@ -137,10 +138,3 @@ def _origin(rows: Sequence[Row]) -> Section:
         texts = (measure.text([run.results]) for measure in shown)
         cells.append([name, str(run.seed), *texts, str(run.folder)])
     return Section("Runs", [Table(header, cells)])
-
-
-def _shares(row: Row, rows: Sequence[Row]) -> list[float]:
-    """Costs as fractions of those of end-to-end training; empty if one of them is unknown."""
-    against = baseline(row, rows)
-    found = [ratio(measure, row, against) for measure in COSTS]
-    return [share for share in found if share is not None] if None not in found else []

@@ -11,10 +11,10 @@ import torch
 from matplotlib.figure import Figure
 
 from fedssl.comparison.rows import Row
-from fedssl.runs.measures import Measure, mean_and_deviation
 from fedssl.runs.report.figures import DASHES, finish_rounds
 from fedssl.runs.report.record import Curve, RunRecord
 from fedssl.runs.report.theme import MUTED, SERIES, legend_above, new_axes, themed
+from fedssl.runs.results import Measure, mean_and_deviation
 from linear_eval import EvaluationDetails
 from linear_eval.measures import linear_cka
 
@@ -38,12 +38,12 @@ class Band:
 
 
 def records(row: Row) -> list[RunRecord]:
-    """Records of the finished runs of a row, with metrics and details."""
+    """Read the finished runs of a row, with metrics and details."""
     return [RunRecord.read(run.folder) for run in row.runs if run.results]
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """Mean and standard deviation in the rounds where all curves have a value.
+    """Return mean and standard deviation in the rounds where all curves have a value.
 
     Args:
         curves: One curve a seed, at least one.
@@ -56,7 +56,7 @@ def band(curves: Sequence[Curve]) -> Band:
 
 
 def layer_similarity(first: Row, second: Row) -> tuple[np.ndarray, list[str], list[str]] | None:
-    """CKA of the layers of two rows' encoders on the same test images, mean over the seeds that both have.
+    """Return the CKA of the layers of two rows' encoders on the same test images, mean over the seeds that both have.
 
     Returns:
         CKA (L, M) and the names of both encoders' layers; ``None`` if the runs did not keep their layers' outputs.

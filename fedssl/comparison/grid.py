@@ -48,7 +48,7 @@ class Grid:
                     raise ValueError(f"{argument}: the comparison itself decides about {', '.join(OURS)}")
 
     def rows(self) -> list[tuple[dict[str, str], list[str]]]:
-        """Choices of each combination by axis, and their joined arguments."""
+        """Return the choices of each combination by axis, and their joined arguments."""
         rows = []
         for chosen in product(*(choices.items() for choices in self.axes.values())):
             names, texts = zip(*chosen, strict=True)

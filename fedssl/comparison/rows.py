@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedssl.comparison.run import Run, comparable, differences
-from fedssl.runs.measures import Measure
+from fedssl.runs.results import COSTS, Measure
 
 SCHEME, METHOD = "scheme", "SSL method"
 NAMED = ("model.scheme", "model.method")
@@ -87,7 +87,7 @@ def group_runs(runs: Sequence[Run]) -> list[Row]:
 
 
 def _labels(groups: list[list[Run]]) -> list[dict[str, str]]:
-    """Scheme, method and settings in which the groups differ; the scheme if nothing differs."""
+    """Return scheme, method and settings in which the groups differ; the scheme if nothing differs."""
     different = differences([group[0].configuration | {"seed_everything": None} for group in groups])
     # The number of epochs follows from the rounds and would only repeat them.
     hidden = {*NAMED, *([EPOCHS] if ROUNDS in different else [])}
@@ -98,7 +98,7 @@ def _labels(groups: list[list[Run]]) -> list[dict[str, str]]:
 
 
 def baseline(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Row of end-to-end training to compare a row with; ``None`` if the comparison has none.
+    """Find the row of end-to-end training to compare a row with; ``None`` if the comparison has none.
 
     It has the same data set, method and encoder, and runs of a single stage. Among several such rows, the one with most
     labels in common is taken, then the first.
@@ -107,10 +107,14 @@ def baseline(row: Row, rows: Sequence[Row]) -> Row | None:
     return max(alike, key=lambda other: len(row.labels.items() & other.labels.items()), default=None)
 
 
-def ratio(measure: Measure, row: Row, against: Row | None) -> float | None:
-    """Mean cost of a row as a fraction of another row's; ``None`` if either is unknown or the divisor is 0."""
-    own, other = measure.mean(row.results), measure.mean(against.results) if against else None
-    return None if own is None or not other else own / other
+def shares(row: Row, rows: Sequence[Row]) -> dict[Measure, float]:
+    """Divide a row's mean costs by those of end-to-end training; costs that are unknown, or 0 there, are left out."""
+    found: dict[Measure, float] = {}
+    if against := baseline(row, rows):
+        for cost in COSTS:
+            own, whole = cost.mean(row.results), cost.mean(against.results)
+            found |= {cost: own / whole} if own is not None and whole else {}
+    return found
 
 
 def _names(run: Run) -> dict[str, str]:

@@ -111,7 +111,7 @@ def find_folders(places: Sequence[Path]) -> list[Path]:
 
 
 def rounds_done(folder: Path) -> int:
-    """Number of rounds (or epochs) in a run's newest checkpoint."""
+    """Count the rounds (or epochs) in a run's newest checkpoint."""
     found = [int(path.stem) + 1 for path in checkpoints_of(folder / CHECKPOINTS) if path.stem.isdigit()]
     return max(found, default=0)
 
@@ -139,11 +139,11 @@ def holds(folder: Path, wanted: Configuration) -> bool:
 
 
 def comparable(configuration: Configuration) -> Configuration:
-    """Settings that decide the results of a run."""
+    """Return the settings that decide the results of a run."""
     trainer = {key: value for key, value in configuration.get("trainer", {}).items() if key != "logger"}
     return {key: value for key, value in configuration.items() if key not in WHERE} | {"trainer": trainer}
 
 
 def differences(configurations: list[Configuration]) -> dict[str, list[str]]:
-    """Settings in which configurations differ, with a text for each configuration; see ``differences_of_flat``."""
+    """Find the settings in which configurations differ, as ``differences_of_flat`` does."""
     return differences_of_flat([flatten(comparable(configuration)) for configuration in configurations])

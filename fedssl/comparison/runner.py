@@ -90,7 +90,7 @@ def run_of(planned: GridRun, failed: dict[Path, str]) -> Run:
 
 
 def reason_of_failure(log: Path, code: int) -> str:
-    """Reason of a failure: the signal, the last error message in the log, its last line, or the exit status."""
+    """Name the reason of a failure: the signal, the last error message or line of the log, or the exit status."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}; its output is in {log}"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -121,7 +121,7 @@ class _Process:
         return self._process.poll() is not None
 
     def reason(self) -> str | None:
-        """Reason of the failure; ``None`` for a run that is done."""
+        """Return the reason of the failure; ``None`` for a run that is done."""
         code = self._process.returncode
         lacks = "" if code else shortfall(read_results(self.run.folder))
         return lacks or (reason_of_failure(self.run.folder / LOG, code) if code or not self.run.done else None)

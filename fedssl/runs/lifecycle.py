@@ -15,8 +15,13 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from fedssl.data.disclosure import may_show_images
 from fedssl.data.images import ImageData
-from fedssl.runs.measures import print_results, print_shortfall
-from fedssl.runs.results import accuracy_over_simulated_time, collect_results, write_results
+from fedssl.runs.results import (
+    accuracy_over_simulated_time,
+    collect_results,
+    print_results,
+    print_shortfall,
+    write_results,
+)
 from fedssl.runs.run_folder import CONFIG, METRICS, RESULTS, read_metrics
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining

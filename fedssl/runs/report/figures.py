@@ -95,7 +95,7 @@ def participation(record: RunRecord) -> Figure:
 
 
 def mean_of_participants(record: RunRecord, *keys: str, scale: float) -> Curve:
-    """Mean over a round's clients of summed metrics, divided by ``scale``; rounds without clients are left out.
+    """Average summed metrics, divided by ``scale``; rounds without clients are left out.
 
     Empty if the run never logged one of the metrics: a private aggregation keeps exact figures to itself.
     """
@@ -116,7 +116,7 @@ def against(x: Curve, y: Curve) -> Curve:
 
 
 def so_far(curve: Curve) -> Curve:
-    """Running sum of a curve."""
+    """Add up a curve."""
     return curve[0], curve[1].cumsum()
 
 
@@ -149,7 +149,7 @@ def distribution(clients: ClientDetails) -> Figure:
 
 
 def shown_clients(number: int) -> np.ndarray:
-    """Ids of the clients that are shown one by one."""
+    """Return the ids of the clients that are shown one by one."""
     return np.unique(np.linspace(0, number - 1, min(number, MOST_CLIENTS)).round().astype(int))
 
 

@@ -31,7 +31,7 @@ class Picture:
     caption: str
 
     def svg(self, name: str) -> Markup:
-        """Figure as inline SVG; ``name`` is unique in the page."""
+        """Convert the figure to inline SVG; ``name`` is unique in the page."""
         return Markup(as_svg(self.figure, self.title, name))
 
 

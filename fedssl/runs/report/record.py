@@ -84,12 +84,12 @@ class RunRecord:
         return {"random_init": "at random initialisation", "start": "before training", "encoder": "after training"}
 
     def curve(self, key: str) -> Curve:
-        """Rounds (or epochs) from 1 and values of a metric, where it was measured and lies below ``OFF_SCALE``."""
+        """Return rounds (or epochs) from 1 and values of a metric, where it was measured and is below ``OFF_SCALE``."""
         rows = [row for row in self.rows if row.get(key) and abs(float(row[key])) < OFF_SCALE]
         return np.array([float(row["epoch"]) + 1 for row in rows]), np.array([float(row[key]) for row in rows])
 
     def stages(self) -> list[int]:
-        """Last round of each stage; empty without stages."""
+        """Return the last round of each stage; empty without stages."""
         rounds, stages = self.curve("stage")
         return rounds[np.diff(stages, append=-1) != 0].astype(int).tolist()
 

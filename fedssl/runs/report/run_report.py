@@ -15,12 +15,12 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from fedssl.data.clients import ClientData
 from fedssl.data.disclosure import may_show_images, without_paths
 from fedssl.data.images import ImageData
-from fedssl.runs.measures import cost_table
 from fedssl.runs.report import figures, representation, summary
 from fedssl.runs.report.figures import Line
 from fedssl.runs.report.page import REPORT, Block, Listing, Picture, Section, build_page
 from fedssl.runs.report.record import DETAILS, ClientDetails, Curve, RunRecord, write_details
 from fedssl.runs.report.theme import as_png
+from fedssl.runs.results import cost_table
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.run_progress import shortfall
 from fedssl.utils.files import write_text
@@ -71,7 +71,7 @@ def deliver_report(
 
 
 def media(sections: Sequence[Section]) -> dict[str, Any]:
-    """Pictures and tables for W&B, by section and title."""
+    """Collect pictures and tables for W&B, by section and title."""
     logged: dict[str, Any] = {}
     for section in sections:
         for block in section.blocks:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fedssl.runs.measures import ENCODERS, KNN, LINEAR, QUALITY, quality_table
 from fedssl.runs.report.page import Fact
 from fedssl.runs.report.record import RunRecord
+from fedssl.runs.results import ENCODERS, KNN, LINEAR, QUALITY, quality_table
 from fedssl.training.run_progress import UNFINISHED, shortfall
 from fedssl.utils.tables import Table
 from fedssl.utils.units import MIB, format_bytes
@@ -79,7 +79,7 @@ def fit(record: RunRecord) -> str:
 
 
 def facts(record: RunRecord) -> list[Fact]:
-    """Numbers that readers look for first."""
+    """Return the numbers that readers look for first."""
     results = record.results
     found = []
     if "perplexity" in results:
@@ -101,7 +101,7 @@ def facts(record: RunRecord) -> list[Fact]:
 
 
 def quality(results: dict[str, Any]) -> Table:
-    """Table of the representation's quality after and before training, or of the language model's."""
+    """Tabulate the representation's quality after and before training, or of the language model's."""
     if "perplexity" in results:
         return quality_table(results, QUALITY, "What the language model is worth", "Measured at the end of the run.")
     probe = f"{results['probe']}, regularisation {results['probe_regularization']:g}"
@@ -113,7 +113,7 @@ def quality(results: dict[str, Any]) -> Table:
 
 
 def stage_table(record: RunRecord) -> Table:
-    """Table of all clients' costs in each stage."""
+    """Tabulate all clients' costs in each stage."""
     rows = []
     for number, sums in enumerate(stage_sums(record), 1):
         amounts = (f"{sums[key]:,.2f}" for key in ("down_mib", "up_mib", "gmacs", "peak_mib"))
@@ -125,7 +125,7 @@ def stage_table(record: RunRecord) -> Table:
 
 
 def stage_sums(record: RunRecord) -> list[dict[str, float]]:
-    """All clients' costs in each stage; rounds from 1, and the loss of the last round that has one."""
+    """Add up all clients' costs in each stage; rounds from 1, and the loss of the last round that has one."""
     found, start, curves = [], 1, [record.curve(key) for key in STAGE_METRICS]
     for end in record.stages():
         down, up, macs, peak, loss = (values[(start <= rounds) & (rounds <= end)] for rounds, values in curves)
@@ -138,7 +138,7 @@ def stage_sums(record: RunRecord) -> list[dict[str, float]]:
 
 
 def origin_table(record: RunRecord) -> Table:
-    """Table of seed, commit, versions and wall time."""
+    """Tabulate seed, commit, versions and wall time."""
     results = record.results
     rows = [["seed", str(results["seed"])], ["commit", results["commit"] or "unknown"]]
     rows += [["wall time", f"{results['wall_seconds']:,.0f} s in the last process"]]

@@ -173,6 +173,6 @@ def heat_map(
 
 
 def _names(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Positions and names of ticks; every n-th only if there are too many to read."""
+    """Return positions and names of ticks; every n-th only if there are too many to read."""
     every = -(-len(names) // NAMED_CELLS)
     return list(range(0, len(names), every)), list(names)[::every]
