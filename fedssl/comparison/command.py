@@ -87,8 +87,14 @@ def _rows_of_grid(options: Namespace) -> list[Row]:
 
 
 def _parse(arguments: list[str]) -> Namespace:
+    parser = ArgumentParser(prog="train.py compare", description=DESCRIPTION, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument("runs", nargs="*", type=str, metavar="RUN_DIR", help="folders to compare instead")
+    parser.add_class_arguments(Grid)
+    parser.add_argument("--folder", type=str | None, default=None, help=FOLDER_HELP)
+    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time")
     try:
-        options = _parser().parse_args(arguments)
+        options = parser.parse_args(arguments)
     except ArgumentError as error:
         raise ValueError(brief(str(error))) from error
     if bool(options.runs) == bool(options.axes):
@@ -99,13 +105,3 @@ def _parse(arguments: list[str]) -> Namespace:
         options.folder = Path("runs") / run_name(arguments)
     options.runs = [Path(run) for run in options.runs]
     return options
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="train.py compare", description=DESCRIPTION, exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config", help="YAML file with any of the settings below")
-    parser.add_argument("runs", nargs="*", type=str, metavar="RUN_DIR", help="folders to compare instead")
-    parser.add_class_arguments(Grid)
-    parser.add_argument("--folder", type=str | None, default=None, help=FOLDER_HELP)
-    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time")
-    return parser

@@ -84,11 +84,8 @@ class _Run:
         traffic = self._traffic(clients[0])[position]
         needs = [self._need(client, position) for client in clients]
         memory, macs = max(need.peak_memory_bytes for need in needs), max(need.macs for need in needs)
-        seconds = {
-            "download": profile.seconds(traffic.later, 0, 0),
-            "compute": profile.seconds(0, macs, 0),
-            "upload": profile.seconds(0, 0, traffic.up),
-        }
+        received, sent = profile.seconds(traffic.later, 0, 0), profile.seconds(0, 0, traffic.up)
+        seconds = {"download": received, "compute": profile.seconds(0, macs, 0), "upload": sent}
         return {
             "peak_memory_bytes": memory,
             "missing_bytes": max(0, memory - profile.memory_bytes),

@@ -53,9 +53,11 @@ class RunRecord:
         """
         if not (folder / RESULTS).is_file():
             raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULTS}")
-        config = yaml.safe_load((folder / CONFIG).read_text())
-        details = read_details(folder / DETAILS)
-        return cls(folder, config, read_results(folder), _training_rows(folder / METRICS), *details)
+        config, rows = yaml.safe_load((folder / CONFIG).read_text()), read_metrics(folder / METRICS)
+        # The final evaluation logs a row of its own after the last round.
+        last = max((float(row["epoch"]) for row in rows if row.get("round") or row.get("train/loss")), default=-1.0)
+        training = [row for row in rows if float(row["epoch"]) <= last]
+        return cls(folder, config, read_results(folder), training, *read_details(folder / DETAILS))
 
     @property
     def federated(self) -> bool:
@@ -92,13 +94,6 @@ class RunRecord:
         """Return the last round of each stage; empty without stages."""
         rounds, stages = self.curve("stage")
         return rounds[np.diff(stages, append=-1) != 0].astype(int).tolist()
-
-
-def _training_rows(metrics: Path) -> list[dict[str, str]]:
-    rows = read_metrics(metrics)
-    # The final evaluation logs a row of its own after the last round.
-    last = max((float(row["epoch"]) for row in rows if row.get("round") or row.get("train/loss")), default=-1.0)
-    return [row for row in rows if float(row["epoch"]) <= last]
 
 
 DETAILS = "details.npz"
