@@ -21,7 +21,7 @@ from benchmarks.record import write_record
 from fedssl import IID, FederatedSSL
 from fedssl.comparison.grid import slug
 from fedssl.data.partition import Partitioner
-from fedssl.runs.measures import spread
+from fedssl.runs.results import spread
 from fedssl.utils.files import write_atomically
 from fedssl.utils.units import MIB
 

@@ -9,8 +9,7 @@ from typing import Any
 from benchmarks.record import write_record
 from benchmarks.runs import finish
 from fedssl.comparison.grid import GridRun, slug
-from fedssl.runs.measures import Measure, spread
-from fedssl.runs.results import accuracy_over_simulated_time
+from fedssl.runs.results import Measure, accuracy_over_simulated_time, spread
 from fedssl.utils.units import MIB
 
 GOAL = 90

@@ -14,10 +14,10 @@ import yaml
 from benchmarks.record import write_record
 from benchmarks.runs import finish
 from fedssl.comparison.grid import Grid, plan_grid
-from fedssl.comparison.rows import Row, baseline, ratio
-from fedssl.comparison.run import run_of
-from fedssl.comparison.table import percent
-from fedssl.runs.measures import COSTS, Measure
+from fedssl.comparison.rows import Row
+from fedssl.comparison.runner import run_of
+from fedssl.comparison.table import cell
+from fedssl.runs.results import COSTS, Measure
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "paper"
 ACCURACIES = (
@@ -132,16 +132,10 @@ def line(row: Row, rows: list[Row], comparison: Comparison) -> dict[str, str]:
     if comparison.printed:
         first, second = row.labels.values()
         cells |= {PRINTED: comparison.printed.get(first, {}).get(second, "")}
-    return cells | {measure.title: _cost(measure, row, rows) for measure in COSTS}
+    return cells | {measure.title: cell(measure, row, rows) for measure in COSTS}
 
 
 def random_init(row: Row, like: dict[str, str], accuracies: Sequence[Measure]) -> dict[str, str]:
     """The line of the encoder before training, which is the same for all rows."""
     known = {measure.title: measure.text(row.results, "random_init_") for measure in accuracies}
     return dict.fromkeys(like, "") | {next(iter(like)): "random init"} | known
-
-
-def _cost(measure: Measure, row: Row, rows: list[Row]) -> str:
-    against = baseline(row, rows)
-    share = None if against is row else ratio(measure, row, against)
-    return measure.text(row.results) + ("" if share is None else f" ({percent(share)})")

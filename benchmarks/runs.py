@@ -6,8 +6,8 @@ import os
 import sys
 
 from fedssl.comparison.grid import GridRun, place
-from fedssl.comparison.run import Run, run_of
-from fedssl.comparison.runner import run_missing
+from fedssl.comparison.run import Run
+from fedssl.comparison.runner import run_missing, run_of
 
 
 def finish(planned: list[GridRun], jobs: int) -> list[Run]:

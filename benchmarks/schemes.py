@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.record import write_record
 from benchmarks.runs import finish
 from fedssl.comparison.grid import GridRun
-from fedssl.runs.measures import spread
+from fedssl.runs.results import spread
 from fedssl.utils.units import MIB
 
 SCHEMES = {"end-to-end": "fedssl", "layer-wise": "lw_fedssl", "progressive": "prog_fedssl"}

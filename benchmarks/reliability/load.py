@@ -17,8 +17,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from benchmarks.process_tree import run_measured
 from benchmarks.record import write_record
 from benchmarks.round_times import ONE_THREAD
-from fedssl.runs.report.deliver import REPORT, write_run_report
 from fedssl.runs.report.record import RunRecord
+from fedssl.runs.report.run_report import REPORT, write_run_report
 
 MIB = 2**20
 IMAGES, SIDE = 50_000, 16

@@ -20,10 +20,9 @@ from fedssl.cli.arguments import SUBCOMMANDS, run_name
 from fedssl.cli.class_paths import check_class_paths
 from fedssl.cli.errors import BriefParser, blame_settings, check_nulls
 from fedssl.data.clients import ClientData
-from fedssl.planning.trainer import PlanningTrainer
-from fedssl.runs.begin import RunBeginning
+from fedssl.planning.command import PlanningTrainer
 from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
-from fedssl.runs.finish import finish_fit, finish_test
+from fedssl.runs.lifecycle import RunBeginning, finish_fit, finish_test
 from fedssl.runs.run_folder import (
     AUTO,
     CHECKPOINTS,

@@ -15,10 +15,10 @@ from fedssl.cli.errors import brief
 from fedssl.comparison.comparison_report import comparison_page
 from fedssl.comparison.grid import Grid, plan_grid
 from fedssl.comparison.rows import Row, group_runs
-from fedssl.comparison.run import find_folders, read_run, run_of
-from fedssl.comparison.runner import run_missing
+from fedssl.comparison.run import find_folders, read_run
+from fedssl.comparison.runner import run_missing, run_of
 from fedssl.comparison.table import as_csv, as_markdown, for_terminal, make_tables
-from fedssl.runs.report.deliver import REPORT
+from fedssl.runs.report.run_report import REPORT
 from fedssl.training.signals import status_of
 from fedssl.utils.files import write_text
 
@@ -26,6 +26,12 @@ DESCRIPTION = """
 Compares runs. With -c FILE: every combination of choices on the axes, with every seed; runs what is missing, resumes
 what was interrupted, skips what is done. With run folders, or folders that hold some: compares what is in them.
 """
+
+
+FOLDER_HELP = (
+    "where runs, table.md, table.csv and report.html are written; by default runs/<name of the configuration>, and "
+    "nowhere for run folders"
+)
 
 
 def compare(arguments: list[str]) -> int:
@@ -42,7 +48,8 @@ def compare(arguments: list[str]) -> int:
     """
     options = _parse(arguments)
     try:
-        rows = _rows_of_grid(options) if options.axes else _rows_of_folders(options.runs)
+        folders = [] if options.axes else find_folders(options.runs)
+        rows = _rows_of_grid(options) if options.axes else group_runs([read_run(folder) for folder in folders])
     except KeyboardInterrupt as interrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return status_of(interrupt)
@@ -79,13 +86,15 @@ def _rows_of_grid(options: Namespace) -> list[Row]:
     return [Row(each, [run_of(run, failed) for run in row]) for each, row in zip(labels, planned, strict=True)]
 
 
-def _rows_of_folders(places: list[Path]) -> list[Row]:
-    return group_runs([read_run(folder) for folder in find_folders(places)])
-
-
 def _parse(arguments: list[str]) -> Namespace:
+    parser = ArgumentParser(prog="train.py compare", description=DESCRIPTION, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config", help="YAML file with any of the settings below")
+    parser.add_argument("runs", nargs="*", type=str, metavar="RUN_DIR", help="folders to compare instead")
+    parser.add_class_arguments(Grid)
+    parser.add_argument("--folder", type=str | None, default=None, help=FOLDER_HELP)
+    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time")
     try:
-        options = _parser().parse_args(arguments)
+        options = parser.parse_args(arguments)
     except ArgumentError as error:
         raise ValueError(brief(str(error))) from error
     if bool(options.runs) == bool(options.axes):
@@ -96,19 +105,3 @@ def _parse(arguments: list[str]) -> Namespace:
         options.folder = Path("runs") / run_name(arguments)
     options.runs = [Path(run) for run in options.runs]
     return options
-
-
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="train.py compare", description=DESCRIPTION, exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config", help="YAML file with any of the settings below")
-    parser.add_argument("runs", nargs="*", type=str, metavar="RUN_DIR", help="folders to compare instead")
-    parser.add_class_arguments(Grid)
-    parser.add_argument(
-        "--folder",
-        type=str | None,
-        default=None,
-        help="where runs, table.md, table.csv and report.html are written; by default runs/<name of the "
-        "configuration>, and nowhere for run folders",
-    )
-    parser.add_argument("--jobs", type=PositiveInt, default=1, help="runs at a time")
-    return parser

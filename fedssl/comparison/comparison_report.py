@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from fedssl.comparison import curves as figures
-from fedssl.comparison.configuration import differences
-from fedssl.comparison.curves import ACCURACY, Band, band, layer_similarity, records
-from fedssl.comparison.rows import Row, baseline, ratio
+from fedssl.comparison.curves import ACCURACY, band, layer_similarity, records
+from fedssl.comparison.rows import Row, baseline, shares
+from fedssl.comparison.run import differences
 from fedssl.comparison.table import ComparisonTable, make_tables, percent
-from fedssl.runs.measures import COSTS, KNN, MEASURES, Measure
 from fedssl.runs.report.page import Block, Picture, Section, build_page
 from fedssl.runs.report.representation import layer_heat_map
+from fedssl.runs.results import COSTS, KEPT, KNN, MACS, MEASURES
 from fedssl.utils.tables import Table
 
 CKA = (
@@ -45,12 +45,13 @@ def sentence(rows: Sequence[Row]) -> str:
     ended = [row for row in rows if KNN.values(row.results)]
     if not ended:
         return f"No run on {rows[0].data_set} has ended."
-    best = max(ended, key=lambda row: _mean(KNN, row))
+    best = max(ended, key=lambda row: KNN.mean(row.results) or 0)
     said = f"On {best.data_set}, {best.name} has the highest kNN accuracy, {KNN.text(best.results)} %"
-    light = min((row for row in ended if _shares(row, rows)), key=lambda row: _mean(COSTS[-1], row), default=None)
+    priced = [row for row in ended if len(shares(row, rows)) == len(COSTS)]
+    light = min(priced, key=lambda row: KEPT.mean(row.results) or 0, default=None)
     if light is None or baseline(light, rows) is light:
         return f"{said}."
-    *_, macs, kept = _shares(light, rows)
+    macs, kept = (shares(light, rows)[cost] for cost in (MACS, KEPT))
     who = "" if light is best else f"; {light.name} reaches {KNN.text(light.results)} %"
     costs = f"{percent(kept)} of the activations and {percent(macs)} of the operations of end-to-end training"
     return f"{said}{who}, with {costs}."
@@ -64,11 +65,11 @@ def _sections(table: ComparisonTable, rows: Sequence[Row], several: bool) -> lis
     return [
         Section(f"Results{suffix}", [replace(table, title="")], common),
         Section(f"Not finished{suffix}", [Table(["run"], [[text] for text in table.failures])] * bool(table.failures)),
-        Section(f"Accuracy over rounds{suffix}", _accuracy(groups)),
-        Section(f"Accuracy against cost{suffix}", _against_cost(groups)),
-        Section(f"Cost{suffix}", _cost(groups, own)),
-        Section(f"Layers{suffix}", _layers(own)),
-        Section(f"Settings{suffix}", _settings(own)),
+        Section(f"Accuracy over rounds{suffix}", [*_accuracy(groups)]),
+        Section(f"Accuracy against cost{suffix}", [*_against_cost(groups)]),
+        Section(f"Cost{suffix}", [*_cost(groups, own)]),
+        Section(f"Layers{suffix}", [*_layers(own)]),
+        Section(f"Settings{suffix}", [*_settings(own)]),
     ]
 
 
@@ -83,79 +84,57 @@ def panels(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
     return groups if any(len(group) > 1 for group in groups.values()) else {"": {row.name: row for row in rows}}
 
 
-def _accuracy(groups: dict[str, dict[str, Row]]) -> list[Block]:
+def _accuracy(groups: dict[str, dict[str, Row]]) -> Iterator[Block]:
     caption = "On training images held out as queries; mean over seeds, and one standard deviation to both sides."
-    blocks: list[Block] = []
     for title, group in groups.items():
         read = {name: records(row) for name, row in group.items() if row.results}
-        bands: dict[str, Band] = {name: band([each.curve(ACCURACY) for each in runs]) for name, runs in read.items()}
+        bands = {name: band([each.curve(ACCURACY) for each in runs]) for name, runs in read.items()}
         bands = {name: each for name, each in bands.items() if len(each.rounds)}
         units = " and ".join(dict.fromkeys(each.unit for runs in read.values() for each in runs))
         if bands:
-            blocks.append(Picture(title or "All rows", figures.accuracy_over_rounds(bands, units), caption))
-    return blocks
+            yield Picture(title or "All rows", figures.accuracy_over_rounds(bands, units), caption)
 
 
-def _against_cost(groups: dict[str, dict[str, Row]]) -> list[Block]:
+def _against_cost(groups: dict[str, dict[str, Row]]) -> Iterator[Block]:
     caption = "One point a row, with one standard deviation. Up and to the left is better."
-    blocks: list[Block] = []
     for cost in COSTS:
         known = {
             title: {name: row for name, row in group.items() if KNN.values(row.results) and cost.values(row.results)}
             for title, group in groups.items()
         }
         if any(known.values()):
-            blocks.append(Picture(cost.title, figures.accuracy_against_cost(KNN, cost, known), caption))
-    return blocks
+            yield Picture(cost.title, figures.accuracy_against_cost(KNN, cost, known), caption)
 
 
-def _cost(groups: dict[str, dict[str, Row]], rows: Sequence[Row]) -> list[Block]:
+def _cost(groups: dict[str, dict[str, Row]], rows: Sequence[Row]) -> Iterator[Block]:
     caption = "Of a client over the whole run; the dotted line is end-to-end training with the same method."
-    blocks: list[Block] = []
     for title, group in groups.items():
-        shares = {name: found for name, row in group.items() if (found := _shares(row, rows))}
-        if any(share != 1 for found in shares.values() for share in found):
-            blocks.append(Picture(title or "All rows", figures.cost_shares(shares, COSTS), caption))
-    return blocks
+        known = {name: [*shares(row, rows).values()] for name, row in group.items()}
+        known = {name: found for name, found in known.items() if len(found) == len(COSTS)}
+        if any(share != 1 for found in known.values() for share in found):
+            yield Picture(title or "All rows", figures.cost_shares(known, COSTS), caption)
 
 
-def _layers(rows: Sequence[Row]) -> list[Block]:
-    blocks: list[Block] = []
+def _layers(rows: Sequence[Row]) -> Iterator[Block]:
     for row in rows:
         against = baseline(row, rows)
-        found = layer_similarity(row, against) if against and against is not row else None
-        if found and against:
-            values, own, other = found
-            figure = layer_heat_map(values, own, other, (row.name, against.name))
-            blocks.append(Picture(f"{row.name} and {against.name}", figure, CKA))
-    return blocks
+        if against and against is not row and (found := layer_similarity(row, against)):
+            figure = layer_heat_map(*found, (row.name, against.name))
+            yield Picture(f"{row.name} and {against.name}", figure, CKA)
 
 
-def _settings(rows: Sequence[Row]) -> list[Block]:
-    found = differences([row.runs[0].configuration | {"seed_everything": None} for row in rows])
-    if not found:
-        return []
-    header = ["setting", *(row.name for row in rows)]
-    return [Table(header, [[key, *texts] for key, texts in found.items()], text_columns=len(header))]
+def _settings(rows: Sequence[Row]) -> Iterator[Block]:
+    if found := differences([row.runs[0].configuration | {"seed_everything": None} for row in rows]):
+        header = ["setting", *(row.name for row in rows)]
+        yield Table(header, [[key, *texts] for key, texts in found.items()], text_columns=len(header))
 
 
 def _origin(rows: Sequence[Row]) -> Section:
     runs = [(row.name, run) for row in rows for run in row.runs]
     shown = [measure for measure in MEASURES if any(measure.values([run.results]) for _, run in runs)]
-    cells = [
-        [name, str(run.seed), *(measure.text([run.results]) for measure in shown), str(run.folder)]
-        for name, run in runs
-    ]
-    return Section("Runs", [Table(["row", "seed", *(measure.title for measure in shown), "folder"], cells)])
-
-
-def _mean(measure: Measure, row: Row) -> float:
-    values = measure.values(row.results)
-    return sum(values) / len(values)
-
-
-def _shares(row: Row, rows: Sequence[Row]) -> list[float]:
-    """Costs as fractions of those of end-to-end training; empty if one of them is unknown."""
-    against = baseline(row, rows)
-    found = [ratio(measure, row, against) for measure in COSTS]
-    return [share for share in found if share is not None] if None not in found else []
+    header = ["row", "seed", *(measure.title for measure in shown), "folder"]
+    cells = []
+    for name, run in runs:
+        texts = (measure.text([run.results]) for measure in shown)
+        cells.append([name, str(run.seed), *texts, str(run.folder)])
+    return Section("Runs", [Table(header, cells)])

@@ -11,14 +11,15 @@ import torch
 from matplotlib.figure import Figure
 
 from fedssl.comparison.rows import Row
-from fedssl.runs.measures import Measure, mean_and_deviation
-from fedssl.runs.report.curves import DASHES, finish_rounds
+from fedssl.runs.report.figures import DASHES, finish_rounds
 from fedssl.runs.report.record import Curve, RunRecord
 from fedssl.runs.report.theme import MUTED, SERIES, legend_above, new_axes, themed
+from fedssl.runs.results import Measure, mean_and_deviation
 from linear_eval import EvaluationDetails
 from linear_eval.measures import linear_cka
 
 ACCURACY = "eval/knn_top1"
+MARKERS = "osD^vP*X"
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Band:
 
 
 def records(row: Row) -> list[RunRecord]:
-    """Records of the finished runs of a row, with metrics and details."""
+    """Read the finished runs of a row, with metrics and details."""
     return [RunRecord.read(run.folder) for run in row.runs if run.results]
 
 
 def band(curves: Sequence[Curve]) -> Band:
-    """Mean and standard deviation in the rounds where all curves have a value.
+    """Return mean and standard deviation in the rounds where all curves have a value.
 
     Args:
         curves: One curve a seed, at least one.
@@ -55,34 +56,25 @@ def band(curves: Sequence[Curve]) -> Band:
 
 
 def layer_similarity(first: Row, second: Row) -> tuple[np.ndarray, list[str], list[str]] | None:
-    """CKA of the layers of two rows' encoders on the same test images, mean over the seeds that both have.
+    """Return the CKA of the layers of two rows' encoders on the same test images, mean over the seeds that both have.
 
     Returns:
         CKA (L, M) and the names of both encoders' layers; ``None`` if the runs did not keep their layers' outputs.
     """
-    pairs = [(a, b) for seed, a in _details(first).items() for other, b in _details(second).items() if seed == other]
+    own, others = _details(first), _details(second)
+    pairs = [(own[seed], others[seed]) for seed in own if seed in others]
     # CKA compares responses to the same images; runs that kept another number of them cannot be compared.
-    pairs = [(a, b) for a, b in pairs if _images(a) == _images(b) > 0]
+    pairs = [(a, b) for a, b in pairs if len(a.layer_outputs[0]) == len(b.layer_outputs[0]) > 0]
     if not pairs:
         return None
-    values = torch.stack([linear_cka(_outputs(a), _outputs(b)) for a, b in pairs]).mean(dim=0)
+    outputs = [[list(map(torch.from_numpy, each.layer_outputs)) for each in pair] for pair in pairs]
+    values = torch.stack([linear_cka(*both) for both in outputs]).mean(dim=0)
     return values.numpy(), *([name.removeprefix("block ") for name in each.layers.tolist()] for each in pairs[0])
 
 
 def _details(row: Row) -> dict[int, EvaluationDetails]:
     found = {int(record.results["seed"]): record.evaluation for record in records(row)}
     return {seed: details for seed, details in found.items() if details is not None and len(details.layers)}
-
-
-def _images(details: EvaluationDetails) -> int:
-    return len(details.layer_outputs[0])
-
-
-def _outputs(details: EvaluationDetails) -> list[torch.Tensor]:
-    return [torch.from_numpy(output) for output in details.layer_outputs]
-
-
-MARKERS = "osD^vP*X"
 
 
 @themed
@@ -147,11 +139,8 @@ def cost_shares(shares: Mapping[str, Sequence[float]], measures: Sequence[Measur
     for index, (name, values) in enumerate(shares.items()):
         at = places + (index - (len(shares) - 1) / 2) * height
         percents = [100 * value for value in values]
-        axes.barh(at, percents, height=0.86 * height, color=SERIES[index % len(SERIES)], label=name)
-        for y, value in zip(at, percents, strict=True):
-            axes.annotate(
-                f"{value:.0f}", (value, y), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
-            )
+        bars = axes.barh(at, percents, height=0.86 * height, color=SERIES[index % len(SERIES)], label=name)
+        axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     axes.axvline(100, color=MUTED, linestyle=(0, (1, 2)), linewidth=1.2)
     axes.grid(visible=True, axis="x")
     axes.grid(visible=False, axis="y")

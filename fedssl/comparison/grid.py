@@ -8,7 +8,7 @@ from itertools import chain, count, product
 from pathlib import Path
 
 from fedssl.cli.command import parse
-from fedssl.comparison.configuration import Configuration, comparable, holds
+from fedssl.comparison.run import Configuration, comparable, holds
 from fedssl.runs.run_folder import CHECKPOINTS, CONFIG, RESULTS, is_finished
 from fedssl.training.checkpoints import checkpoints_of
 
@@ -48,7 +48,7 @@ class Grid:
                     raise ValueError(f"{argument}: the comparison itself decides about {', '.join(OURS)}")
 
     def rows(self) -> list[tuple[dict[str, str], list[str]]]:
-        """Choices of each combination by axis, and their joined arguments."""
+        """Return the choices of each combination by axis, and their joined arguments."""
         rows = []
         for chosen in product(*(choices.items() for choices in self.axes.values())):
             names, texts = zip(*chosen, strict=True)
@@ -116,7 +116,9 @@ def place(runs: list[GridRun]) -> list[GridRun]:
         for other in placed:
             if comparable(other.configuration) == comparable(configuration):
                 raise ValueError(f"{other.name!r} and {run.name!r} are the same run: {' '.join(run.arguments)}")
-        folder = _free_folder(run.folder, configuration, {other.folder for other in placed})
+        numbered = (run.folder.with_name(f"{run.folder.name}-{number}") for number in count(2))
+        free = (each for each in chain([run.folder], numbered) if each not in {other.folder for other in placed})
+        folder = next(each for each in free if _is_for(each, configuration))
         placed.append(replace(run, folder=folder, configuration=configuration))
     return placed
 
@@ -126,14 +128,8 @@ def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
-def _free_folder(wanted: Path, configuration: Configuration, taken: set[Path]) -> Path:
-    numbered = (wanted.with_name(f"{wanted.name}-{number}") for number in count(2))
-    return next(
-        folder for folder in chain([wanted], numbered) if folder not in taken and _is_for(folder, configuration)
-    )
-
-
 def _is_for(folder: Path, configuration: Configuration) -> bool:
+    """Tell if a folder holds no run, or one with this configuration."""
     if (folder / CONFIG).exists():
         return holds(folder, configuration)
     return not (folder / RESULTS).exists() and not checkpoints_of(folder / CHECKPOINTS)

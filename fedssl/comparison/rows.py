@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fedssl.comparison.configuration import comparable, differences
-from fedssl.comparison.run import Run
-from fedssl.runs.measures import Measure, mean_and_deviation
+from fedssl.comparison.run import Run, comparable, differences
+from fedssl.runs.results import COSTS, Measure
 
 SCHEME, METHOD = "scheme", "SSL method"
 NAMED = ("model.scheme", "model.method")
@@ -44,6 +44,17 @@ class Row:
         return self.runs[0].data_set
 
     @property
+    def kind(self) -> tuple[Any, ...]:
+        """Data set, method and encoder: costs and accuracies of other kinds are not comparable."""
+        found = self.results[0] if self.results else {}
+        return self.data_set, found.get("method"), found.get("encoder")
+
+    @property
+    def stages(self) -> int:
+        """Largest number of stages of a run that has ended; 0 without a federation."""
+        return max((len(found.get("stage_rounds", ())) for found in self.results), default=0)
+
+    @property
     def facts(self) -> dict[str, str]:
         """Description of the runs by heading; where they differ, all texts are joined."""
         ended = [run for run in self.runs if run.results]
@@ -76,48 +87,36 @@ def group_runs(runs: Sequence[Run]) -> list[Row]:
 
 
 def _labels(groups: list[list[Run]]) -> list[dict[str, str]]:
-    """Scheme, method and settings in which the groups differ; the scheme if nothing differs."""
+    """Return scheme, method and settings in which the groups differ; the scheme if nothing differs."""
     different = differences([group[0].configuration | {"seed_everything": None} for group in groups])
     # The number of epochs follows from the rounds and would only repeat them.
     hidden = {*NAMED, *([EPOCHS] if ROUNDS in different else [])}
-    shown = {_short(key): texts for key, texts in different.items() if key not in hidden}
+    shown = {re.sub(r"^(model|trainer)\.", "", key): each for key, each in different.items() if key not in hidden}
     every = [_names(group[0]) | {key: texts[at] for key, texts in shown.items()} for at, group in enumerate(groups)]
     telling = [key for key in every[0] if len({labels[key] for labels in every}) > 1] or [SCHEME]
     return [{key: labels[key] for key in telling} for labels in every]
 
 
 def baseline(row: Row, rows: Sequence[Row]) -> Row | None:
-    """Row of end-to-end training to compare a row with; ``None`` if the comparison has none.
+    """Find the row of end-to-end training to compare a row with; ``None`` if the comparison has none.
 
     It has the same data set, method and encoder, and runs of a single stage. Among several such rows, the one with most
     labels in common is taken, then the first.
     """
-    alike = [other for other in rows if other.results and _kind(other) == _kind(row) and _stages(other) == 1]
+    alike = [other for other in rows if other.results and other.kind == row.kind and other.stages == 1]
     return max(alike, key=lambda other: len(row.labels.items() & other.labels.items()), default=None)
 
 
-def ratio(measure: Measure, row: Row, against: Row | None) -> float | None:
-    """Mean cost of a row as a fraction of another row's; ``None`` if either is unknown or the divisor is 0."""
-    own = measure.values(row.results)
-    other = measure.values(against.results) if against else []
-    if not own or not other or mean_and_deviation(other)[0] == 0:
-        return None
-    return mean_and_deviation(own)[0] / mean_and_deviation(other)[0]
+def shares(row: Row, rows: Sequence[Row]) -> dict[Measure, float]:
+    """Divide a row's mean costs by those of end-to-end training; costs that are unknown, or 0 there, are left out."""
+    found: dict[Measure, float] = {}
+    if against := baseline(row, rows):
+        for cost in COSTS:
+            own, whole = cost.mean(row.results), cost.mean(against.results)
+            found |= {cost: own / whole} if own is not None and whole else {}
+    return found
 
 
 def _names(run: Run) -> dict[str, str]:
     scheme = run.settings.get("model.scheme") or run.settings["model"]
     return {SCHEME: run.facts.get(SCHEME, scheme), METHOD: run.facts.get(METHOD, run.settings["model.method"])}
-
-
-def _short(key: str) -> str:
-    return key.removeprefix("model.").removeprefix("trainer.")
-
-
-def _kind(row: Row) -> tuple[Any, ...]:
-    found = row.results[0] if row.results else {}
-    return row.data_set, found.get("method"), found.get("encoder")
-
-
-def _stages(row: Row) -> int:
-    return max(len(found.get("stage_rounds", ())) for found in row.results)

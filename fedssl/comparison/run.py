@@ -1,4 +1,4 @@
-"""Run of a comparison, read from its folder."""
+"""Runs of a comparison, read from their folders, and the differences between their configurations."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedssl.comparison.configuration import Configuration, read_configuration
-from fedssl.comparison.grid import GridRun
-from fedssl.comparison.runner import rounds_done
-from fedssl.runs.changed_settings import flatten
-from fedssl.runs.run_folder import CONFIG, read_results
+import yaml
+
+from fedssl.cli.command import parse
+from fedssl.runs.changed_settings import differences_of_flat, flatten
+from fedssl.runs.run_folder import CHECKPOINTS, CONFIG, read_results
+from fedssl.training.checkpoints import checkpoints_of
 from fedssl.training.run_progress import shortfall
+
+Configuration = dict[str, Any]
+WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings", "show_images")
+"""Settings of output and resume, which change no result; ``trainer.logger`` is one too."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +94,6 @@ def read_run(folder: Path) -> Run:
     return Run(folder, read_configuration(folder), {} if failure else results, failure)
 
 
-def run_of(planned: GridRun, failed: dict[Path, str]) -> Run:
-    """Read a planned run after the comparison has tried to run it.
-
-    Args:
-        planned: Planned run.
-        failed: Reasons of failed runs, by folder.
-    """
-    results = read_results(planned.folder)
-    failure = failed.get(planned.folder) or shortfall(results)
-    return Run(planned.folder, planned.configuration, {} if failure else results, failure)
-
-
 def find_folders(places: Sequence[Path]) -> list[Path]:
     """Find run folders among and below the given folders, each once, in the given order.
 
@@ -115,3 +108,42 @@ def find_folders(places: Sequence[Path]) -> list[Path]:
             raise ValueError(f"there is no run in {place}: a run's folder holds {CONFIG}")
         found |= dict.fromkeys(below)
     return list(found)
+
+
+def rounds_done(folder: Path) -> int:
+    """Count the rounds (or epochs) in a run's newest checkpoint."""
+    found = [int(path.stem) + 1 for path in checkpoints_of(folder / CHECKPOINTS) if path.stem.isdigit()]
+    return max(found, default=0)
+
+
+def read_configuration(folder: Path) -> Configuration:
+    """Read ``config.yaml`` of a run folder.
+
+    Raises:
+        ValueError: The file is not the configuration of a run.
+    """
+    found = yaml.safe_load((folder / CONFIG).read_text())
+    if not isinstance(found, dict) or not {"seed_everything", "model", "data"} <= found.keys():
+        raise ValueError(f"{folder / CONFIG} is not the configuration of a run")
+    return found
+
+
+def holds(folder: Path, wanted: Configuration) -> bool:
+    """Tell if a folder's run has this configuration; settings missing from its file take today's defaults."""
+    if comparable(read_configuration(folder)) == comparable(wanted):
+        return True
+    try:
+        return comparable(parse(["-c", str(folder / CONFIG)])) == comparable(wanted)
+    except ValueError:
+        return False
+
+
+def comparable(configuration: Configuration) -> Configuration:
+    """Return the settings that decide the results of a run."""
+    trainer = {key: value for key, value in configuration.get("trainer", {}).items() if key != "logger"}
+    return {key: value for key, value in configuration.items() if key not in WHERE} | {"trainer": trainer}
+
+
+def differences(configurations: list[Configuration]) -> dict[str, list[str]]:
+    """Find the settings in which configurations differ, as ``differences_of_flat`` does."""
+    return differences_of_flat([flatten(comparable(configuration)) for configuration in configurations])

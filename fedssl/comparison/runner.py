@@ -9,15 +9,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
 from fedssl.comparison.grid import GridRun
-from fedssl.runs.run_folder import CHECKPOINTS, read_results
+from fedssl.comparison.run import Run, rounds_done
+from fedssl.runs.run_folder import read_results
 from fedssl.runs.run_lock import check_free
-from fedssl.training.checkpoints import checkpoints_of
 from fedssl.training.run_progress import shortfall
 from fedssl.training.signals import Ended
 
@@ -78,14 +77,20 @@ def run_missing(runs: Sequence[GridRun], jobs: int) -> dict[Path, str]:
     return failed
 
 
-def rounds_done(folder: Path) -> int:
-    """Number of rounds (or epochs) in a run's newest checkpoint."""
-    found = [int(path.stem) + 1 for path in checkpoints_of(folder / CHECKPOINTS) if path.stem.isdigit()]
-    return max(found, default=0)
+def run_of(planned: GridRun, failed: dict[Path, str]) -> Run:
+    """Read a planned run after the comparison has tried to run it.
+
+    Args:
+        planned: Planned run.
+        failed: Reasons of failed runs, by folder.
+    """
+    results = read_results(planned.folder)
+    failure = failed.get(planned.folder) or shortfall(results)
+    return Run(planned.folder, planned.configuration, {} if failure else results, failure)
 
 
 def reason_of_failure(log: Path, code: int) -> str:
-    """Reason of a failure: the signal, the last error message in the log, its last line, or the exit status."""
+    """Name the reason of a failure: the signal, the last error message or line of the log, or the exit status."""
     if code < 0:
         return f"ended by {signal.Signals(-code).name}; its output is in {log}"
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
@@ -101,15 +106,22 @@ class _Process:
         run.folder.mkdir(parents=True, exist_ok=True)
         where = [f"--run_dir={run.folder}", "--ckpt_path=auto"]
         command = [*COMMAND, *run.arguments, f"--seed_everything={run.seed}", *where]
+        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+        path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = threads | os.environ | {"PYTHONPATH": path}
         with (run.folder / LOG).open("w") as log:
-            self._process = _start(command, log, jobs)
+            # Nothing is ever written to the run's standard input. The pipe closes when this process dies, even by
+            # SIGKILL, and that ends the run.
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env=environment
+            )
 
     @property
     def ended(self) -> bool:
         return self._process.poll() is not None
 
     def reason(self) -> str | None:
-        """Reason of the failure; ``None`` for a run that is done."""
+        """Return the reason of the failure; ``None`` for a run that is done."""
         code = self._process.returncode
         lacks = "" if code else shortfall(read_results(self.run.folder))
         return lacks or (reason_of_failure(self.run.folder / LOG, code) if code or not self.run.done else None)
@@ -132,15 +144,6 @@ def _end(running: Sequence[_Process], patience: float) -> None:
     for process in running:
         if not process.ended:
             process.end()
-
-
-def _start(command: list[str], log: IO[str], jobs: int) -> subprocess.Popen[bytes]:
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
-    path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = threads | os.environ | {"PYTHONPATH": path}
-    # Nothing is ever written to the run's standard input. The pipe closes when this process dies, even by SIGKILL, and
-    # that ends the run.
-    return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env=environment)
 
 
 class RunsProgress(Progress):

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedssl.comparison.configuration import differences
-from fedssl.comparison.rows import Row, baseline, ratio
-from fedssl.runs.measures import ACCURACIES, ENCODERS, MEASURES, Measure, mean_and_deviation
+from fedssl.comparison.rows import Row, baseline, shares
+from fedssl.comparison.run import differences
+from fedssl.runs.results import ACCURACIES, ENCODERS, MEASURES, Measure, mean_and_deviation
 from fedssl.utils.tables import Table
 
 NOTE = (
@@ -79,7 +79,7 @@ def _table(data_set: str, rows: list[Row]) -> ComparisonTable:
     measures = [measure for measure in MEASURES if any(measure.values(row.results) for row in rows)]
     cells = [line for name in UNTRAINED for line in _untrained(name, rows, len(words) - 1, measures)]
     for row, *texts in zip(rows, *words.values(), strict=True):
-        cells.append([*texts, *(_cell(measure, row, rows) for measure in measures)])
+        cells.append([*texts, *(cell(measure, row, rows) for measure in measures)])
     return ComparisonTable(
         [*words, *(measure.title for measure in measures)],
         cells,
@@ -114,7 +114,7 @@ def _words(rows: list[Row]) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 def _untrained(name: str, rows: list[Row], blank: int, measures: list[Measure]) -> list[list[str]]:
-    """Line of an untrained encoder; empty if the rows have different encoders.
+    """Return the line of an untrained encoder; empty if the rows have different encoders.
 
     One line serves all rows, since the weights at random initialisation depend on encoder and seed only.
     """
@@ -127,10 +127,11 @@ def _untrained(name: str, rows: list[Row], blank: int, measures: list[Measure]) 
     return [[name, *[""] * blank, *texts]] if any(texts) else []
 
 
-def _cell(measure: Measure, row: Row, rows: list[Row]) -> str:
+def cell(measure: Measure, row: Row, rows: Sequence[Row]) -> str:
+    """Format a measure of a row, for a cost with its share of end-to-end training."""
     text = measure.text(row.results)
-    against = baseline(row, rows) if measure.is_cost else None
-    share = None if against is row else ratio(measure, row, against)  # end-to-end training itself has no share
+    # In a table for people, end-to-end training shows no share of itself.
+    share = None if baseline(row, rows) is row else shares(row, rows).get(measure)
     return text if share is None else f"{text} ({percent(share)})"
 
 
@@ -141,11 +142,9 @@ def percent(share: float) -> str:
 
 def _record(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
     record: dict[str, Any] = {"data set": row.data_set} | row.labels | row.facts
-    against = baseline(row, rows)
+    known = shares(row, rows)
     for measure in MEASURES:
-        values = measure.values(row.results)
-        if values:
+        if values := measure.values(row.results):
             record[f"{measure.title} mean"], record[f"{measure.title} sd"] = mean_and_deviation(values)
-            share = ratio(measure, row, against) if measure.is_cost else None
-            record |= {f"{measure.title} share": share} if share is not None else {}
+            record |= {f"{measure.title} share": known[measure]} if measure in known else {}
     return record | {FAILED: "; ".join(row.failures), "folders": " ".join(str(run.folder) for run in row.runs)}

@@ -1,30 +1,22 @@
-"""Which schemes, batch sizes and options fit a device's memory."""
+"""Schemes, batch sizes and options that fit a device's memory."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise, product
 from typing import Any
 
-from rich.console import Console
-
 from fedssl.costs.prediction import StepPredictor
 from fedssl.memory_budget.planner import ActivationPlanner
 from fedssl.planning.plan import Planner
-from fedssl.planning.table import amount, plain_table
 from fedssl.server.client_stage import StageOptions
-from fedssl.utils.units import format_bytes
-from layerwise import Scheme, Stage
+from layerwise import Stage
 from layerwise.schemes import scheme_choices
 
 SMALLEST_BATCH = 8
 LARGEST_FACTOR = 4
 """Largest batch size that is tried, as a multiple of the configured one."""
-
-SHOWN = 12
-"""Rows of the table for people."""
 
 ORDER = (
     "best first: a batch no smaller than the configured one, or the nearest to it; then alignment and proximal term "
@@ -37,14 +29,14 @@ class Choice:
     """One way to train.
 
     Args:
-        scheme: Its name.
+        scheme: Name of the scheme.
         blocks_per_stage: Blocks that each stage adds.
         blocks_trained: Most blocks trained together.
         batch_size: Images a local step.
         alignment: Whether representation alignment is on.
         proximal: Whether the proximal term is on.
-        peak_memory_bytes: Of a local step at the most expensive stage.
-        macs_per_image: Multiply-accumulates a local epoch, mean of the stages, without recomputation.
+        peak_memory_bytes: Most bytes alive in a local step of the most expensive stage.
+        macs_per_image: Multiply-accumulates of a local epoch, mean of the stages, without recomputation.
         plan_time: Time that a memory plan is predicted to add to a local step, as a share; ``None`` without a plan.
     """
 
@@ -60,148 +52,102 @@ class Choice:
 
 
 def choices(planner: Planner) -> list[Choice]:
-    """Everything that is tried: schemes with equal stages and the configured one, batch sizes, options on and off."""
-    found = []
-    local = planner.settings.local
-    for alignment, proximal in _options(planner):
+    """Return all that is tried: schemes with equal stages and the configured one, batch sizes, options on and off."""
+    found, settings = [], planner.settings
+    local = settings.local
+    # As configured first. What is not configured is never tried: nobody could say with which strength.
+    for alignment, proximal in product(*([True, False] if on else [False] for on in (local.alignment, local.proximal))):
         tried = replace(
             local, alignment=local.alignment if alignment else None, proximal=local.proximal if proximal else 0.0
         )
-        predictor = (
-            planner.predictor if tried == local else replace(planner.settings, local=tried).predictor(planner.model)
-        )
+        same = tried == local
+        predictor = planner.predictor if same else replace(settings, local=tried).predictor(planner.model)
         for (name, stages), batch_size in product(candidates(planner), batch_sizes(planner)):
             found.append(_choice(name, stages, predictor, batch_size, alignment, proximal))
     return found
 
 
 def candidates(planner: Planner) -> list[tuple[str, list[Stage]]]:
-    """Names and stages of the configured scheme and all with equal stages; equal ones occur once."""
-    configured, seed = planner.settings.scheme, planner.settings.seed
-    stages = configured.stages(planner.num_blocks, planner.settings.rounds)
-    choices = [StageOptions(configured, stage, seed).priced for stage in stages]
-    named = [(configured.name, list(each)) for each in zip(*choices, strict=True)]
-    named += [(each.name, _equal_stages(each, planner.num_blocks)) for each in scheme_choices(planner.num_blocks)]
+    """Return names and stages of the configured scheme and all with equal stages; equal ones occur once."""
+    configured, seed, blocks = planner.settings.scheme, planner.settings.seed, planner.num_blocks
+    stages = configured.stages(blocks, planner.settings.rounds)
+    variants = [StageOptions(configured, stage, seed).priced for stage in stages]
+    named = [(configured.name, list(each)) for each in zip(*variants, strict=True)]
+    # Each stage lasts as many rounds as it adds blocks: every number of stages divides them so.
+    named += [(scheme.name, scheme.stages(blocks, blocks)) for scheme in scheme_choices(blocks)]
     return list({tuple((s.present, s.trained) for s in each[1]): each for each in named}.values())
 
 
 def batch_sizes(planner: Planner) -> list[int]:
-    """The configured batch size, then powers of two up to four times it; none that no client could fill."""
-    configured, filled = planner.settings.local.batch_size, planner.largest_batch(planner.settings.local.batch_size)
-    most = min(LARGEST_FACTOR * configured, max(planner.images))
-    powers = [2**i for i in range(SMALLEST_BATCH.bit_length() - 1, most.bit_length()) if 2**i <= most]
-    return [filled, *(size for size in powers if size != filled)]
+    """Return the configured size, then powers of two up to four times it; none that no client could fill."""
+    most = min(LARGEST_FACTOR * planner.settings.local.batch_size, max(planner.images))
+    powers = [2**i for i in range(SMALLEST_BATCH.bit_length() - 1, most.bit_length())]
+    return [planner.batch_size, *(size for size in powers if size != planner.batch_size)]
 
 
 def fit_budget(planner: Planner, budget: int) -> dict[str, Any]:
-    """What fits the budget, best first, and what needs least.
+    """Rank what fits the budget, best first, and name what needs least.
 
     Args:
-        planner: Of the configured run.
+        planner: Planner of the configured run.
         budget: Bytes that training may use on a device.
     """
-    tried, batch_size = choices(planner), planner.largest_batch(planner.settings.local.batch_size)
-    return rank([*tried, *_planned_choices(planner, budget, batch_size)], batch_size, budget)
+    return rank([*choices(planner), *_planned_choices(planner, budget)], planner.batch_size, budget)
 
 
-def _planned_choices(planner: Planner, budget: int, batch_size: int) -> list[Choice]:
-    """End-to-end training and the configured scheme inside the budget, where that takes and permits memory plans."""
+def _planned_choices(planner: Planner, budget: int) -> list[Choice]:
+    """Return the configured scheme and end-to-end training inside the budget, where memory plans bring them there."""
     if planner.settings.model.micro_batch or planner.settings.local.bank:
         return []
+    batch_size = planner.batch_size
     steps = ActivationPlanner(planner.predictor, batch_size)
     configured = bool(planner.settings.local.alignment), bool(planner.settings.local.proximal)
     found = []
-    for place, (name, stages) in enumerate(candidates(planner)):
-        if place and len(stages) > 1:
-            continue
+    # The configured scheme comes first; others are of interest only where a single stage makes them dear.
+    first, *others = candidates(planner)
+    for name, stages in [first, *(each for each in others if len(each[1]) == 1)]:
         try:
             plans = [steps.plan(stage, batch_size, budget) for stage in stages]
         except ValueError:
-            continue
-        made = [plan for plan in plans if plan]
-        if made:
-            choice = _choice(name, stages, planner.predictor, batch_size, *configured)
-            peaks = [
-                plan.peak if plan else steps.peak_without_plan(s, batch_size)
-                for s, plan in zip(stages, plans, strict=True)
-            ]
-            slower = max(plan.share for plan in made)
-            found.append(replace(choice, peak_memory_bytes=max(peaks), plan_time=slower))
+            continue  # no plan brings a stage below the budget
+        if not any(plans):
+            continue  # it fits without plans, and is among the choices already
+        choice = _choice(name, stages, planner.predictor, batch_size, *configured)
+        peak = max(
+            plan.peak if plan else steps.peak_without_plan(stage, batch_size)
+            for stage, plan in zip(stages, plans, strict=True)
+        )
+        slower = max(plan.share for plan in plans if plan)
+        found.append(replace(choice, peak_memory_bytes=peak, plan_time=slower))
     return found
 
 
 def rank(tried: list[Choice], batch_size: int, budget: int) -> dict[str, Any]:
-    """What fits the budget, best first, and what needs least.
+    """Rank what fits the budget, best first, and name what needs least.
 
     Args:
         tried: All choices.
         batch_size: The configured one.
         budget: Bytes that training may use on a device.
     """
-    fitting = [choice for choice in tried if choice.peak_memory_bytes <= budget]
-    least = min(tried, key=lambda choice: (choice.peak_memory_bytes, preference(choice, batch_size)))
-    return {
-        "bytes": budget,
-        "tried": len(tried),
-        "fits": [asdict(choice) for choice in sorted(fitting, key=lambda choice: preference(choice, batch_size))],
-        "cheapest": asdict(least) | {"missing_bytes": max(0, least.peak_memory_bytes - budget)},
-    }
+    ordered = sorted(tried, key=lambda choice: preference(choice, batch_size))
+    least = min(ordered, key=lambda choice: choice.peak_memory_bytes)
+    fits = [asdict(choice) for choice in ordered if choice.peak_memory_bytes <= budget]
+    cheapest = asdict(least) | {"missing_bytes": max(0, least.peak_memory_bytes - budget)}
+    return {"bytes": budget, "tried": len(tried), "fits": fits, "cheapest": cheapest}
 
 
 def preference(choice: Choice, batch_size: int) -> tuple[float, ...]:
-    """Sorts choices as :data:`ORDER` says, given the configured batch size."""
+    """Return the key that sorts choices as :data:`ORDER` says, given the configured batch size."""
     excess = math.log2(choice.batch_size / batch_size)
     off = -choice.alignment - choice.proximal
     return max(0.0, -excess), off, -choice.blocks_trained, max(0.0, excess), choice.macs_per_image
 
 
-def print_budget(budget: dict[str, Any], console: Console) -> None:
-    """What fits as a table; if nothing does, by how much the cheapest misses."""
-    size, fits, least = format_bytes(budget["bytes"]), budget["fits"], budget["cheapest"]
-    if not fits:
-        console.print(
-            f"nothing fits {size}: the cheapest of {budget['tried']} settings needs "
-            f"{format_bytes(least['peak_memory_bytes'])}, {format_bytes(least['missing_bytes'])} too much "
-            f"({_setting(least)})",
-            highlight=False,
-        )
-        return
-    columns = ["scheme", "blocks", "batch", "alignment", "proximal", "peak MiB", "GMACs/image", "plan"]
-    table = plain_table(f"{len(fits)} of {budget['tried']} settings fit {size}", columns, ORDER)
-    for row in fits[:SHOWN]:
-        options = ("on" if row[key] else "off" for key in ("alignment", "proximal"))
-        peak, macs = amount(row["peak_memory_bytes"] / 2**20), f"{row['macs_per_image'] / 1e9:.2f}"
-        plan = "" if row["plan_time"] is None else f"+{100 * row['plan_time']:.0f} %"
-        table.add_row(row["scheme"], _blocks(row), str(row["batch_size"]), *options, peak, macs, plan)
-    console.print(table)
-    if len(fits) > SHOWN:
-        console.print(f"and {len(fits) - SHOWN} more: --json has them all", highlight=False)
-
-
-def _setting(row: dict[str, Any]) -> str:
-    options = ", ".join(f"{key} {'on' if row[key] else 'off'}" for key in ("alignment", "proximal"))
-    return f"{row['scheme']}, {_blocks(row)} blocks a stage, batch {row['batch_size']}, {options}"
-
-
-def _blocks(row: dict[str, Any]) -> str:
-    sizes = row["blocks_per_stage"]
-    return str(sizes[0]) if len(set(sizes)) == 1 else "+".join(map(str, sizes))
-
-
-def _options(planner: Planner) -> Iterator[tuple[bool, bool]]:
-    """Whether alignment and proximal term are on: as configured first, and never what is not configured."""
-    alignment, proximal = planner.settings.local.alignment, planner.settings.local.proximal
-    return product([True, False] if alignment else [False], [True, False] if proximal else [False])
-
-
-def _equal_stages(scheme: Scheme, num_blocks: int) -> list[Stage]:
-    """Stages, each of which lasts as long as it adds blocks: every number of stages divides so."""
-    return scheme.stages(num_blocks, num_blocks)
-
-
 def _choice(
     name: str, stages: list[Stage], predictor: StepPredictor, batch_size: int, alignment: bool, proximal: bool
 ) -> Choice:
+    """Price one way to train: peak and operations of its stages' local steps."""
     steps = [predictor(stage, batch_size) for stage in stages]
     depths = [0, *(stage.depth for stage in stages)]
     macs = sum(step.macs for step in steps) / len(steps) / batch_size

@@ -19,10 +19,13 @@ from fedssl.server.participation import Participation
 from fedssl.server.rounds import RoundReport
 from layerwise import Scheme, Stage, layer_shares, paper_cost, reference_scheme
 
+SUMS = ("macs", "down_bytes", "up_bytes")
+"""Costs that add up over rounds and stages; memory does not."""
+
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage; traffic and multiply-accumulates are those of the mean client over the whole stage.
+    """Plan of one stage; traffic and multiply-accumulates are those of the mean client over the whole stage.
 
     Args:
         stage: Its layers and rounds.
@@ -46,7 +49,7 @@ class StagePlan:
         return self.step.peak + self.bank_bytes
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types."""
+        """Convert to plain types, for JSON."""
         layers = {"index": self.stage.index, "rounds": self.stage.rounds}
         blocks = {"present": list(self.stage.present), "trained": list(self.stage.trained)}
         costs = {"macs": self.macs, "down_bytes": self.down_bytes, "up_bytes": self.up_bytes}
@@ -54,7 +57,7 @@ class StagePlan:
 
 
 class Planner:
-    """Plans a run under any scheme. The cost of local steps is found once for all of them.
+    """Plan a run under any scheme; the cost of local steps is found once for all of them.
 
     Args:
         settings: Settings of the configured run.
@@ -81,15 +84,13 @@ class Planner:
         """Needs of a client, whatever the devices."""
         return self.federation(self.settings.scheme, []).forecast
 
-    def largest_batch(self, batch_size: int) -> int:
-        """Return the images of the largest local step of any client."""
-        return largest_batch(self.images, batch_size)
+    @property
+    def batch_size(self) -> int:
+        """Images of the largest local step of any client; the configured batch size, if some client can fill it."""
+        return largest_batch(self.images, self.settings.local.batch_size)
 
     def federation(
-        self,
-        scheme: Scheme,
-        profiles: list[DeviceProfile] | None = None,
-        participation: Participation | None = None,
+        self, scheme: Scheme, profiles: list[DeviceProfile] | None = None, participation: Participation | None = None
     ) -> Federation:
         """Return the run as it would be under a scheme, to be run dry.
 
@@ -115,40 +116,34 @@ class Planner:
         federation = self.federation(scheme, None if limited else self._unlimited())
         federation.check_devices()
         server, reports = federation.server, [each.report for each in dry_rounds(federation)]
-        shares = [server.participation.trained(options.priced) for options in server.options]
-        return [
-            self._plan(stage, own, [report for report in reports if report.stage == stage.index])
-            for stage, own in zip(server.stages, shares, strict=True)
-        ]
+        plans = []
+        for stage, options in zip(server.stages, server.options, strict=True):
+            variants = server.participation.trained(options.priced)
+            plans.append(self._plan(stage, variants, [report for report in reports if report.stage == stage.index]))
+        return plans
 
     def _unlimited(self) -> list[DeviceProfile]:
         devices = self.settings.cohort.devices
         profiles = devices.profiles(len(self.images), self.settings.seed) if devices else []
         return [replace(profile, memory_bytes=math.inf) for profile in profiles]
 
-    def _plan(self, stage: Stage, shares: list[Stage], reports: list[RoundReport]) -> StagePlan:
-        largest = max(shares, key=lambda share: share.num_trained)
-        step = self.predictor(largest, self.largest_batch(self.settings.local.batch_size))
-        bank = max(self.predictor.bank_bytes(share, size) for share, size in zip(shares, self.images, strict=True))
-        macs, down, up = (
-            sum(getattr(report, cost) for report in reports) / len(self.images)
-            for cost in ("macs", "down_bytes", "up_bytes")
-        )
-        return StagePlan(stage, step, bank, macs, down, up)
+    def _plan(self, stage: Stage, variants: list[Stage], reports: list[RoundReport]) -> StagePlan:
+        """Plan a stage from the variant that each client trains and the reports of its rounds."""
+        largest = max(variants, key=lambda variant: variant.num_trained)
+        step = self.predictor(largest, self.batch_size)
+        bank = max(self.predictor.bank_bytes(own, size) for own, size in zip(variants, self.images, strict=True))
+        costs = (sum(getattr(report, key) for report in reports) / len(self.images) for key in SUMS)
+        return StagePlan(stage, step, bank, *costs)
 
 
 def total(plans: list[StagePlan]) -> dict[str, float]:
-    """The largest memory and the sums of the rest, for the mean client."""
-    return {
-        "peak_memory_bytes": max(plan.peak_memory_bytes for plan in plans),
-        "macs": sum(plan.macs for plan in plans),
-        "down_bytes": sum(plan.down_bytes for plan in plans),
-        "up_bytes": sum(plan.up_bytes for plan in plans),
-    }
+    """Return the largest memory and the sums of the other costs, for the mean client."""
+    peak = max(plan.peak_memory_bytes for plan in plans)
+    return {"peak_memory_bytes": peak} | {key: sum(getattr(plan, key) for plan in plans) for key in SUMS}
 
 
 def plan_as_dict(planner: Planner) -> dict[str, Any]:
-    """The plan beside end-to-end training with the same settings; a ratio is end-to-end over planned.
+    """Return the plan beside end-to-end training with the same settings; a ratio is end-to-end over planned.
 
     The two conventions stand side by side: ``ours`` is what this code executes and sends, for the mean client;
     ``paper`` is counted as LW-FedSSL's table 2 counts, for one sample and a client that takes part in every round.
@@ -171,9 +166,9 @@ def plan_as_dict(planner: Planner) -> dict[str, Any]:
 
 
 def paper_convention(planner: Planner) -> dict[str, Any]:
-    """The figures that the papers would print for this run.
+    """Return the figures that the papers would print for this run.
 
-    Those of LW-FedSSL (:mod:`layerwise.paper_cost`), and for each stage the shares of end-to-end training in units of
+    These are those of LW-FedSSL (:mod:`layerwise.paper_cost`), and for each stage the shares of end-to-end training in units of
     layers, as FLL counts (:func:`layerwise.layer_shares`).
     """
     model, settings = planner.model, planner.settings

@@ -2,135 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from itertools import accumulate
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
 
 from fedssl.federation.dry import dry_rounds
 from fedssl.planning.plan import Planner
+from fedssl.runs.report.figures import Line, draw_lines, finish_rounds
+from fedssl.runs.report.theme import new_figure, themed
 from fedssl.server.participation import Participation
+from fedssl.utils.units import MIB
 from layerwise import Scheme
 from layerwise.schemes import scheme_choices
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-SUFFIXES = (".png", ".svg")
-STYLES = (("#0072B2", "-"), ("#D55E00", "--"), ("#009E73", "-."), ("#000000", ":"))
-"""Colours that colour-blind readers tell apart (Okabe and Ito), and dashes that survive a grey print."""
-
-JUMPS = ("steps-mid", "steps-mid", "default")
-"""How the points of a panel are joined: costs of a round jump, sums grow."""
-
-PANELS = ("memory (MiB)", "GMACs a round", "traffic so far (MiB)")
+PANELS = (("memory (MiB)", True), ("GMACs a round", True), ("traffic so far (MiB)", False))
+"""Labels of the panels. True joins points by steps: the cost of a round jumps, a sum grows."""
 
 
-@dataclass(frozen=True)
-class Curves:
-    """What a client that takes part in every round pays under one scheme; one value a round.
+class Curves(NamedTuple):
+    """Costs of a client that takes part in every round under one scheme, in the order of the panels; one value a round.
 
-    Args:
-        name: Of the scheme.
+    Attributes:
         memory: Peak of a local step in MiB.
         macs: 10^9 multiply-accumulates.
         traffic: Both directions in MiB, since the run began.
     """
 
-    name: str
     memory: list[float]
     macs: list[float]
     traffic: list[float]
 
 
-def check_plot(path: Path) -> Path:
-    """Returns the path if a picture can be written there.
-
-    Raises:
-        ValueError: It is neither PNG nor SVG, or its folder does not exist.
-    """
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"plot {str(path)!r} must end in {' or '.join(SUFFIXES)}")
-    if not path.parent.is_dir():
-        raise ValueError(f"plot {str(path)!r} cannot be written: there is no folder {str(path.parent)!r}")
-    return path
-
-
-def plot_plan(planner: Planner, path: Path) -> None:
-    """Draws the configured scheme beside end-to-end, progressive and layer-wise training.
-
-    Args:
-        planner: Of the configured run.
-        path: PNG or SVG; the same plan gives the same file.
-    """
-    draw(all_curves(planner), path)
-
-
-def all_curves(planner: Planner) -> list[Curves]:
-    """Curves of every kind of scheme whose stages share the run's rounds equally, with as few blocks as possible."""
+def all_curves(planner: Planner) -> dict[str, Curves]:
+    """Return curves of every kind of scheme whose stages divide the run's rounds equally, and of the configured one."""
     configured = planner.settings.scheme
-    own = _curves(planner, configured, f"{configured.name} (configured)")
     found: dict[str, Curves] = {}
+    # The choices of a kind begin with the fewest blocks a stage.
     for scheme in scheme_choices(planner.num_blocks):
-        if scheme.name not in found and _divides(planner, scheme):
-            found[scheme.name] = _curves(planner, scheme, scheme.name)
-    if configured.name in found and replace(own, name=configured.name) == found[configured.name]:
-        found[configured.name] = own
-        return list(found.values())
-    return [*found.values(), own]
+        stages = len(scheme.stages(planner.num_blocks, planner.num_blocks))
+        if scheme.name not in found and planner.settings.rounds % stages == 0:
+            found[scheme.name] = _curves(planner, scheme)
+    own, label = _curves(planner, configured), f"{configured.name} (configured)"
+    if found.get(configured.name) == own:
+        return {label if name == configured.name else name: curves for name, curves in found.items()}
+    return found | {label: own}
 
 
-def draw(curves: Iterable[Curves], path: Path) -> None:
-    """Draws three panels over the rounds and writes them to a file."""
-    from matplotlib import rc_context
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.hashsalt": "fedssl", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        _fill(figure, list(curves))
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=200, metadata=metadata)
-
-
-def _fill(figure: Figure, curves: list[Curves]) -> None:
+@themed
+def plan_figure(schemes: Mapping[str, Curves]) -> Figure:
+    """Draw three panels over the rounds, with a line for each scheme."""
+    figure = new_figure(9.6, 3.2)
     panels = figure.subplots(1, len(PANELS))
-    for (color, dashes), each in zip(STYLES, curves, strict=False):
-        rounds = range(1, len(each.memory) + 1)
-        for panel, values, steps in zip(panels, (each.memory, each.macs, each.traffic), JUMPS, strict=True):
-            panel.plot(rounds, values, color=color, ls=dashes, lw=1.8, drawstyle=steps, label=each.name)
-    for panel, title in zip(panels, PANELS, strict=True):
-        _label(panel, title)
+    for axes, (label, steps), values in zip(panels, PANELS, zip(*schemes.values(), strict=True), strict=True):
+        rounds = np.arange(1, len(values[0]) + 1)
+        lines = [Line((rounds, np.array(each)), name, steps) for name, each in zip(schemes, values, strict=True)]
+        draw_lines(axes, lines, label)
+        finish_rounds(axes, "round", ())
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, handlelength=3.2)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), handlelength=3.2)
+    return figure
 
 
-def _label(panel: Axes, title: str) -> None:
-    panel.set_xlabel("round")
-    panel.set_ylabel(title)
-    panel.set_ylim(bottom=0)
-    panel.margins(x=0.02)
-    panel.grid(axis="y", color="#DDDDDD", linewidth=0.6)
-    panel.set_axisbelow(True)
-
-
-def _divides(planner: Planner, scheme: Scheme) -> bool:
-    stages = len(scheme.stages(planner.num_blocks, planner.num_blocks))
-    return planner.settings.rounds % stages == 0
-
-
-def _curves(planner: Planner, scheme: Scheme, name: str) -> Curves:
+def _curves(planner: Planner, scheme: Scheme) -> Curves:
     images = max(2, round(sum(planner.images) / len(planner.images)))
     federation = planner.federation(scheme, [], Participation([images]))
     needs = [federation.forecast(options.priced[0], images) for options in federation.server.options]
     reports = [each.report for each in dry_rounds(federation)]
+    memory = [needs[report.stage].peak_memory_bytes / MIB for report in reports]
+    macs = [needs[report.stage].macs / 1e9 for report in reports]
     sent = accumulate(report.down_bytes + report.up_bytes for report in reports)
-    return Curves(
-        name,
-        [needs[report.stage].peak_memory_bytes / 2**20 for report in reports],
-        [needs[report.stage].macs / 1e9 for report in reports],
-        [total / 2**20 for total in sent],
-    )
+    return Curves(memory, macs, [total / MIB for total in sent])

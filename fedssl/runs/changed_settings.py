@@ -27,7 +27,7 @@ SHOWN = 8
 
 
 def deciding_settings(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Settings that decide the results of a run, by dotted name."""
+    """Return the settings that decide the results of a run, by dotted name."""
     trainer = {key: configuration["trainer"].get(key) for key in TRAINER}
     decisive = {key: configuration[key] for key in ("seed_everything", "model", "data")}
     flat = flatten(decisive | {"trainer": trainer})
@@ -35,7 +35,7 @@ def deciding_settings(configuration: dict[str, Any]) -> dict[str, Any]:
 
 
 def notes_of_run(configuration: dict[str, Any], checkpoint: dict[str, Any] | None) -> dict[str, Any]:
-    """Notes for a run's checkpoints: its settings, and the history of those that changed on a resume.
+    """Return the notes for a run's checkpoints: its settings, and the history of those that changed on a resume.
 
     Args:
         configuration: Configuration of this run, all defaults included.
@@ -52,7 +52,7 @@ def notes_of_run(configuration: dict[str, Any], checkpoint: dict[str, Any] | Non
 
 
 def changed_settings(now: dict[str, Any], checkpoint: dict[str, Any]) -> dict[str, tuple[str, str]]:
-    """Old and new value of every setting that differs; empty if the command line did not write the checkpoint.
+    """Return old and new value of every setting that differs; empty if the command line did not write the checkpoint.
 
     If a class differs, its name is enough: its arguments are left out.
     """
@@ -80,15 +80,24 @@ def check_changes(changed: dict[str, tuple[str, str]], accept: bool) -> None:
 ABSENT = object()
 
 
-def flatten(configuration: dict[str, Any]) -> dict[str, Any]:
+def flatten(configuration: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten a configuration to dotted names as on the command line; the value of a class is its name."""
     flat: dict[str, Any] = {}
-    _flatten("", configuration, flat)
+    for key, value in configuration.items():
+        name = f"{prefix}{key}"
+        if not isinstance(value, dict) or not value:
+            flat[name] = value
+        elif "class_path" in value:
+            flat[name] = value["class_path"].rpartition(".")[2]
+            flat |= flatten(value.get("init_args", {}), f"{name}.")
+        else:
+            flat[name] = "on"  # a group of settings without a class, which another configuration may set to null
+            flat |= flatten(value, f"{name}.")
     return flat
 
 
 def differences_of_flat(flats: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Settings in which flat configurations differ, with a text for each configuration.
+    """Find the settings in which flat configurations differ, with a text for each configuration.
 
     Arguments of a class are compared among the configurations with that class; for the others the text is empty.
     """
@@ -101,19 +110,6 @@ def differences_of_flat(flats: list[dict[str, Any]]) -> dict[str, list[str]]:
         if any(value != known[0] for value in known) or (len(known) < len(values) and not below):
             found[key] = ["" if value is ABSENT else _text(value) for value in values]
     return found
-
-
-def _flatten(prefix: str, value: Any, flat: dict[str, Any]) -> None:
-    if not isinstance(value, dict) or not value:
-        flat[prefix] = value
-        return
-    if "class_path" in value:
-        flat[prefix] = value["class_path"].rpartition(".")[2]
-        value = value.get("init_args", {})
-    elif prefix:
-        flat[prefix] = "on"  # a group of settings without a class, which another configuration may set to null
-    for key, below in value.items():
-        _flatten(f"{prefix}.{key}" if prefix else key, below, flat)
 
 
 def _text(value: Any) -> str:

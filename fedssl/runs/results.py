@@ -1,20 +1,28 @@
-"""Results of a run, as ``results.json`` holds them."""
+"""Results of a run: ``results.json``, its measures of quality and cost, and their tables."""
 
 from __future__ import annotations
 
 import json
 import platform
+import statistics
 import subprocess
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from fedssl.runs.run_folder import read_metrics
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining
+from fedssl.training.run_progress import UNFINISHED, shortfall
 from fedssl.utils.files import write_text
 from fedssl.utils.resources import peak_process_bytes
+from fedssl.utils.tables import Table
+from fedssl.utils.units import MIB
 from linear_eval import EvaluatedModule
 
 PACKAGES = ("fedssl", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "scikit-learn", "numpy")
@@ -30,10 +38,8 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
     """Collect the results of a run, in plain types; accuracies in percent, sizes in bytes."""
     results: dict[str, Any] = {"seed": module.seed}
     if isinstance(module, Pretraining):
-        results |= module.summary | {
-            "encoder": module.model.encoder.spec.name,
-            "depth": module.model.encoder.depth,
-        }
+        encoder = module.model.encoder
+        results |= module.summary | {"encoder": encoder.spec.name, "depth": encoder.depth}
         results |= module.progress.as_dict() if module.progress else {}
     if isinstance(module, FederatedSSL) and module.federation:
         server = module.federation.server
@@ -63,18 +69,16 @@ def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
         results |= {prefix + key: value for key, value in report.as_dict().items()}
     if module.perplexity:
         results |= module.perplexity.as_dict() | {"test_characters": module.perplexity.characters}
+    for name, found in (("classifier", module.classified), ("finetuned", module.finetuned)):
+        if found:
+            results |= {f"{name}_top1": found.accuracy, f"{name}_mean_per_class": found.mean_per_class_accuracy}
     if module.classified:
-        results["classifier_top1"] = module.classified.accuracy
-        results["classifier_mean_per_class"] = module.classified.mean_per_class_accuracy
         results["classifier_per_class"] = list(module.classified.per_class_accuracy)
-    if module.finetuned:
-        results["finetuned_top1"] = module.finetuned.accuracy
-        results["finetuned_mean_per_class"] = module.finetuned.mean_per_class_accuracy
     return results
 
 
 def accuracy_over_simulated_time(metrics: Path) -> list[tuple[float, float]]:
-    """Seconds on the virtual clock and kNN top-1 in percent, of every evaluation during a run with devices.
+    """Return seconds on the virtual clock and kNN top-1 in percent, of every evaluation during a run with devices.
 
     Args:
         metrics: ``metrics.csv`` of the run.
@@ -89,20 +93,134 @@ def write_results(results: dict[str, Any], path: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that computed the results."""
+    """Return the versions of Python and of the packages that computed the results."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def commit() -> str | None:
-    """Git commit of the code, with ``-dirty`` if it was changed; ``None`` outside a checkout."""
+    """Return the Git commit of the code, with ``-dirty`` if it was changed; ``None`` outside a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+Results = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Number of ``results.json``.
+
+    Args:
+        title: Heading of its column, with the unit.
+        key: Key in ``results.json``.
+        unit: Divisor that converts the number to the unit of the title.
+        digits: Digits shown after the decimal point.
+    """
+
+    title: str
+    key: str
+    unit: float = 1
+    digits: int = 2
+
+    def values(self, results: Sequence[Results], prefix: str = "") -> list[float]:
+        """Return the values of the runs; empty if one of them lacks the number.
+
+        Args:
+            results: Results of the runs.
+            prefix: Prefix of the key, for another encoder than the trained one (see ``ENCODERS``).
+        """
+        known = [run[prefix + self.key] / self.unit for run in results if prefix + self.key in run]
+        return known if len(known) == len(results) else []
+
+    def mean(self, results: Sequence[Results]) -> float | None:
+        """Return the mean over the runs; ``None`` if one of them lacks the number."""
+        values = self.values(results)
+        return statistics.fmean(values) if values else None
+
+    def text(self, results: Sequence[Results], prefix: str = "") -> str:
+        """Format mean and standard deviation; empty if a run lacks the number."""
+        values = self.values(results, prefix)
+        return spread(values, self.digits) if values else ""
+
+
+KNN, LINEAR = Measure("kNN top-1 %", "knn_top1"), Measure("linear top-1 %", "linear_top1")
+PER_CLASS, RANK = Measure("linear per class %", "linear_mean_per_class"), Measure("RankMe", "rankme")
+QUALITY = (KNN, LINEAR, PER_CLASS, Measure("linear F1 %", "linear_f1"), RANK, Measure("feature spread", "feature_std"))
+LANGUAGE = (
+    Measure("perplexity a character", "perplexity", digits=3),
+    Measure("bits a character", "bits_per_character", digits=3),
+    Measure("held-out characters", "test_characters", digits=0),
+)
+CLASSIFIED = (Measure("classifier top-1 %", "classifier_top1"), Measure("fine-tuned top-1 %", "finetuned_top1"))
+ACCURACIES = (KNN, LINEAR, *CLASSIFIED)
+TRAFFIC = (Measure("received MiB", "down_bytes_per_client", MIB), Measure("sent MiB", "up_bytes_per_client", MIB))
+MACS, KEPT = Measure("GMACs", "macs_per_client", 1e9), Measure("kept MiB", "peak_activation_bytes", MIB)
+COSTS = (*TRAFFIC, MACS, KEPT)
+"""Measures that are compared with those of end-to-end training."""
+TIMES = (Measure("simulated min", "simulated_seconds", 60), Measure("wall s", "wall_seconds", digits=0))
+MEASURES = (*ACCURACIES, *COSTS, *TIMES)
+ENCODERS = {"trained": "", "start weights": "start_", "random init": "random_init_"}
+"""Prefix of each evaluated encoder's keys in ``results.json``."""
+CLASSIFIERS = {"trained classifier": "classifier", "fine-tuned": "finetuned"}
+"""First part of each classifier's keys in ``results.json``, where a linear probe's keys have ``linear``."""
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return mean, and standard deviation of the sample (n - 1); ``None`` for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Format the mean, and the standard deviation of values that differ."""
+    mean, deviation = mean_and_deviation(values)
+    return f"{mean:,.{digits}f}" + (f" ± {deviation:,.{digits}f}" if len(set(values)) > 1 else "")
+
+
+def print_results(results: dict[str, Any], folder: Path, console: Console | None = None) -> None:
+    """Print tables of quality and cost, and the run folder."""
+    console = console or Console()
+    title = " ".join(str(results[key]) for key in ("scheme", "method", "encoder") if key in results)
+    console.print(quality_table(results, (KNN, LINEAR, PER_CLASS, RANK), title or "evaluation").rich())
+    if "down_bytes_per_client" in results:
+        console.print(cost_table(results, "cost of a device over the whole run").rich())
+    if results.get("simulated_seconds"):
+        minutes = results["simulated_seconds"] / 60
+        console.print(f"the run would take {minutes:,.1f} minutes on these devices", highlight=False)
+    console.print(f"{results['wall_seconds']:.0f} s; everything is in {folder}", highlight=False, soft_wrap=True)
+
+
+def print_shortfall(results: dict[str, Any]) -> None:
+    """Print the last line of an unfinished run; nothing for a finished one."""
+    if lacks := shortfall(results):
+        Console().print(f"{UNFINISHED}: {lacks}", style="bold red", highlight=False, soft_wrap=True)
+
+
+def quality_table(results: dict[str, Any], measures: Sequence[Measure], title: str, caption: str = "") -> Table:
+    """Tabulate every evaluated encoder and classifier, or the language model."""
+    if "perplexity" in results:
+        texts = [measure.text([results]) for measure in LANGUAGE]
+        return Table([measure.title for measure in LANGUAGE], [texts], title, caption, text_columns=0)
+    keys = {name: [prefix + measure.key for measure in measures] for name, prefix in ENCODERS.items()}
+    for name, part in CLASSIFIERS.items():
+        keys[name] = [each.key.replace("linear", part) if "linear" in each.key else "" for each in measures]
+    rows = [[name, *(f"{results[key]:.2f}" if key in results else "" for key in row)] for name, row in keys.items()]
+    header = ["representation", *(measure.title for measure in measures)]
+    return Table(header, [row for row in rows if any(row[1:])], title, caption)
+
+
+def cost_table(results: dict[str, Any], title: str) -> Table:
+    """Tabulate a device's costs over the whole run."""
+    totals = (*TRAFFIC, MACS)
+    rows = []
+    for name, end in (("mean", "per_client"), ("largest", "max_client")):
+        values = [results[cost.key.replace("per_client", end)] / cost.unit for cost in totals]
+        rows.append([name, *(f"{value:,.2f}" for value in values)])
+    caption = f"activations kept for backward, peak of a step: {results[KEPT.key] / KEPT.unit:,.2f} MiB"
+    return Table(["device", *(cost.title for cost in totals)], rows, title, caption)

@@ -57,13 +57,13 @@ def open_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) ->
 
 
 def new_run_folder(parent: Path) -> Path:
-    """Next free numbered folder, for example ``runs/lw_fedssl/0003``."""
+    """Return the next free numbered folder, for example ``runs/lw_fedssl/0003``."""
     numbers = [int(path.name) for path in _numbered(parent)]
     return parent / f"{max(numbers, default=-1) + 1:04d}"
 
 
 def latest_run_folder(parent: Path) -> Path | None:
-    """Folder with the highest number among those that hold a checkpoint."""
+    """Return the folder with the highest number among those that hold a checkpoint."""
     runs = [path for path in _numbered(parent) if newest_checkpoint(path / CHECKPOINTS)]
     return max(runs, key=lambda path: int(path.name), default=None)
 
@@ -102,7 +102,7 @@ def choose_run_folder(run_dir: str | None, ckpt_path: str | None, parent: Path) 
 
 
 def folder_of_checkpoint(checkpoint: Path) -> Path | None:
-    """Run folder of a checkpoint; ``None`` if the checkpoint lies elsewhere."""
+    """Return the run folder of a checkpoint; ``None`` if the checkpoint lies elsewhere."""
     inside = checkpoint.parent.name == CHECKPOINTS and (checkpoint.parent.parent / CONFIG).exists()
     return checkpoint.parent.parent if inside else None
 

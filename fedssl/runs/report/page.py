@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from fedssl.runs.report.theme import GRID, INK, MUTED, PAPER, RULE, SERIES, as_svg
 from fedssl.utils.tables import Table
 
+REPORT = "report.html"
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -29,7 +31,7 @@ class Picture:
     caption: str
 
     def svg(self, name: str) -> Markup:
-        """Figure as inline SVG; ``name`` is unique in the page."""
+        """Convert the figure to inline SVG; ``name`` is unique in the page."""
         return Markup(as_svg(self.figure, self.title, name))
 
 
@@ -79,12 +81,7 @@ class Section:
 
 
 def build_page(
-    title: str,
-    summary: str,
-    sections: Sequence[Section],
-    facts: Sequence[Fact] = (),
-    subtitle: str = "",
-    footer: str = "",
+    title: str, summary: str, sections: Sequence[Section], *, facts: Sequence[Fact] = (), subtitle: str, footer: str
 ) -> str:
     """Render the page; equal arguments give equal pages.
 

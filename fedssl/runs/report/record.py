@@ -11,7 +11,6 @@ import numpy as np
 import yaml
 
 from fedssl.data.clients import ClientData
-from fedssl.data.disclosure import without_paths
 from fedssl.data.images import ImageData
 from fedssl.runs.run_folder import CONFIG, METRICS, RESULTS, read_metrics, read_results
 from fedssl.server.rounds import ClientCost
@@ -54,14 +53,11 @@ class RunRecord:
         """
         if not (folder / RESULTS).is_file():
             raise FileNotFoundError(f"{folder} holds no finished run: there is no {RESULTS}")
-        config = yaml.safe_load((folder / CONFIG).read_text())
-        details = read_details(folder / DETAILS)
-        return cls(folder, config, read_results(folder), _training_rows(folder / METRICS), *details)
-
-    @property
-    def shown_configuration(self) -> str:
-        """Text of ``config.yaml`` for other readers: without paths of this machine."""
-        return yaml.safe_dump(without_paths(self.config), sort_keys=False)
+        config, rows = yaml.safe_load((folder / CONFIG).read_text()), read_metrics(folder / METRICS)
+        # The final evaluation logs a row of its own after the last round.
+        last = max((float(row["epoch"]) for row in rows if row.get("round") or row.get("train/loss")), default=-1.0)
+        training = [row for row in rows if float(row["epoch"]) <= last]
+        return cls(folder, config, read_results(folder), training, *read_details(folder / DETAILS))
 
     @property
     def federated(self) -> bool:
@@ -79,37 +75,25 @@ class RunRecord:
         return f"{self.results['scheme']} {self.results['method']}"
 
     @property
-    def loaded_weights(self) -> bool:
-        """Tell if training started from weights in a file, not from random initialisation."""
-        encoder = self.config["model"]["init_args"].get("encoder") or {}
-        return bool(encoder.get("init_args", encoder).get("weights"))
-
-    @property
     def encoders(self) -> dict[str, str]:
         """Display name of each evaluated encoder; "before training" is the one that the run started from.
 
         Runs of older versions did not evaluate the weights that they had loaded.
         """
-        if not self.loaded_weights:
+        encoder = self.config["model"]["init_args"].get("encoder") or {}
+        if not encoder.get("init_args", encoder).get("weights"):
             return {"random_init": "before training", "encoder": "after training"}
         return {"random_init": "at random initialisation", "start": "before training", "encoder": "after training"}
 
     def curve(self, key: str) -> Curve:
-        """Rounds (or epochs) from 1 and values of a metric, where it was measured and lies below ``OFF_SCALE``."""
+        """Return rounds (or epochs) from 1 and values of a metric, where it was measured and is below ``OFF_SCALE``."""
         rows = [row for row in self.rows if row.get(key) and abs(float(row[key])) < OFF_SCALE]
         return np.array([float(row["epoch"]) + 1 for row in rows]), np.array([float(row[key]) for row in rows])
 
     def stages(self) -> list[int]:
-        """Last round of each stage; empty without stages."""
+        """Return the last round of each stage; empty without stages."""
         rounds, stages = self.curve("stage")
         return rounds[np.diff(stages, append=-1) != 0].astype(int).tolist()
-
-
-def _training_rows(metrics: Path) -> list[dict[str, str]]:
-    rows = read_metrics(metrics)
-    # The final evaluation logs a row of its own after the last round.
-    last = max((float(row["epoch"]) for row in rows if row.get("round") or row.get("train/loss")), default=-1.0)
-    return [row for row in rows if float(row["epoch"]) <= last]
 
 
 DETAILS = "details.npz"
@@ -153,7 +137,7 @@ def write_details(module: Pretraining, data: ImageData | ClientData, path: Path,
     """
     arrays = module.details(pictures).as_arrays() if module.reports else {}
     if isinstance(module, FederatedSSL) and isinstance(data, ClientData):
-        arrays |= {CLIENTS + key: value for key, value in vars(client_details(module, data)).items()}
+        arrays |= {CLIENTS + key: value for key, value in vars(_client_details(module, data)).items()}
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
@@ -173,13 +157,10 @@ def read_details(path: Path) -> tuple[EvaluationDetails | None, ClientDetails | 
     return evaluation, ClientDetails(**clients) if clients else None
 
 
-def client_details(module: FederatedSSL, data: ClientData) -> ClientDetails:
+def _client_details(module: FederatedSSL, data: ClientData) -> ClientDetails:
     """Collect client details from the server's ledger and the division of the data."""
     assert module.federation is not None
     paid = module.federation.server.ledger.clients
     costs = [vars(paid.get(client, ClientCost())) for client in range(data.num_clients)]
-    return ClientDetails(
-        classes=np.asarray(data.pool.classes, dtype=str),
-        images=data.class_counts(),
-        **{key: np.asarray([cost[key] for cost in costs]) for key in costs[0]},
-    )
+    paid_by_client = {key: np.asarray([cost[key] for cost in costs]) for key in costs[0]}
+    return ClientDetails(np.asarray(data.pool.classes, dtype=str), data.class_counts(), **paid_by_client)

@@ -51,7 +51,7 @@ def per_class_accuracy(details: EvaluationDetails) -> Figure:
 
 
 def class_accuracies(counts: np.ndarray) -> np.ndarray:
-    """Accuracy of each class in percent; NaN for a class without images."""
+    """Return the accuracy of each class in percent; NaN for a class without images."""
     images = counts.sum(axis=1)
     return np.where(images > 0, 100 * counts.diagonal() / np.maximum(images, 1), np.nan)
 

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from fedssl.runs.measures import ENCODERS, KNN, LINEAR, QUALITY
 from fedssl.runs.report.page import Fact
 from fedssl.runs.report.record import RunRecord
-from fedssl.runs.result_tables import quality_table
+from fedssl.runs.results import ENCODERS, KNN, LINEAR, QUALITY, quality_table
 from fedssl.training.run_progress import UNFINISHED, shortfall
 from fedssl.utils.tables import Table
 from fedssl.utils.units import MIB, format_bytes
@@ -39,15 +36,15 @@ def describe_quality(results: dict[str, Any]) -> str:
 
 def _gain(results: dict[str, Any]) -> str:
     """Describe the gain of training over the run's start: random initialisation unless weights were loaded."""
-    loaded, chance = (f"{prefix}knn_top1" in results for prefix in ("start_", "random_init_"))
-    if not loaded and not chance:
+    starts = {"start_": "the weights it started from", "random_init_": "random init"}
+    known = [prefix for prefix in starts if prefix + KNN.key in results]
+    if not known:
         return ""
-    prefix, what = ("start_", "the weights it started from") if loaded else ("random_init_", "random init")
+    prefix, *others = known
     gained = " and ".join(f"{results[each.key] - results[prefix + each.key]:+.1f}" for each in (KNN, LINEAR))
-    before = f"; before training ({what}) these were {_both(results, prefix)}"
-    return f"{before}, so training changed them by {gained} points" + (
-        f" (random init: {_both(results, 'random_init_')})" if loaded and chance else ""
-    )
+    before = f"; before training ({starts[prefix]}) these were {_both(results, prefix)}"
+    chance = "".join(f" ({starts[other]}: {_both(results, other)})" for other in others)
+    return f"{before}, so training changed them by {gained} points{chance}"
 
 
 def _both(results: dict[str, Any], prefix: str) -> str:
@@ -75,15 +72,14 @@ def fit(record: RunRecord) -> str:
         said.append(f"Its local steps were planned for less memory (memory_budget: {limit}).")
     if stages:
         worst = min(stages, key=lambda stage: stage["eligible"])
-        all_fit = worst["eligible"] == worst["clients"]
-        fitted = "all" if all_fit else f"at least {worst['eligible']} of"
+        fitted = "all" if worst["eligible"] == worst["clients"] else f"at least {worst['eligible']} of"
         need = format_bytes(max(stage["need_bytes"] for stage in stages))
         said.append(f"Every stage fitted {fitted} {worst['clients']} devices; the largest needs at least {need}.")
     return " ".join(said) or "No memory limit was set."
 
 
 def facts(record: RunRecord) -> list[Fact]:
-    """Numbers that readers look for first."""
+    """Return the numbers that readers look for first."""
     results = record.results
     found = []
     if "perplexity" in results:
@@ -105,7 +101,7 @@ def facts(record: RunRecord) -> list[Fact]:
 
 
 def quality(results: dict[str, Any]) -> Table:
-    """Table of the representation's quality after and before training, or of the language model's."""
+    """Tabulate the representation's quality after and before training, or of the language model's."""
     if "perplexity" in results:
         return quality_table(results, QUALITY, "What the language model is worth", "Measured at the end of the run.")
     probe = f"{results['probe']}, regularisation {results['probe_regularization']:g}"
@@ -117,10 +113,10 @@ def quality(results: dict[str, Any]) -> Table:
 
 
 def stage_table(record: RunRecord) -> Table:
-    """Table of all clients' costs in each stage."""
+    """Tabulate all clients' costs in each stage."""
     rows = []
     for number, sums in enumerate(stage_sums(record), 1):
-        amounts = _amounts(sums["down_mib"], sums["up_mib"], sums["gmacs"], sums["peak_mib"])
+        amounts = (f"{sums[key]:,.2f}" for key in ("down_mib", "up_mib", "gmacs", "peak_mib"))
         rounds = f"{sums['first_round']:.0f}-{sums['last_round']:.0f}"
         rows.append([str(number), rounds, *amounts, f"{sums['loss']:.3f}" if "loss" in sums else ""])
     header = ["stage", "rounds", "sent to clients MiB", "received from them MiB", "GMACs", "peak of a step MiB", "loss"]
@@ -129,10 +125,10 @@ def stage_table(record: RunRecord) -> Table:
 
 
 def stage_sums(record: RunRecord) -> list[dict[str, float]]:
-    """All clients' costs in each stage; rounds from 1, and the loss of the last round that has one."""
-    found, start = [], 1
+    """Add up all clients' costs in each stage; rounds from 1, and the loss of the last round that has one."""
+    found, start, curves = [], 1, [record.curve(key) for key in STAGE_METRICS]
     for end in record.stages():
-        down, up, macs, peak, loss = (_between(record, key, start, end) for key in STAGE_METRICS)
+        down, up, macs, peak, loss = (values[(start <= rounds) & (rounds <= end)] for rounds, values in curves)
         sums = {"first_round": start, "last_round": end, "down_mib": down.sum() / MIB, "up_mib": up.sum() / MIB}
         sums |= {"gmacs": macs.sum() / 1e9, "peak_mib": peak.max(initial=0) / MIB}
         sums |= {"loss": loss[-1]} if len(loss) else {}
@@ -142,7 +138,7 @@ def stage_sums(record: RunRecord) -> list[dict[str, float]]:
 
 
 def origin_table(record: RunRecord) -> Table:
-    """Table of seed, commit, versions and wall time."""
+    """Tabulate seed, commit, versions and wall time."""
     results = record.results
     rows = [["seed", str(results["seed"])], ["commit", results["commit"] or "unknown"]]
     rows += [["wall time", f"{results['wall_seconds']:,.0f} s in the last process"]]
@@ -150,16 +146,7 @@ def origin_table(record: RunRecord) -> Table:
     return Table(["what", "value"], rows, "Seed and versions", text_columns=2)
 
 
-def _amounts(*values: float) -> list[str]:
-    return [f"{value:,.2f}" for value in values]
-
-
 def gmacs(macs: float) -> str:
     """Format multiply-accumulates with a unit and at least two digits."""
     giga = macs / 1e9
     return f"{giga:,.0f} GMACs" if giga >= 100 else f"{giga:.3g} GMACs"
-
-
-def _between(record: RunRecord, key: str, start: int, end: int) -> np.ndarray:
-    rounds, values = record.curve(key)
-    return values[(start <= rounds) & (rounds <= end)]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import wraps
 from html import escape
+from pathlib import Path
 from typing import Any, ParamSpec
 
 import numpy as np
@@ -14,13 +15,19 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+
+from fedssl.utils.files import write_atomically
 
 INK, MUTED, RULE, GRID, PAPER = "#1b1f24", "#5b6470", "#b9c0c8", "#e4e7eb", "#fefefe"
 SERIES = (
     "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6250bd", "#8c5a3c", "#7c838c", "#8f9a1c",
 )  # fmt: skip
 """Colours of series and classes: six of Okabe and Ito's, which colour-blind readers can tell apart, and four more."""
+
+TINT = LinearSegmentedColormap.from_list("tint", [f"{SERIES[0]}00", SERIES[0]])
+"""Colours of heat maps: transparent instead of white at 0, and for unknown values, to fit a light and a dark page."""
 
 STYLE: dict[Any, Any] = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
@@ -67,9 +74,9 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def new_axes(width: float = 4.8, height: float = 2.9) -> tuple[Figure, Axes]:
-    """Create a figure with one panel; a column of the page is 4.8 inches wide."""
-    figure = new_figure(width, height)
+def new_axes(height: float = 2.9) -> tuple[Figure, Axes]:
+    """Create a figure with one panel, as wide as a column of the page: 4.8 inches."""
+    figure = new_figure(4.8, height)
     return figure, figure.subplots()
 
 
@@ -83,16 +90,6 @@ def legend_above(axes: Axes, lift: float = 0.4) -> None:
     if len(axes.get_legend_handles_labels()[0]) > 1:
         above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": lift}
         axes.legend(**above, ncols=3, handlelength=1.6, columnspacing=1.4, borderpad=0)
-
-
-def tint(values: Any, color: str = SERIES[0]) -> np.ndarray:
-    """Map values (...) in 0..1 to colours between transparent and ``color``, as RGBA (..., 4).
-
-    Transparency instead of white makes a heat map fit a light and a dark page.
-    """
-    alpha = np.nan_to_num(np.clip(np.asarray(values, dtype=float), 0, 1))
-    rgb = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    return np.concatenate([np.broadcast_to(rgb, (*alpha.shape, 3)), alpha[..., None]], axis=-1)
 
 
 def as_svg(figure: Figure, label: str, name: str) -> str:
@@ -118,6 +115,16 @@ def as_png(figure: Figure) -> bytes:
     with rc_context(STYLE):
         figure.savefig(data, format="png", dpi=120, facecolor="white", metadata={"Software": None})
     return data.getvalue()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure to a PNG or SVG file on white; equal figures give equal files."""
+    kind = path.suffix.lower()[1:]
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with rc_context(STYLE):
+        write_atomically(
+            path, lambda to: figure.savefig(to, format=kind, dpi=200, facecolor="white", metadata=metadata)
+        )
 
 
 PRINTED_CELLS = 13
@@ -149,7 +156,7 @@ def heat_map(
     figure, axes = new_axes(height=height)
     axes.grid(visible=False)
     top = 1.0 if fractions else max(float(values.max(initial=0)), 1e-12)
-    axes.imshow(tint(values / top), interpolation="none", aspect="equal" if square else "auto")
+    axes.imshow(values, cmap=TINT, vmin=0, vmax=top, interpolation="none", aspect="equal" if square else "auto")
     axes.spines["bottom"].set_visible(False)
     axes.tick_params(length=0)
     slanted: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
@@ -166,6 +173,6 @@ def heat_map(
 
 
 def _names(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Positions and names of ticks; every n-th only if there are too many to read."""
+    """Return positions and names of ticks; every n-th only if there are too many to read."""
     every = -(-len(names) // NAMED_CELLS)
     return list(range(0, len(names), every)), list(names)[::every]

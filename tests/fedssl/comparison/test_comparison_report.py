@@ -13,7 +13,7 @@ from fedssl.comparison.comparison_report import comparison_page, panels, sentenc
 from fedssl.comparison.curves import Band, accuracy_over_rounds, band, cost_shares, layer_similarity
 from fedssl.comparison.rows import Row, group_runs
 from fedssl.comparison.run import Run, read_run
-from fedssl.runs.measures import COSTS
+from fedssl.runs.results import COSTS
 from linear_eval import EvaluationDetails
 
 MakeRun = Callable[..., Path]

@@ -9,7 +9,7 @@ from tiny_runs import TINY_FEDERATION
 
 from fedssl.__main__ import main
 from fedssl.cli.command import parse
-from fedssl.comparison.configuration import comparable, differences, holds, read_configuration
+from fedssl.comparison.run import comparable, differences, holds, read_configuration
 from fedssl.runs.changed_settings import flatten
 
 ENCODER = {"encoder": {"name": "vit", "options": {"depth": 2}}}

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from finished_runs import configuration, results
 
-from fedssl.comparison.rows import Row, baseline, group_runs, ratio
+from fedssl.comparison.rows import Row, baseline, group_runs, shares
 from fedssl.comparison.run import Run, find_folders, read_run
-from fedssl.runs.measures import ACCURACIES, COSTS, Measure, mean_and_deviation, spread
+from fedssl.runs.results import ACCURACIES, COSTS, Measure, mean_and_deviation, spread
 
 MakeRun = Callable[..., Path]
 
@@ -104,9 +104,8 @@ def test_costs_are_set_against_end_to_end_training_with_most_in_common() -> None
 def test_a_ratio_is_one_of_means(six_runs: list[Run]) -> None:
     full, cheap = group_runs(six_runs)
     received, _, _, kept = COSTS
-    assert ratio(received, cheap, full) == pytest.approx(20 / 80)
-    assert ratio(kept, cheap, full) == pytest.approx(10 / 50)
-    assert ratio(kept, full, full) == 1
-    assert ratio(received, cheap, None) is None
-    assert ratio(Measure("x", "x"), cheap, full) is None
+    assert shares(cheap, [full, cheap])[received] == pytest.approx(20 / 80)
+    assert shares(cheap, [full, cheap])[kept] == pytest.approx(10 / 50)
+    assert shares(full, [full, cheap]) == dict.fromkeys(COSTS, 1)
+    assert shares(cheap, [cheap]) == {}
     assert ACCURACIES[0].values(cheap.results) == [86.0, 88.0]

@@ -8,7 +8,8 @@ from rich.console import Console
 from torch.optim import SGD
 
 from fedssl import FederatedSSL, GlobalAlignment
-from fedssl.planning.budget import Choice, batch_sizes, candidates, choices, preference, print_budget, rank
+from fedssl.planning.budget import Choice, batch_sizes, candidates, choices, preference, rank
+from fedssl.planning.command import budget_tables, print_blocks
 from fedssl.planning.plan import Planner
 from layerwise import EncoderSpec, LayerWise, Progressive, Scheme
 from ssl_methods import DigitsViews, SimCLR
@@ -95,7 +96,7 @@ def test_all_that_fits_fits() -> None:
 
 def said(found: dict[str, Any]) -> str:
     console = Console(record=True, width=90)
-    print_budget(found, console)
+    print_blocks(budget_tables(found), console)
     return " ".join(console.export_text().split())
 
 

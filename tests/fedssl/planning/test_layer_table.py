@@ -7,7 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from fedssl.devices import DeviceProfile
-from fedssl.planning.fleet_plan import layer_table, print_layer_table
+from fedssl.planning.command import layer_tables, print_blocks
+from fedssl.planning.fleet_plan import layer_table
 from fedssl.planning.plan import Planner
 from layerwise import LastLayers
 
@@ -25,5 +26,5 @@ def test_costs_grow_with_each_trained_layer_and_each_frozen_one(make_settings: C
     assert table["trained_layers"] == {2: [1, 2, 0], 3: [1, 3, 0]}
     assert table["depth"] == 3
     out = io.StringIO()
-    print_layer_table(table, Console(file=out, width=120))
+    print_blocks(layer_tables(table), Console(file=out, width=120))
     assert "depth 3: mean 1.33; clients: 1 train 0, 1 train 1, 1 train 3 (chosen)" in out.getvalue()

@@ -8,7 +8,8 @@ from rich.console import Console
 from torch.optim import SGD
 
 from fedssl import Calibration, DeviceClasses, FederatedSSL
-from fedssl.planning.fleet_plan import plan_fleet, print_fleet
+from fedssl.planning.command import fleet_tables, print_blocks
+from fedssl.planning.fleet_plan import plan_fleet
 from fedssl.planning.plan import Planner, plan_as_dict
 from layerwise import EncoderSpec, LayerWise, reference_scheme
 from ssl_methods import DigitsViews, SimCLR
@@ -103,7 +104,7 @@ def test_a_fleet_for_people() -> None:
     plan = plain()
     found = fleet_of(plan, device(count=1), {"name": "tiny", "memory": "1KB", "count": 3})
     console = Console(record=True, width=100)
-    print_fleet(found, console)
+    print_blocks(fleet_tables(found), console)
     said = console.export_text()
     assert "no limit" in said
     assert "1 of 4 clients can hold every stage" in said
@@ -114,7 +115,7 @@ def test_many_kinds_of_devices_are_cut_short() -> None:
     found = fleet_of(plain(), device())
     found["devices"] *= 10
     console = Console(record=True, width=100)
-    print_fleet(found, console)
+    print_blocks(fleet_tables(found), console)
     assert "and 2 more: --json has them all" in console.export_text()
 
 

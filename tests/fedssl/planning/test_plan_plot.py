@@ -6,20 +6,21 @@ import pytest
 from torch.optim import SGD
 
 from fedssl import FederatedSSL
+from fedssl.planning.command import check_plot
 from fedssl.planning.plan import Planner
-from fedssl.planning.plot import Curves, all_curves, check_plot, draw
+from fedssl.planning.plot import Curves, all_curves, plan_figure
+from fedssl.runs.report.theme import save_figure
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, Scheme
 from ssl_methods import DigitsViews, SimCLR
 
 VIT = EncoderSpec("vit_tiny_patch16_224", 8, 1, options={"patch_size": 4, "depth": 4, "embed_dim": 16, "num_heads": 2})
-CURVES = [Curves(name, [1.0, 2.0], [3.0, 1.0], [1.0, 2.0]) for name in ("end-to-end", "layer-wise (configured)")]
+CURVES = dict.fromkeys(("end-to-end", "layer-wise (configured)"), Curves([1.0, 2.0], [3.0, 1.0], [1.0, 2.0]))
 
 
 def curves(scheme: Scheme, rounds: int = 8, **settings: Any) -> dict[str, Curves]:
     method = partial(SimCLR, hidden_dim=16, output_dim=8)
     module = FederatedSSL(VIT, method, DigitsViews(), partial(SGD, lr=0.1), scheme, rounds, seed=0, **settings)
-    planner = Planner(module.settings, [20, 30])
-    return {each.name: each for each in all_curves(planner)}
+    return all_curves(Planner(module.settings, [20, 30]))
 
 
 def test_curves_of_every_scheme() -> None:
@@ -49,7 +50,7 @@ def test_the_same_plan_gives_the_same_file(tmp_path: Path, name: str, start: byt
     files = []
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
-        draw(CURVES, tmp_path / folder / name)
+        save_figure(plan_figure(CURVES), tmp_path / folder / name)
         files.append((tmp_path / folder / name).read_bytes())
     assert files[0].startswith(start)
     assert files[0] == files[1]

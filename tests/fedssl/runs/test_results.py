@@ -13,11 +13,11 @@ from rich.console import Console
 from torch.optim import AdamW
 
 from fedssl.data.images import FederatedData
-from fedssl.runs.result_tables import print_results
 from fedssl.runs.results import (
     accuracy_over_simulated_time,
     collect_results,
     evaluation_results,
+    print_results,
     versions,
     write_results,
 )

@@ -14,8 +14,7 @@ from torch.optim import SGD
 
 from fedssl import FederatedData, FederatedSSL, FederatedText, WholeClasses
 from fedssl.planning.plan import Planner
-from fedssl.runs.result_tables import print_results
-from fedssl.runs.results import collect_results
+from fedssl.runs.results import collect_results, print_results
 from fedssl.server.server import Server
 from layerwise import CausalTransformerSpec, EndToEnd, LastLayers, LayerWise, LoRA, build_encoder
 from linear_eval import FinetuneSettings

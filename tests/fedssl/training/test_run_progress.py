@@ -12,8 +12,8 @@ from tiny_runs import TINY, TINY_FEDERATION
 from fedssl.__main__ import main
 from fedssl.comparison.grid import GridRun
 from fedssl.comparison.run import read_run
-from fedssl.runs.report.deliver import write_run_report
 from fedssl.runs.report.record import RunRecord
+from fedssl.runs.report.run_report import write_run_report
 from fedssl.training.run_progress import numbered, shortfall
 
 FIT = ["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", "--trainer.check_val_every_n_epoch=1"]

@@ -18,7 +18,9 @@ def page() -> str:
     first = Section("Over the rounds", [Picture("A", figure(), "What it is."), Picture("B", figure(), "")], "Intro.")
     second = Section("Origin", [table, Listing("config.yaml", "a: <1>\n")])
     empty = Section("Nothing", [])
-    return build_page("A <title>", "One sentence.", [first, empty, second], [Fact("kNN", "1 %")], "sub", "foot")
+    facts = [Fact("kNN", "1 %")]
+    sections = [first, empty, second]
+    return build_page("A <title>", "One sentence.", sections, facts=facts, subtitle="sub", footer="foot")
 
 
 def test_a_page_is_whole_and_needs_no_network() -> None:

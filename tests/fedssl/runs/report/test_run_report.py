@@ -12,8 +12,8 @@ from wandb_file import axes, history
 from webpage import check_page
 
 from fedssl.__main__ import main
-from fedssl.runs.report.deliver import write_run_report
 from fedssl.runs.report.record import RunRecord, read_details
+from fedssl.runs.report.run_report import write_run_report
 
 SECTIONS = ["Quality", "Cost", "Clients", "Classes", "Representation", "Neighbours", "Layers", "Origin"]
 
@@ -76,7 +76,7 @@ def test_a_report_that_fails_costs_no_results(
         raise RuntimeError("no ink")
 
     monkeypatch.delenv("FEDSSL_DEBUG", raising=False)
-    monkeypatch.setattr("fedssl.runs.report.deliver.write_run_report", fails)
+    monkeypatch.setattr("fedssl.runs.report.run_report.write_run_report", fails)
     folder = tmp_path / "run"
     tiny = [*TINY_FEDERATION, "--model.rounds=2", "--trainer.logger=false"]
     main(["fit", "-c", "lw_fedssl.yaml", *tiny, f"--run_dir={folder}"])

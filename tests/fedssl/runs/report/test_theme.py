@@ -4,20 +4,23 @@ import io
 import re
 
 import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fedssl.runs.report.theme import INK, SERIES, as_png, as_svg, new_axes, themed, tint
+from fedssl.runs.report.theme import INK, SERIES, TINT, as_png, as_svg, new_figure, themed
 
 
 @themed
 def figure() -> Figure:
-    drawn, axes = new_axes(2, 1)
+    drawn = new_figure(2, 1)
+    axes = drawn.subplots()
     axes.plot([0, 1], [0, 1], "o-", color=SERIES[0])
     axes.fill_between([0, 1], [0, 0], [1, 2])
     axes.set_title("a < b", color=INK)
     for left in (0, 2):
-        axes.imshow(tint(np.eye(2)), interpolation="none", extent=(left, left + 1, 0, 1))
+        axes.imshow(np.eye(2), cmap=TINT, interpolation="none", extent=(left, left + 1, 0, 1))
     return drawn
 
 
@@ -50,6 +53,6 @@ def test_a_png_stands_on_white() -> None:
 
 
 def test_tint_is_transparent_at_zero_and_where_nothing_is_known() -> None:
-    colours = tint(np.array([0.0, 0.5, 2.0, np.nan]), "#ff0080")
-    assert colours[:, 3].tolist() == [0.0, 0.5, 1.0, 0.0]
-    assert np.allclose(colours[:, :3], [1.0, 0.0, 128 / 255])
+    colours = TINT(np.array([0.0, 0.5, 2.0, np.nan]))
+    assert colours[:, 3].tolist() == pytest.approx([0.0, 0.5, 1.0, 0.0], abs=0.01)
+    assert np.allclose(colours[:3, :3], to_rgb(SERIES[0]))

@@ -1,10 +1,10 @@
-"""Figures over the rounds of one run, or of several."""
+"""Figures of a run's rounds and of its clients."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fedssl.runs.report.record import Curve, RunRecord
-from fedssl.runs.report.theme import MUTED, RULE, SERIES, legend_above, new_axes, themed
+from fedssl.runs.report.record import ClientDetails, Curve, RunRecord
+from fedssl.runs.report.theme import INK, MUTED, RULE, SERIES, heat_map, legend_above, new_axes, new_figure, themed
 
 NUMBERED_STAGES = 12
 ABOVE_STAGES = 2.0
@@ -26,6 +26,10 @@ ABSENT = {
     "client/ineligible": "too little memory",
 }
 """Reasons why clients gave no result, by metric."""
+
+MOST_CLIENTS = 200
+"""Largest number of clients that can be told apart in a figure of this width."""
+MOST_BINS = 40
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,14 @@ def lines(curves: Sequence[Line], unit: str, label: str, borders: Sequence[int] 
         from_zero: Start the vertical axis at 0.
     """
     figure, axes = new_axes()
+    draw_lines(axes, curves, label, from_zero)
+    finish_rounds(axes, unit, borders)
+    legend_above(axes, ABOVE_STAGES)
+    return figure
+
+
+def draw_lines(axes: Axes, curves: Sequence[Line], label: str, from_zero: bool = True) -> None:
+    """Draw lines into a panel; colours and dashes tell them apart."""
     for line, color, dashes in zip(curves, cycle(SERIES), cycle(DASHES), strict=False):
         jumps: Any = "steps-mid" if line.steps else "default"
         marker = "o" if len(line.curve[0]) < 2 else None
@@ -62,9 +74,6 @@ def lines(curves: Sequence[Line], unit: str, label: str, borders: Sequence[int] 
     axes.set_ylabel(label)
     if from_zero:
         axes.set_ylim(0, 1.08 * axes.get_ylim()[1])
-    finish_rounds(axes, unit, borders)
-    legend_above(axes, ABOVE_STAGES)
-    return figure
 
 
 @themed
@@ -86,7 +95,7 @@ def participation(record: RunRecord) -> Figure:
 
 
 def mean_of_participants(record: RunRecord, *keys: str, scale: float) -> Curve:
-    """Mean over a round's clients of summed metrics, divided by ``scale``; rounds without clients are left out.
+    """Average summed metrics, divided by ``scale``; rounds without clients are left out.
 
     Empty if the run never logged one of the metrics: a private aggregation keeps exact figures to itself.
     """
@@ -107,7 +116,7 @@ def against(x: Curve, y: Curve) -> Curve:
 
 
 def so_far(curve: Curve) -> Curve:
-    """Running sum of a curve."""
+    """Add up a curve."""
     return curve[0], curve[1].cumsum()
 
 
@@ -130,3 +139,82 @@ def _number(axes: Axes, text: str, at: float, coordinates: Any, alignment: Any) 
     where: Any = (coordinates, "axes fraction")
     style: dict[str, Any] = {"ha": alignment, "va": "bottom", "fontsize": 8, "color": MUTED}
     axes.annotate(text, (at, 1.0), xycoords=where, xytext=(0, 6), textcoords="offset points", **style)
+
+
+def distribution(clients: ClientDetails) -> Figure:
+    """Draw the images of each class that each client holds; of more than ``MOST_CLIENTS``, an evenly spaced part."""
+    shown = shown_clients(len(clients.images))
+    names, classes = shown.astype(str).tolist(), clients.classes.tolist()
+    return heat_map(clients.images[shown], names, classes, ("client", "class"))
+
+
+def shown_clients(number: int) -> np.ndarray:
+    """Return the ids of the clients that are shown one by one."""
+    return np.unique(np.linspace(0, number - 1, min(number, MOST_CLIENTS)).round().astype(int))
+
+
+@themed
+def each_client(values: np.ndarray, label: str) -> Figure:
+    """Draw one bar a client; for more than ``MOST_CLIENTS``, a histogram.
+
+    Args:
+        values: One value a client, (clients,).
+        label: Name of the values, with a unit.
+    """
+    figure, axes = new_axes(height=2.6)
+    if len(values) > MOST_CLIENTS:
+        whole = (values == values.round()).all()  # a bin for each number, where there are few
+        bins = min(MOST_BINS, int(np.ptp(values)) + 1) if whole else MOST_BINS
+        axes.hist(values, bins=bins, color=SERIES[0], rwidth=0.9)
+        axes.set_xlabel(label)
+        axes.set_ylabel("clients")
+        return figure
+    axes.bar(np.arange(len(values)), values, width=0.8, color=SERIES[0])
+    axes.set_xlabel("client")
+    axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.margins(x=0.02)
+    return figure
+
+
+@themed
+def pace(rows: Sequence[dict[str, str]]) -> Figure:
+    """Draw each block's perturbation, its mean and the mean's slope over the rounds, and why the block was frozen.
+
+    Args:
+        rows: Sequence[dict[str, str]] of ``metrics.csv``.
+    """
+    rows = [row for row in rows if row.get("stage")]
+    figure = new_figure(8, 4.6)
+    above, below = figure.subplots(2, 1, sharex=True)
+    _draw_stages(above, rows, "pace/perturbation", MUTED, "perturbation")
+    _draw_stages(above, rows, "pace/smoothed", SERIES[0], "smoothed")
+    _draw_stages(below, rows, "pace/slope", SERIES[1], "slope relative to the mean")
+    _mark_stages([above, below], rows)
+    above.set_ylabel("block perturbation")
+    above.set_ylim(0, 1.05)
+    below.axhline(0, color=MUTED, linewidth=0.8)
+    below.set_ylabel("slope")
+    below.set_xlabel("round")
+    figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def _draw_stages(axes: Axes, rows: Sequence[dict[str, str]], key: str, color: str, label: str) -> None:
+    """Draw one curve, interrupted where a stage begins."""
+    for position, stage in enumerate(sorted({float(row["stage"]) for row in rows})):
+        known = [row for row in rows if float(row["stage"]) == stage and row.get(key)]
+        x, y = [float(row["round"]) + 1 for row in known], [float(row[key]) for row in known]
+        axes.plot(x, y, color=color, marker=".", markersize=4, label=label if position == 0 else None)
+
+
+def _mark_stages(panels: list[Axes], rows: Sequence[dict[str, str]]) -> None:
+    """Draw a line at the end of each stage: solid if its block had converged, dotted if its rounds ran out."""
+    ends = [row for row, following in pairwise([*rows, {}]) if row["stage"] != following.get("stage")]
+    for row in ends:
+        frozen = float(row.get("pace/freeze") or 0) == 1
+        end = float(row["round"]) + 1.5
+        for axes in panels:
+            axes.axvline(end, color=SERIES[2] if frozen else INK, linestyle="-" if frozen else ":", linewidth=1)
+        note = f"stage {int(float(row['stage'])) + 1} {'converged' if frozen else 'at its last round'}"
+        panels[0].annotate(note, (end, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=7, ha="right")

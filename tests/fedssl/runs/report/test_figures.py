@@ -1,4 +1,4 @@
-"""Numbers behind the figures over the rounds."""
+"""Figures of rounds and clients, and the numbers behind them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedssl.runs.report import curves
-from fedssl.runs.report.curves import Line
+from fedssl.runs.report import figures
+from fedssl.runs.report.figures import MOST_CLIENTS, Line, distribution, each_client, shown_clients
 from fedssl.runs.report.page import Picture
-from fedssl.runs.report.record import Curve, RunRecord
+from fedssl.runs.report.record import ClientDetails, Curve, RunRecord
 from fedssl.runs.report.representation import class_accuracies
-from fedssl.runs.report.sections import accuracy_over_cost
+from fedssl.runs.report.run_report import accuracy_over_cost
 from fedssl.runs.report.summary import fit, gmacs, stage_sums
-from fedssl.runs.report.theme import as_svg, heat_map
+from fedssl.runs.report.theme import as_png, as_svg, heat_map
 
 ROWS = """epoch,round,stage,client/participants,client/failed,client/dropped,client/loss,cost/down_bytes,cost/up_bytes,\
 cost/macs,cost/peak_activation_bytes,eval/knn_top1
@@ -49,23 +49,23 @@ def test_curves_and_stages_leave_out_the_final_evaluation(tmp_path: Path) -> Non
 
 
 def test_means_are_over_those_who_took_part(tmp_path: Path) -> None:
-    macs = curves.mean_of_participants(record(tmp_path), "cost/macs", scale=1e9)
+    macs = figures.mean_of_participants(record(tmp_path), "cost/macs", scale=1e9)
     assert listed(macs) == ([1.0, 2.0, 4.0], [3.0, 2.0, 4.0])  # a failed client computed too, and nobody did in round 3
-    both = curves.mean_of_participants(record(tmp_path), "cost/down_bytes", "cost/up_bytes", scale=2**20)
+    both = figures.mean_of_participants(record(tmp_path), "cost/down_bytes", "cost/up_bytes", scale=2**20)
     assert listed(both) == ([1.0, 2.0, 4.0], [3.0, 2.5, 5.0])
-    assert listed(curves.so_far(both)) == ([1.0, 2.0, 4.0], [3.0, 5.5, 10.5])
+    assert listed(figures.so_far(both)) == ([1.0, 2.0, 4.0], [3.0, 5.5, 10.5])
 
 
 def test_a_curve_over_another_one() -> None:
     paid, knn = np.array([[1.0, 2.0, 4.0], [3.0, 5.5, 10.5]]), np.array([[2.0, 3.0, 4.0], [50.0, 55.0, 60.0]])
-    assert listed(curves.against((paid[0], paid[1]), (knn[0], knn[1]))) == ([5.5, 10.5], [50.0, 60.0])
+    assert listed(figures.against((paid[0], paid[1]), (knn[0], knn[1]))) == ([5.5, 10.5], [50.0, 60.0])
 
 
 @pytest.mark.parametrize(("seconds", "title"), [("0.0", "Accuracy over traffic"), ("9.5", "Accuracy over time")])
 def test_time_is_shown_where_devices_have_a_speed(seconds: str, title: str, tmp_path: Path) -> None:
     run = record(tmp_path)
     timed = replace(run, rows=[row | {"time/simulated_seconds": seconds} for row in run.rows])
-    (picture,) = accuracy_over_cost(timed, curves.so_far(run.curve("cost/up_bytes")))
+    (picture,) = accuracy_over_cost(timed, figures.so_far(run.curve("cost/up_bytes")))
     assert isinstance(picture, Picture)
     assert picture.title == title
 
@@ -114,7 +114,7 @@ def test_losses_that_are_no_numbers_are_left_out(loss: str, tmp_path: Path) -> N
     assert run.curve("client/loss")[1].tolist() == [3.0, 2.0]
     alone = replace(run, rows=run.rows[:1])
     for each in (run, alone):
-        as_svg(curves.lines([Line(each.curve("client/loss"))], "round", "loss", each.stages()), "", "x")
+        as_svg(figures.lines([Line(each.curve("client/loss"))], "round", "loss", each.stages()), "", "x")
     assert [sums.get("loss") for sums in stage_sums(alone)] == [None]
 
 
@@ -123,8 +123,8 @@ def test_a_report_does_without_what_clients_gave(tmp_path: Path) -> None:
     kept = ("epoch", "round", "stage", "cost/down_bytes", "eval/knn_top1")
     bare = replace(run, rows=[{key: row[key] for key in kept} for row in run.rows])
     assert stage_sums(bare)[0]["peak_mib"] == 0
-    assert listed(curves.mean_of_participants(bare, "cost/down_bytes", scale=1)) == ([], [])
-    as_svg(curves.participation(bare), "", "x")
+    assert listed(figures.mean_of_participants(bare, "cost/down_bytes", scale=1)) == ([], [])
+    as_svg(figures.participation(bare), "", "x")
 
 
 def test_operations_have_units() -> None:
@@ -134,9 +134,47 @@ def test_operations_have_units() -> None:
 
 
 def test_figures_of_odd_sizes_can_be_drawn(tmp_path: Path) -> None:
-    curves.lines([Line((np.ones(1), np.ones(1)))], "round", "loss", [1])
-    curves.lines([Line((np.arange(2), np.zeros(2)), str(each)) for each in range(8)], "round", "loss")
-    curves.participation(record(tmp_path))
+    figures.lines([Line((np.ones(1), np.ones(1)))], "round", "loss", [1])
+    figures.lines([Line((np.arange(2), np.zeros(2)), str(each)) for each in range(8)], "round", "loss")
+    figures.participation(record(tmp_path))
     heat_map(np.zeros((1, 1)), ["a"], ["b"], ("row", "column"))
     names = [f"class {number}" for number in range(100)]
     heat_map(np.ones((300, 100)), [str(row) for row in range(300)], names, ("row", "column"))
+
+
+def clients(number: int) -> ClientDetails:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 9, (number, 3))
+    return ClientDetails(np.asarray(["a", "b", "c"]), images, *(rng.integers(0, 5, number) for _ in range(5)))
+
+
+def test_few_clients_have_a_bar_each() -> None:
+    (axes,) = each_client(np.arange(MOST_CLIENTS), "rounds").axes
+    assert len(axes.patches) == MOST_CLIENTS
+
+
+@pytest.mark.parametrize("values", [np.arange(10_000) % 7, np.linspace(0, 1, 10_000), np.zeros(10_000)])
+def test_many_clients_are_counted_together(values: np.ndarray) -> None:
+    figure = each_client(values, "rounds")
+    (axes,) = figure.axes
+    assert len(axes.patches) <= 41
+    assert sum(patch.get_height() for patch in axes.patches) == 10_000
+    assert len(as_svg(figure, "", "x")) < 50_000
+
+
+def test_of_many_clients_an_even_part_is_shown() -> None:
+    assert shown_clients(3).tolist() == [0, 1, 2]
+    shown = shown_clients(10_000)
+    assert (len(shown), shown[0], shown[-1]) == (MOST_CLIENTS, 0, 9_999)
+    assert set(np.diff(shown)) <= {50, 51}
+    many = clients(10_000)
+    assert as_svg(distribution(many), "", "x").count("</text>") < 60
+    assert len(as_svg(distribution(many), "", "x")) < 100_000
+    assert as_png(distribution(replace(many, images=many.images[:1])))
+
+
+@pytest.mark.parametrize("name", ["$", "a$b", "$x$", r"$\frac$", "$$", "x_{$}$y$", "_", "back\\slash", "%", "{", "^"])
+def test_a_class_may_have_any_name(name: str) -> None:
+    figure = heat_map(np.ones((2, 2)), [name, "a"], ["b", name], (name, "column"))
+    assert as_png(figure)
+    assert ">" + name.replace("&", "&amp;") + "<" in as_svg(figure, name, "x")
