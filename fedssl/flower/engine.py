@@ -51,12 +51,7 @@ class FlowerEngine(Engine):
     """
 
     def __init__(
-        self,
-        grid: Grid,
-        settings: RoundSettings,
-        recipe: str,
-        folder: Path,
-        needed_bytes: Callable[[Stage, int], int],
+        self, grid: Grid, settings: RoundSettings, recipe: str, folder: Path, needed_bytes: Callable[[Stage, int], int]
     ) -> None:
         self._grid = grid
         self._settings = settings

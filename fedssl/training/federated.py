@@ -121,11 +121,7 @@ class FederatedSSL(Pretraining):
         seed, encoder = run_seed(seed), scheme.adapt(encoder)
         self.settings = FederationSettings(
             model=ModelSettings(
-                encoder=encoder,
-                method=method,
-                augment=augment,
-                optimizer=optimizer,
-                micro_batch=micro_batch,
+                encoder=encoder, method=method, augment=augment, optimizer=optimizer, micro_batch=micro_batch
             ),
             scheme=scheme,
             rounds=rounds,
@@ -139,11 +135,7 @@ class FederatedSSL(Pretraining):
                 memory=MemoryBudget.parse(memory_budget, devices),
             ),
             cohort=CohortSettings(
-                participation=participation,
-                dropout=dropout,
-                selector=selector,
-                devices=devices,
-                deadline=deadline,
+                participation=participation, dropout=dropout, selector=selector, devices=devices, deadline=deadline
             ),
             server=ServerSettings(
                 aggregation=aggregation,
