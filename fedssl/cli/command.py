@@ -17,9 +17,9 @@ from fedssl.cli.class_paths import restrict_class_paths
 from fedssl.cli.errors import one_line, root_cause
 from fedssl.cli.lightning import FedSSLCLI
 from fedssl.server.server import AllClientsFailedError
+from fedssl.training.endings import ended_by_signals
 from fedssl.training.process_engine import RankLostError
 from fedssl.training.processes import process_rank
-from fedssl.training.signals import ended_by_signals
 
 USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError, RankLostError, MisconfigurationException)
 Command = Callable[[list[str]], int]

@@ -34,11 +34,11 @@ from fedssl.runs.run_folder import (
     open_run_folder,
 )
 from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
+from fedssl.training.endings import OUT_OF_TIME, HearSignals, out_of_time
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.processes import check_trainer, process_rank, process_settings
 from fedssl.training.progress import RoundProgress, working
-from fedssl.training.signals import OUT_OF_TIME, HearSignals, out_of_time
 from linear_eval import EvaluatedModule
 
 RUN_DIR_HELP = "Folder of the run; by default the next free runs/<name of the configuration>/<number>."

@@ -13,7 +13,7 @@ from fedssl.comparison.grid import GridRun
 from fedssl.comparison.runner import rounds_done
 from fedssl.runs.changed_settings import flatten
 from fedssl.runs.run_folder import CONFIG, read_results
-from fedssl.training.run_progress import shortfall
+from fedssl.training.endings import shortfall
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedssl.protocol.messages import Failure, Parts, Result, Task, flatten, unflatten
@@ -79,15 +78,9 @@ def decode_question(content: RecordDict) -> tuple[str, str]:
 def encode_order(order: Order) -> RecordDict:
     """Pack an order: the task's tensors as arrays, the rest as a note."""
     task = order.task
-    note = {
-        "client_id": task.client_id,
-        "round": task.round,
-        "stage": asdict(task.stage),
-        "frozen_ids": task.frozen_ids,
-        "run_id": order.run_id,
-        "recipe": order.recipe,
-        "needed_bytes": order.needed_bytes,
-    }
+    note = {"client_id": task.client_id, "round": task.round, "stage": asdict(task.stage)}
+    note |= {"frozen_ids": task.frozen_ids, "run_id": order.run_id, "recipe": order.recipe}
+    note |= {"needed_bytes": order.needed_bytes}
     return _pack(note, active=task.active, frozen=task.frozen, correction=task.correction)
 
 
@@ -165,12 +158,12 @@ def wire_bytes(content: RecordDict) -> int:
 
 
 def _pack(note: dict[str, Any], **parts: Parts) -> RecordDict:
-    records: dict[str, Any] = {name: ArrayRecord(_on_cpu(each)) for name, each in parts.items() if each}
-    return RecordDict(records | {"note": ConfigRecord({"json": json.dumps(note)})})
-
-
-def _on_cpu(parts: Parts) -> dict[str, torch.Tensor]:
-    return {key: tensor.detach().cpu() for key, tensor in flatten(parts).items()}
+    records = RecordDict()
+    for name, each in parts.items():
+        if each:
+            records[name] = ArrayRecord({key: tensor.detach().cpu() for key, tensor in flatten(each).items()})
+    records["note"] = ConfigRecord({"json": json.dumps(note)})
+    return records
 
 
 def _note(content: RecordDict, longest: float = math.inf) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from fedssl.runs.measures import COSTS, ENCODERS, KNN, LANGUAGE, LINEAR, PER_CLASS, RANK, Measure
-from fedssl.training.run_progress import UNFINISHED, shortfall
+from fedssl.training.endings import UNFINISHED, shortfall
 from fedssl.utils.tables import Table
 from fedssl.utils.units import MIB
 

@@ -54,14 +54,10 @@ def export_encoder(
         use_small_stem(model, spec.in_channels)
     model.load_state_dict(timm_state(encoder))
     model.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in CLAIMS}
-    preprocessing = {
-        "input_size": [spec.in_channels, spec.image_size, spec.image_size],
-        "mean": mean,
-        "std": std,
-        "crop_pct": 1.0,
-    }
+    size = [spec.in_channels, spec.image_size, spec.image_size]
+    preprocessing = {"input_size": size, "mean": mean, "std": std, "crop_pct": 1.0}
     config: dict[str, Any] = {} if spec.stem == "timm" else {"stem": spec.stem}
-    config |= {"training": _training(encoder, training)} if training else {}
+    config |= {"training": training} if training else {}
     config |= {
         "num_classes": 0,
         "num_features": encoder.widths[encoder.depth - 1],
@@ -87,7 +83,7 @@ def export_text_encoder(encoder: StagedEncoder, folder: Path, training: dict[str
     assert isinstance(spec, CausalTransformerSpec)
     settings = {name: value for name, value in asdict(spec).items() if name not in ("weights", "ranks")}
     config = {"architecture": spec.name, **settings, "depth": encoder.depth, "characters": CHARACTERS}
-    config |= {"training": _training(encoder, training)} if training else {}
+    config |= {"training": training} if training else {}
     parts = {"stem": encoder.stem.state_dict(), "tail": encoder.tail.state_dict()}
     parts |= {f"blocks.{i}": _block_state(encoder, i) for i in range(encoder.depth)}
     state = {f"{part}.{name}": tensor.cpu() for part, tensors in parts.items() for name, tensor in tensors.items()}
@@ -109,10 +105,6 @@ def _exported(folder: Path) -> Iterator[Path]:
             config["sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         replace_folder(fresh, folder)
-
-
-def _training(encoder: StagedEncoder, training: dict[str, Any]) -> dict[str, Any]:
-    return training | {"blocks_present": encoder.depth}
 
 
 def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,15 +29,14 @@ from fedssl.protocol.parts import MethodFactory, PartitionedModel
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
 from fedssl.server.engine import Engine
-from fedssl.server.participation import Cohort
 from fedssl.server.rounds import RoundReport, round_metrics
 from fedssl.server.selection import Selector
 from fedssl.server.server import AllClientsFailedError
 from fedssl.server.updates import MAX_UPDATE
+from fedssl.training.endings import RunProgress, reason_of_end
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.process_engine import ProcessEngine
 from fedssl.training.processes import check_monitors, check_trainer
-from fedssl.training.run_progress import RunProgress, reason_of_end
 from fedssl.utils.resources import memory_metrics, start_device_peak
 from fedssl.utils.saved_state import check_same, restoring
 from fedssl.utils.seeding import run_seed
@@ -153,9 +151,7 @@ class FederatedSSL(Pretraining):
         self.states = nn.ModuleDict(self.model.method.state_parts())
         self.federation: Federation | None = None
         self.engine: Engine | None = None
-        self.on_client: Callable[[Cohort, int], None] | None = None
         self.last_report: RoundReport | None = None
-        self._ranks: ProcessEngine | None = None
         self._prepared: ClientData | None = None
 
     @property
@@ -219,7 +215,8 @@ class FederatedSSL(Pretraining):
     def on_fit_start(self) -> None:
         """Lightning's hook; bring the resident client to the device."""
         server, client = self._running.server, self._running.client
-        self._ranks = None
+        clients = self.trainer.datamodule.federation.clients  # type: ignore[attr-defined]
+        self._processes = ProcessEngine(client, clients, self.trainer.global_rank, self.trainer.world_size)
         self.model.to(self.device)
         client.model.to(self.device)
         for times in (self.times, server.times, client.book.times):
@@ -237,11 +234,10 @@ class FederatedSSL(Pretraining):
         self._prepared = None
 
     def training_step(self, batch: ClientDatasets, batch_idx: int) -> None:
-        """Run one communication round with the clients whose data the batch has."""
+        """Run one communication round; the batch is all clients."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        engine = self.engine or self._processes(batch)
-        self._running.on_client = self.on_client
+        engine = self.engine or self._processes
         report = self._running.round(engine, optimizer.step)
         _warn(report)
         self.last_report = report
@@ -280,13 +276,6 @@ class FederatedSSL(Pretraining):
 
     def _data_settings(self) -> dict[str, Any]:
         return {"images of the clients": self.trainer.datamodule.federation.sizes}  # type: ignore[attr-defined]
-
-    def _processes(self, clients: ClientDatasets) -> ProcessEngine:
-        """Return the processes of this run; a fit has the same ones in all its rounds."""
-        if self._ranks is None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            self._ranks = ProcessEngine(self._running.client, clients.clients, rank, world_size)
-        return self._ranks
 
     def _log(self, report: RoundReport, engine: Engine) -> None:
         server = self._running.server

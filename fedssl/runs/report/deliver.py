@@ -20,8 +20,8 @@ from fedssl.runs.report.record import DETAILS, RunRecord, write_details
 from fedssl.runs.report.sections import run_sections
 from fedssl.runs.report.summary import stage_sums
 from fedssl.runs.report.theme import as_png
+from fedssl.training.endings import shortfall
 from fedssl.training.pretraining import Pretraining
-from fedssl.training.run_progress import shortfall
 from fedssl.utils.files import write_text
 from fedssl.utils.tables import Table
 

@@ -10,7 +10,7 @@ from fedssl.runs.measures import ENCODERS, KNN, LINEAR, QUALITY
 from fedssl.runs.report.page import Fact
 from fedssl.runs.report.record import RunRecord
 from fedssl.runs.result_tables import quality_table
-from fedssl.training.run_progress import UNFINISHED, shortfall
+from fedssl.training.endings import UNFINISHED, shortfall
 from fedssl.utils.tables import Table
 from fedssl.utils.units import MIB, format_bytes
 

@@ -28,7 +28,7 @@ def test_a_shared_worker_gives_what_one_process_gives(
     name: str, grid: Any, flower: Callable[..., Path], tmp_path: Path
 ) -> None:
     """In one process the clients are trained in order; the worker gets them in the grid's."""
-    settings = (f"--model.method=stateful.{name}", "--model.rounds=2")
+    settings = (f"--model.method=stateful_methods.{name}", "--model.rounds=2")
     grid.contexts = dict(reversed(grid.contexts.items()))
     there = final_state(flower(grid, *settings, config="lw_fedssl.yaml"))
     folder = f"--run_dir={tmp_path / 'here'}"
