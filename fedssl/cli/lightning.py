@@ -17,8 +17,8 @@ from pytorch_lightning.trainer import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
 from fedssl.cli.arguments import SUBCOMMANDS, run_name
-from fedssl.cli.class_paths import check_class_paths
 from fedssl.cli.errors import BriefParser, blame_settings, check_nulls
+from fedssl.cli.names import check_class_paths
 from fedssl.data.clients import ClientData
 from fedssl.planning.trainer import PlanningTrainer
 from fedssl.runs.begin import RunBeginning

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from fedssl.utils.saved_state import UnusableStateError, describe, read_state, write_state
+from fedssl.utils.files import UnusableStateError, describe, read_state, write_state
 from fedssl.utils.units import format_bytes
 
 PATTERN = "*.ckpt"

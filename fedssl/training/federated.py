@@ -37,8 +37,8 @@ from fedssl.training.endings import RunProgress, reason_of_end
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.process_engine import ProcessEngine
 from fedssl.training.processes import check_monitors, check_trainer
+from fedssl.utils.files import check_same, restoring
 from fedssl.utils.resources import memory_metrics, start_device_peak
-from fedssl.utils.saved_state import check_same, restoring
 from fedssl.utils.seeding import run_seed
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings

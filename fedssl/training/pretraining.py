@@ -18,8 +18,8 @@ from fedssl.training.checkpoints import ORIGIN, check_origin, origin
 from fedssl.training.endings import RunProgress, batches_left_out, reason_of_end, whole_epochs
 from fedssl.training.export import export_encoder, export_text_encoder
 from fedssl.training.processes import check_intervals, check_trains
+from fedssl.utils.files import UnusableStateError, check_network, check_same, describe_optimizer, restoring
 from fedssl.utils.resources import Stopwatch
-from fedssl.utils.saved_state import UnusableStateError, check_network, check_same, describe_optimizer, restoring
 from fedssl.utils.seeding import derive_seed, run_seed, torch_generator
 from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, build_encoder
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
