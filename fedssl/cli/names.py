@@ -171,7 +171,9 @@ def similar_settings(name: str) -> list[str]:
 def allowed_classes(key: str) -> list[str]:
     """Names of this project's classes that a setting with this last word accepts by class path, sorted."""
     bases = [base for place, bases in PLACES.items() if place.rpartition(".")[2] == key for base in bases]
-    families = [base for base in bases if base.__module__.partition(".")[0] in OWN and not is_dataclass(base)]
+    own = [base for base in bases if base.__module__.partition(".")[0] in OWN]
+    # A data class that nobody derives from is written as a mapping, without a class path.
+    families = [base for base in own if base.__subclasses__() or not is_dataclass(base)]
     return sorted({each.__name__ for base in families for each in _below(base) if not each.__subclasses__()})
 
 
