@@ -48,7 +48,8 @@ def brief(message: str) -> str:
     """Reduce a parser's report to the setting, the error and the allowed values."""
     keys = KEY.findall(message)
     where = f"{'.'.join(keys)}: " if keys else ""
-    return where + (_known(message, keys[-1].rpartition(".")[2] if keys else "") or _telling_lines(message))
+    known = _known(message, keys[-1].rpartition(".")[2] if keys else "")
+    return where + (known or "; ".join(dict.fromkeys(_telling(message) or _lines(message))))
 
 
 def _known(message: str, key: str) -> str:
@@ -92,10 +93,6 @@ def shorten(text: str, length: int = 60) -> str:
 def one_line(text: str) -> str:
     """Join the lines of a message and shorten its overlong words."""
     return " ".join(shorten(word) if len(word) > LONG else word for word in text.split())
-
-
-def _telling_lines(message: str) -> str:
-    return "; ".join(dict.fromkeys(_telling(message) or _lines(message)))
 
 
 def _telling(message: str) -> list[str]:

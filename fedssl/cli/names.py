@@ -125,8 +125,9 @@ def check_class_paths(config: Any) -> None:
     values = vars(config) if isinstance(config, Namespace) else config
     if isinstance(values, dict):
         path = values.get("class_path")
-        if isinstance(path, str) and "." in path:
-            _check_class(path)
+        named = imported(path) if isinstance(path, str) else None
+        if callable(named) and not isinstance(named, type):
+            raise ForbiddenClassError(f"class_path {path} is a function: it must name a class")
         for value in values.values():
             check_class_paths(value)
     elif isinstance(values, list | tuple):
@@ -138,12 +139,6 @@ def imported(path: str) -> Any:
     """Object at a dotted path; ``None`` if its module has not been imported yet."""
     module, _, name = path.rpartition(".")
     return getattr(sys.modules.get(module), name, None)
-
-
-def _check_class(path: str) -> None:
-    named = imported(path)
-    if callable(named) and not isinstance(named, type):
-        raise ForbiddenClassError(f"class_path {path} is a function: it must name a class")
 
 
 def _lies_in(name: str, folders: list[Path]) -> bool:

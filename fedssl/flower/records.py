@@ -16,13 +16,15 @@ LONGEST_REASON = 300
 LONGEST_NOTE = 2**20
 """Characters of what a client says beside its tensors; a thousand parts that it holds take a tenth of that."""
 
+COUNTS = ("num_images", "steps", "macs", "activation_bytes")
+
 
 @dataclass(frozen=True)
 class Hello:
-    """What a client says of itself.
+    """Self-description of a client.
 
     Args:
-        client_id: Its configured number.
+        client_id: Configured number of the client.
         held: Content id of every frozen part that it holds.
         memory_bytes: Memory that it may use; 0 if there is no limit.
         num_images: Images of its own; 0 if the run's data set is divided among the clients.
@@ -36,10 +38,10 @@ class Hello:
 
 @dataclass(frozen=True)
 class Lacking:
-    """A client does not hold frozen parts that the server believed it to hold.
+    """Answer of a client without some frozen parts that the server believed it to hold.
 
     Args:
-        client_id: Which one.
+        client_id: Id of the client.
         held: Content id of every frozen part that it holds.
     """
 
@@ -49,11 +51,11 @@ class Lacking:
 
 @dataclass(frozen=True)
 class Order:
-    """A task and what else a client needs to know.
+    """Task of a client, with all else that it needs to know.
 
     Args:
-        task: What to train.
-        run_id: The run, which tells apart what a client keeps of several ones.
+        task: Task to train.
+        run_id: Id of the run; a client keeps the files of several runs apart by it.
         recipe: Model and data of the run, see :mod:`fedssl.flower.recipe`.
         needed_bytes: Predicted memory of a local step; 0 if the client has no limit.
     """
@@ -65,12 +67,12 @@ class Order:
 
 
 def encode_question(run_id: str, recipe: str) -> RecordDict:
-    """Asks a client who it is."""
+    """Pack the question who a client is."""
     return _pack({"run_id": run_id, "recipe": recipe})
 
 
 def decode_question(content: RecordDict) -> tuple[str, str]:
-    """Run id and recipe."""
+    """Unpack run id and recipe from the question."""
     note = _note(content)
     return str(note["run_id"]), str(note["recipe"])
 
@@ -85,7 +87,7 @@ def encode_order(order: Order) -> RecordDict:
 
 
 def decode_order(content: RecordDict) -> Order:
-    """The inverse of :func:`encode_order`."""
+    """Unpack an order."""
     note = _note(content)
     fields = note["stage"]
     stage = Stage(**fields | {"present": tuple(fields["present"]), "trained": tuple(fields["trained"])})
@@ -95,19 +97,19 @@ def decode_order(content: RecordDict) -> Order:
 
 
 def encode_answer(answer: Result | Failure | Lacking) -> RecordDict:
-    """A client's answer to an order."""
+    """Pack a client's answer to an order."""
     fields = {key: value for key, value in vars(answer).items() if key != "parts"}
     parts = answer.parts if isinstance(answer, Result) else {}
     return _pack({"kind": type(answer).__name__, **fields}, parts=parts)
 
 
 def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.inf) -> Result | Failure | Lacking:
-    """Reads an answer that nobody has checked yet.
+    """Unpack an answer that nobody has checked yet.
 
     Args:
-        content: From the network.
-        client_id: Who was asked; what the answer says of that is ignored.
-        most_bytes: Allowed for its tensors.
+        content: Answer, as it came over the network.
+        client_id: Client that was asked; the id in the answer is ignored.
+        most_bytes: Limit on its tensors, in bytes.
 
     Returns:
         The answer, or a ``Failure`` that says what is wrong with it. Names, shapes and values of the tensors are left
@@ -131,25 +133,25 @@ def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.
 
 
 def malformed(client_id: int, error: Exception) -> Failure:
-    """What is wrong with an answer that cannot be read."""
+    """Turn the error in reading an answer into the failure of its client."""
     reason = f"its answer is malformed: {type(error).__name__} {error}"
     return Failure(client_id, " ".join(reason.split())[:LONGEST_REASON])
 
 
 def encode_hello(hello: Hello) -> RecordDict:
-    """A client's answer to the question who it is."""
+    """Pack a client's self-description."""
     return _pack(asdict(hello))
 
 
 def decode_hello(content: RecordDict) -> Hello:
-    """The inverse of :func:`encode_hello`.
+    """Unpack a self-description that nobody has checked yet.
 
     Raises:
-        ValueError: It says something impossible.
+        ValueError: It is impossible.
     """
     note = _note(content, LONGEST_NOTE)
-    numbers = [_count(note, name) for name in ("client_id", "memory_bytes", "num_images")]
-    return Hello(numbers[0], _names(note["held"]), numbers[1], numbers[2])
+    client_id, memory_bytes, num_images = (_count(note, name) for name in ("client_id", "memory_bytes", "num_images"))
+    return Hello(client_id, _names(note["held"]), memory_bytes, num_images)
 
 
 def wire_bytes(content: RecordDict) -> int:
@@ -183,10 +185,9 @@ def _parts(content: RecordDict, name: str) -> Parts:
 
 def _result(note: dict[str, Any], parts: Parts, client_id: int) -> Result:
     loss, squared_loss = float(note["loss"]), float(note["squared_loss"])
-    images, steps = _count(note, "num_images"), _count(note, "steps")
+    images, steps, macs, activation_bytes = (_count(note, name) for name in COUNTS)
     if images < 1 or not math.isfinite(loss) or not math.isfinite(squared_loss):
         raise ValueError(f"{images} images with a loss of {loss}")
-    macs, activation_bytes = _count(note, "macs"), _count(note, "activation_bytes")
     return Result(client_id, parts, images, loss, squared_loss, macs, activation_bytes, steps)
 
 

@@ -117,32 +117,30 @@ class FederatedSSL(Pretraining):
         seed: int | None = None,
     ) -> None:
         seed, encoder = run_seed(seed), scheme.adapt(encoder)
+        model = ModelSettings(
+            encoder=encoder, method=method, augment=augment, optimizer=optimizer, micro_batch=micro_batch
+        )
+        local = LocalSettings(
+            epochs=local_epochs,
+            batch_size=batch_size,
+            alignment=alignment,
+            proximal=proximal,
+            start=start,
+            bank=bank,
+            memory=MemoryBudget.parse(memory_budget, devices),
+        )
+        cohort = CohortSettings(
+            participation=participation, dropout=dropout, selector=selector, devices=devices, deadline=deadline
+        )
+        server = ServerSettings(
+            aggregation=aggregation,
+            max_update=max_update,
+            optimizer=server_optimizer,
+            calibration=calibration,
+            pace=pace,
+        )
         self.settings = FederationSettings(
-            model=ModelSettings(
-                encoder=encoder, method=method, augment=augment, optimizer=optimizer, micro_batch=micro_batch
-            ),
-            scheme=scheme,
-            rounds=rounds,
-            local=LocalSettings(
-                epochs=local_epochs,
-                batch_size=batch_size,
-                alignment=alignment,
-                proximal=proximal,
-                start=start,
-                bank=bank,
-                memory=MemoryBudget.parse(memory_budget, devices),
-            ),
-            cohort=CohortSettings(
-                participation=participation, dropout=dropout, selector=selector, devices=devices, deadline=deadline
-            ),
-            server=ServerSettings(
-                aggregation=aggregation,
-                max_update=max_update,
-                optimizer=server_optimizer,
-                calibration=calibration,
-                pace=pace,
-            ),
-            seed=seed,
+            model=model, scheme=scheme, rounds=rounds, local=local, cohort=cohort, server=server, seed=seed
         )
         super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
         self.settings.check(self.model)
@@ -304,25 +302,17 @@ class FederatedSSL(Pretraining):
         incomplete, untrained = server.open_stages()
         begun = [stage for stage in server.stages if server.stage_rounds[stage.index]]
         trained = {block for stage in begun for block in stage.trained}
-        return RunProgress(
-            "rounds",
-            server.round,
-            self.settings.rounds,
-            server.done,
-            len(server.stages),
-            incomplete,
-            untrained,
-            (len(trained), len(self.model.encoder.blocks)),
-            "" if server.done else reason_of_end(self.trainer),
-        )
+        blocks = len(trained), len(self.model.encoder.blocks)
+        reason = "" if server.done else reason_of_end(self.trainer)
+        counts = server.round, self.settings.rounds, server.done, len(server.stages)
+        return RunProgress("rounds", *counts, incomplete, untrained, blocks, reason)
 
 
 def _warn(report: RoundReport) -> None:
-    """Say whose updates were dropped, and why nobody was trained."""
+    """Warn of dropped updates, and of a round that trained nobody."""
     for failure in report.failures:
-        logger.warning(
-            "round %d: the update of client %d is dropped: %s", report.round, failure.client_id, failure.reason
-        )
+        where = report.round, failure.client_id
+        logger.warning("round %d: the update of client %d is dropped: %s", *where, failure.reason)
     if not report.trained:
         logger.warning(
             "round %d: nobody was trained; dropped out: %d, too small a device: %d, out of reach: %d, failed: %d, "
