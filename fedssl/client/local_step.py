@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fedssl.protocol.parts import PartitionedModel
+from fedssl.utils.resources import Stopwatch
 from layerwise import Stage
-from ssl_methods import Method, SSLMethod
+from ssl_methods import Inputs, Method, SSLMethod
 from ssl_methods.alignment import Alignment, AlignmentState, ProximalTerm
 
 Corrections = Sequence[tuple[nn.Parameter, Tensor]]
@@ -62,6 +65,34 @@ class LocalStep:
     def remember(self, method: Method) -> AlignmentState | None:
         """Return what the client keeps of the trained method until its next round; ``None`` if nothing."""
         return self.alignment.remember(_contrastive(method)) if self.alignment else None
+
+
+def take_step(
+    method: Method,
+    optimizer: Optimizer,
+    inputs: Inputs,
+    times: Stopwatch,
+    planned: AbstractContextManager[object] = nullcontext(),  # noqa: B008 (has no state)
+) -> Tensor:
+    """Run forward, backward, optimizer and momentum targets, and return the loss.
+
+    Args:
+        method: Attached to a stage; its losses are those of the client.
+        optimizer: Steps the method's trained parameters.
+        inputs: Views, or stored outputs of the frozen prefix.
+        times: Adds up the seconds of each phase.
+        planned: Goes around forward and backward, to keep them within a memory budget.
+    """
+    with planned:
+        with times("forward"):
+            loss = method.loss_of(inputs)
+        with times("backward"):
+            loss.backward()
+    with times("optimizer"):
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        method.after_step()
+    return loss.detach()
 
 
 def _contrastive(method: Method) -> SSLMethod:

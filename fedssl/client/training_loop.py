@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from fedssl.client.local_step import take_step
 from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.data.datasets import SampleSet
 from fedssl.protocol.messages import Task
@@ -113,16 +114,7 @@ def train_epochs(
     steps, macs, activation_bytes = 0, 0, 0
 
     def run(inputs: Inputs, planned: AbstractContextManager[object]) -> None:
-        with planned:
-            with times("forward"):
-                loss = method.loss_of(inputs)
-            with times("backward"):
-                loss.backward()
-        with times("optimizer"):
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            method.after_step()
-        value = loss.detach().float()
+        value = take_step(method, optimizer, inputs, times, planned).float()
         losses.add_(torch.stack([value, value.square()]))
 
     for _ in range(epochs):

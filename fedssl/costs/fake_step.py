@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.optim import Optimizer
 
-from fedssl.client.local_step import LocalStep
+from fedssl.client.local_step import LocalStep, take_step
+from fedssl.utils.resources import Stopwatch
 from layerwise import LiveBytes, StagedSpec, StepCost, StepMeter, tensor_bytes
 from layerwise.memory import Actions, PlannedStep, PlanOutcome, segments
 from ssl_methods import Inputs, Method
@@ -159,14 +160,18 @@ class FakeStep:
         return self._method.run_prefix(self._method.example_inputs((batch_size, *self._shape)))
 
     def _run(self, inputs: Inputs, planned: AbstractContextManager[object] = nullcontext()) -> int:  # noqa: B008
-        """One step; returns the bytes of gradients."""
-        with planned:
-            self._method.loss_of(inputs).backward()
-        gradients = tensor_bytes(p.grad for p in self._method.trained() if p.grad is not None)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._method.after_step()
-        return gradients
+        """Take the clients' own step; return the bytes of gradients that the optimizer saw."""
+        seen: list[int] = []
+
+        def count(*_: Any) -> None:
+            seen.append(tensor_bytes(p.grad for p in self._method.trained() if p.grad is not None))
+
+        hook = self._optimizer.register_step_pre_hook(count)
+        try:
+            take_step(self._method, self._optimizer, inputs, Stopwatch(), planned)
+        finally:
+            hook.remove()
+        return seen[0]
 
     def _prediction(self, gradients: int, cost: StepCost, filling_macs: int) -> StepPrediction:
         method, peak = self._method, max(self._live.levels)

@@ -57,7 +57,7 @@ VIT = EncoderSpec(
 )
 RESNET = EncoderSpec("resnet18", 16, 1, options={"channels": (8, 8, 16, 16)})
 CLIENT_OPTIMIZER = partial(SGD, lr=0.01)
-PREDICTED: dict[str, dict[tuple[Stage, int], StepPrediction]] = {}
+PREDICTED: dict[tuple[Any, ...], StepPrediction] = {}
 METHODS: dict[str, Callable[..., Any]] = {
     "SimCLR": partial(SimCLR, hidden_dim=16, output_dim=8, projector_layers=2),
     "BYOL": partial(BYOL, hidden_dim=16, output_dim=8, projector_layers=2),
@@ -283,14 +283,31 @@ def plan_cohorts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return plan
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def shared_predictions(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Where all worlds have equal models: each of their steps is predicted once for all tests of a module."""
-    predict, known = StepPredictor.__call__, PREDICTED.setdefault(request.module.__name__, {})
+    """Predicts the step of one model, stage and batch size once for all tests but those of the prediction itself."""
+    if {"costs", "memory_budget"} & set(request.path.parts):
+        return
+    predict = StepPredictor._run_or_infer
 
     def shared(self: StepPredictor, stage: Stage, batch_size: int) -> StepPrediction:
-        if (stage, batch_size) not in known:
-            known[stage, batch_size] = predict(self, stage, batch_size)
-        return known[stage, batch_size]
+        if not hasattr(self, "alike"):
+            self.alike = _structure(self)  # type: ignore[attr-defined]
+        key = (self.alike, stage, batch_size)  # type: ignore[attr-defined]
+        if key not in PREDICTED:
+            PREDICTED[key] = predict(self, stage, batch_size)
+        return PREDICTED[key]
 
-    monkeypatch.setattr(StepPredictor, "__call__", shared)
+    monkeypatch.setattr(StepPredictor, "_run_or_infer", shared)
+
+
+def _structure(predictor: StepPredictor) -> tuple[Any, ...]:
+    """Everything that the cost of a step depends on, but its stage and batch size."""
+    model, step = predictor.model, predictor.step
+    method, factory = model.method, model.method.optimizer_factory
+    # Named by what it says if it is a class with settings; anything else stands for itself.
+    optimizer = repr(factory) if isinstance(factory, partial) and isinstance(factory.func, type) else factory
+    shapes = tuple((name, key, t.shape) for name, part in model.parts.items() for key, t in part.state_dict().items())
+    settings = {name: value for name, value in vars(method).items() if isinstance(value, bool | int | float | str)}
+    kind = (type(method), repr(sorted(settings.items())), optimizer, model.micro_batch, repr(model.encoder.spec))
+    return shapes, kind, type(step.alignment), bool(step.proximal), step.corrected, repr(predictor.bank)

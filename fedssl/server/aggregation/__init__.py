@@ -1,12 +1,11 @@
 """Aggregation rules, which make one result of the clients'."""
 
 from fedssl.server.aggregation.fednova import FedNova
-from fedssl.server.aggregation.means import LDAWA, NormWeightedMean, UnchangedMean, WeightedMean
+from fedssl.server.aggregation.means import LDAWA, NormWeightedMean, StragglerMean, UnchangedMean, WeightedMean
 from fedssl.server.aggregation.private_mean import PrivateMean
 from fedssl.server.aggregation.robust import CoordinateMedian, Krum, TrimmedMean
 from fedssl.server.aggregation.rule import Aggregation, Update
 from fedssl.server.aggregation.scaffold import SCAFFOLD
-from fedssl.server.aggregation.straggler_mean import StragglerMean
 
 __all__ = [
     "LDAWA",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,38 @@ class UnchangedMean(WeightedMean):
     def finish(self) -> Tensors:
         self._totals = dict.fromkeys(self._totals, self._images)
         return super().finish()
+
+
+Rule = Literal["contributors", "all"]
+
+
+class StragglerMean(UnchangedMean):
+    """Layer-wise mean for clients that send a suffix of the network (SALF; Lang et al. 2024, arXiv 2403.18375).
+
+    U clients sent at least one layer, and U_l of them sent layer l. Their mean is m_l, the global value is w_l:
+
+    - ``contributors``: m_l, our reading of the paper's rule where it is negligible that nobody reaches layer l. Its
+      correction for that chance is left out: what we could read of it was not enough to compute it.
+    - ``all``: w_l + (U_l / U) (m_l - w_l), as in the authors' code: a client that did not finish a layer counts as
+      unchanged.
+
+    A layer that nobody sent keeps its value. All clients have equal weight, as in the paper. A layer is a part that
+    travels as a whole, such as a transformer block (our reading: the code counts single tensors).
+
+    Args:
+        rule: Rule of the mean: ``contributors`` or ``all``.
+    """
+
+    def __init__(self, rule: Rule = "contributors") -> None:
+        if rule not in get_args(Rule):
+            raise ValueError(f"rule must be one of {', '.join(get_args(Rule))}, got {rule!r}")
+        self.rule = rule
+
+    def add(self, update: Update) -> None:
+        super().add(replace(update, num_images=1))
+
+    def finish(self) -> Tensors:
+        return super().finish() if self.rule == "all" else WeightedMean.finish(self)
 
 
 ADAPTER = re.compile(r"adapter\.(\d+)\.(\d+)/(\w+)\.(down|up)")

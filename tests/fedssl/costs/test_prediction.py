@@ -171,6 +171,7 @@ def test_three_batch_sizes_tell_all_others(method: Callable[..., Any]) -> None:
         assert infer_step(predictor._traces[stage, 1], size) == predictor.run(stage, size) == predictor(stage, size)
 
 
+@pytest.mark.slow
 def test_nothing_is_inferred_from_steps_that_differ() -> None:
     predictor = StepPredictor(small(SimCLR))
     traces = {}
@@ -187,6 +188,7 @@ def test_weights_of_a_parabola_by_hand() -> None:
     assert sum(w * (3 * p * p - p + 2) for w, p in zip(lagrange_weights(points, at), points, strict=True)) == 142
 
 
+@pytest.mark.slow
 def test_a_temporary_layer_keeps_stages_from_following_from_others() -> None:
     predictor = StepPredictor(built(RESNET))
     stage = LayerWise().stages(4, 4)[2]

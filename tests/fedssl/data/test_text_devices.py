@@ -16,8 +16,6 @@ from fedssl.server.server import Server
 from layerwise import AllSmall, CausalTransformerSpec, EndToEnd, HeterogeneousLoRA, LastLayers, LoRA, Scheme
 from ssl_methods import LanguageModelling
 
-pytestmark = pytest.mark.usefixtures("shared_predictions")
-
 SPEC = CausalTransformerSpec(context=8, depth=3, width=16, heads=2)
 RANKS = [1, 2, 4]
 KEYS = {"memory": "peak_memory_bytes", "upload_limit": "active_bytes", "macs_limit": "macs"}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tiny_runs import TINY_TEXT
 
@@ -13,6 +14,7 @@ from fedssl.__main__ import main
 FEW = [*TINY_TEXT, "--model.participation=2", "--data.partition=IID", "--trainer.logger=false"]
 
 
+@pytest.mark.slow
 def test_flower_gives_the_same_weights_and_perplexity(grid: Any, flower: Callable[..., Path], tmp_path: Path) -> None:
     here = tmp_path / "here"
     main(["fit", "-c", "pretrain_tiny_lm.yaml", *FEW, f"--run_dir={here}"])

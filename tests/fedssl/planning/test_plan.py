@@ -123,9 +123,17 @@ def test_json_is_all_that_plan_prints(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (tmp_path / "plan.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("json_flag", [["--json"], ["--json=true"], ["--json", "true"]])
-def test_json_without_options(json_flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    main(["plan", "-c", "lw_fedssl.yaml", *SHALLOW, "--images_per_client=100", *json_flag])
+@pytest.mark.parametrize("json_flag", [["--json=true"], ["--json", "true"]])
+def test_json_has_a_value_if_one_is_given(
+    json_flag: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedssl.planning.trainer.plan_as_dict", lambda planner: {"images": planner.images})
+    main(["plan", "-c", "lw_fedssl.yaml", *SHALLOW, "--images_per_client=100", "--data.clients=2", *json_flag])
+    assert json.loads(capsys.readouterr().out) == {"images": [100, 100]}
+
+
+def test_json_without_options(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plan", "-c", "lw_fedssl.yaml", *SHALLOW, "--images_per_client=100", "--json"])
     plan = json.loads(capsys.readouterr().out)
     assert plan.keys() == {"convention", "summary", "stages", "total", "end_to_end", "ratio"}
     assert plan["convention"].keys() == {"ours", "paper"}

@@ -20,7 +20,6 @@ from layerwise import EndToEnd, LayerWise
 
 FAST = DeviceProfile("fast")
 SPEED = 1e6
-pytestmark = pytest.mark.usefixtures("shared_predictions")
 
 
 def slow(**fields: Any) -> DeviceProfile:

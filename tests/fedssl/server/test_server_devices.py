@@ -21,7 +21,6 @@ from layerwise import EndToEnd, LayerWise, Progressive, Stage
 FAST = DeviceProfile("fast")
 SPEED = 1e6
 SELECTORS = [RandomSelector, RoundRobinSelector, SmartFreezeSelector]
-pytestmark = pytest.mark.usefixtures("shared_predictions")
 
 
 def slow(**fields: Any) -> DeviceProfile:

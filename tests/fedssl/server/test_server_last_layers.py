@@ -14,8 +14,6 @@ from fedssl.devices import DeviceProfile
 from fedssl.protocol.messages import num_bytes
 from layerwise import LastLayers, Stage
 
-pytestmark = pytest.mark.usefixtures("shared_predictions")
-
 
 def choices() -> list[Stage]:
     return LastLayers().choices(LastLayers().stages(3, 3)[0])

@@ -26,7 +26,7 @@ def result(client: int = 0, images: int = 1, loss: float = 1.0, **changes: Any) 
 
 def taken(*results: Result | Failure) -> tuple[ReceivedUpdates, WeightedMean]:
     rule = WeightedMean()
-    rule.begin({key: tensor for key, tensor in REFERENCE.items() if tensor.is_floating_point()})
+    rule.begin_round({key: tensor for key, tensor in REFERENCE.items() if tensor.is_floating_point()})
     received = ReceivedUpdates(REFERENCE, rule.add)
     for one in results:
         received.take(received.check(one, ["p"]))
@@ -128,7 +128,7 @@ def test_check_gives_back_what_can_be_used() -> None:
 def test_a_client_gives_the_parts_of_its_own_task() -> None:
     reference = REFERENCE | {"q/w": torch.zeros(1)}
     rule = WeightedMean()
-    rule.begin({key: tensor for key, tensor in reference.items() if tensor.is_floating_point()})
+    rule.begin_round({key: tensor for key, tensor in reference.items() if tensor.is_floating_point()})
     received = ReceivedUpdates(reference, rule.add)
     whole = result(0, images=1, parts=parts() | {"q": {"w": torch.tensor([6.0])}})
     received.take(received.check(whole, ["p", "q"]))

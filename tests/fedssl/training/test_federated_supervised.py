@@ -124,6 +124,7 @@ def test_one_client_equals_a_plain_loop(
             assert all(torch.allclose(ours, theirs, rtol=0, atol=1e-6) for ours, theirs in pairs), name
 
 
+@pytest.mark.slow
 def test_the_classifier_learns(make_module: Callable[..., FederatedSSL]) -> None:
     module = make_module(scheme=EndToEnd(), rounds=8, local_epochs=3, optimizer=partial(SGD, lr=0.1, momentum=0.9))
     run = trainer(8, check_val_every_n_epoch=8)
@@ -199,6 +200,7 @@ def test_a_classifier_may_know_more_classes_than_the_data(make_module: Callable[
     assert run.callback_metrics["eval/classifier_top1"] == 0
 
 
+@pytest.mark.slow
 def test_centralised_training_is_supervised_too(vit_spec: EncoderSpec) -> None:
     module = CentralizedSSL(
         vit_spec,

@@ -9,7 +9,7 @@ from updates import update_of
 
 from fedssl.protocol.messages import part_of
 from fedssl.server.aggregation import StragglerMean
-from fedssl.server.aggregation.straggler_mean import Rule
+from fedssl.server.aggregation.means import Rule
 
 Tensors = dict[str, Tensor]
 LAYERS = ("stem", "block.0", "tail", "head.projector")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedssl.server.selection.communities import (
+from fedssl.server.selection.smartfreeze import (
     find_communities,
     proportional_split,
 )
