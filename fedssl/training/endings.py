@@ -100,10 +100,13 @@ def end_with_parent() -> None:
 
 def out_of_time(trainer: Trainer) -> bool:
     """Tell if ``trainer.max_time`` ended training before its last round or epoch."""
-    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
-    left = [timer.time_remaining() for timer in timers]
-    over = any(seconds is not None and seconds <= 0 for seconds in left)
+    over = any(map(_is_over, trainer.callbacks))  # type: ignore[attr-defined]
     return over and trainer.current_epoch < (trainer.max_epochs or 0)
+
+
+def _is_over(callback: Callback) -> bool:
+    left = callback.time_remaining() if isinstance(callback, Timer) else None
+    return left is not None and left <= 0
 
 
 def _ours() -> list[signal.Signals]:
@@ -203,8 +206,7 @@ def reason_of_end(trainer: Trainer) -> str:
     if trainer.max_steps >= 0 and trainer.global_step >= trainer.max_steps:
         return f"trainer.max_steps {trainer.max_steps} was reached"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        left = callback.time_remaining() if isinstance(callback, Timer) else None
-        if left is not None and left <= 0:
+        if _is_over(callback):
             return "trainer.max_time was over"
         if isinstance(callback, EarlyStopping) and trainer.should_stop and callback.stopping_reason_message:
             return f"EarlyStopping on {callback.monitor} ended it"
