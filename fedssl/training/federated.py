@@ -144,7 +144,8 @@ class FederatedSSL(Pretraining):
         )
         super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
         self.settings.check(self.model)
-        self.automatic_optimization = False
+        self.automatic_optimization = False  # the server steps its optimizer, once a round
+        # The model is no module: what it has beside the encoder is registered here, for the device and checkpoints.
         self.heads = nn.ModuleDict(self.model.method.heads())
         self.states = nn.ModuleDict(self.model.method.state_parts())
         self.federation: Federation | None = None
@@ -174,7 +175,7 @@ class FederatedSSL(Pretraining):
         check_trainer(self.trainer, self.settings.rounds)
         if self.settings.server.aggregation.always_steps:
             check_monitors(self.trainer)
-        if self._prepared is not data:
+        if self._prepared is not data:  # the command line prepares earlier, to refuse a run before it has a folder
             self.prepare(data)
 
     def prepare(self, data: ImageData | ClientData) -> None:

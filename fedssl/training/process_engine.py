@@ -139,11 +139,14 @@ class ProcessEngine(Engine):
         packed = [stream.getvalue()]
         with lost_ranks():
             dist.broadcast_object_list(packed, source, device=self._device)
-        # Trusted: the bytes come from another process of this run. Without a mapping, PyTorch would put tensors on the
-        # GPU of the rank that sent them.
-        mapping = lambda storage, place: storage if place == "cpu" else storage.to(device=self._device)  # noqa: E731
-        stream = io.BytesIO(packed[0])
-        return message if self._rank == source else torch.load(stream, map_location=mapping, weights_only=False)
+        if self._rank == source:
+            return message
+        # Trusted (``weights_only=False``): the bytes come from another process of this run.
+        return torch.load(io.BytesIO(packed[0]), map_location=self._own_device, weights_only=False)
+
+    def _own_device(self, storage: torch.UntypedStorage, place: str) -> torch.UntypedStorage:
+        """Keep the CPU's tensors there; PyTorch would put others on the GPU of the rank that sent them."""
+        return storage if place == "cpu" else storage.to(device=self._device)
 
 
 @contextmanager
