@@ -22,8 +22,8 @@ from fedssl.server.aggregation import (
 )
 from fedssl.server.calibration import Calibration
 from fedssl.server.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
-from fedssl.training.centralized import CentralizedSSL
 from fedssl.training.federated import FederatedSSL
+from fedssl.training.pretraining import CentralizedSSL
 from ssl_methods.alignment import GlobalAlignment, MoonAlignment
 
 __all__ = [

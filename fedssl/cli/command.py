@@ -13,13 +13,13 @@ from typing import Any
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from fedssl.cli.arguments import UsageError, prepare_arguments
-from fedssl.cli.class_paths import restrict_class_paths
 from fedssl.cli.errors import one_line, root_cause
 from fedssl.cli.lightning import FedSSLCLI
+from fedssl.cli.names import restrict_class_paths
 from fedssl.server.server import AllClientsFailedError
+from fedssl.training.endings import ended_by_signals
 from fedssl.training.process_engine import RankLostError
 from fedssl.training.processes import process_rank
-from fedssl.training.signals import ended_by_signals
 
 USER_ERRORS = (ValueError, OSError, ArithmeticError, AllClientsFailedError, RankLostError, MisconfigurationException)
 Command = Callable[[list[str]], int]

@@ -13,8 +13,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.cli import LightningArgumentParser
 
 from fedssl.cli.arguments import UsageError
-from fedssl.cli.class_paths import OWN, imported
-from fedssl.cli.setting_names import REMOVED, allowed_classes, similar_settings
+from fedssl.cli.names import OWN, REMOVED, allowed_classes, imported, similar_settings
 
 NOISE = re.compile(
     r"Does not validate against any|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value"
@@ -49,7 +48,8 @@ def brief(message: str) -> str:
     """Reduce a parser's report to the setting, the error and the allowed values."""
     keys = KEY.findall(message)
     where = f"{'.'.join(keys)}: " if keys else ""
-    return where + (_known(message, keys[-1].rpartition(".")[2] if keys else "") or _telling_lines(message))
+    known = _known(message, keys[-1].rpartition(".")[2] if keys else "")
+    return where + (known or "; ".join(dict.fromkeys(_telling(message) or _lines(message))))
 
 
 def _known(message: str, key: str) -> str:
@@ -65,15 +65,15 @@ def _known(message: str, key: str) -> str:
             return f"{name!r} was removed: {REMOVED[word]}"
         near = similar_settings(word)
         return f"{name!r} is not accepted" + (f"; did you mean {', or '.join(near)}?" if near else "")
+    allowed = allowed_classes(key)
+    choice = f"; allowed: {', '.join(allowed)}" if allowed else ""
     if found := OTHER_TYPE.search(message):
-        return f"{found[1]} is no {found[2].rpartition('.')[2]}"
+        return f"{found[1]} is no {found[2].rpartition('.')[2]}{choice}"
     if NO_MAPPING.search(message):
         return "expected a mapping of settings"
     given = GIVEN.search(message)
     if given and given[1] in REMOVED:
         return f"{given[1]!r} was removed: {REMOVED[given[1]]}"
-    allowed = allowed_classes(key)
-    choice = f"; allowed: {', '.join(allowed)}" if allowed else ""
     # The parser tries each allowed class and reports all failures. If the named class has rejected its own settings,
     # its message tells more than the type mismatch of the others.
     if (found := OTHER_CLASS.search(message)) and not _telling(message):
@@ -93,10 +93,6 @@ def shorten(text: str, length: int = 60) -> str:
 def one_line(text: str) -> str:
     """Join the lines of a message and shorten its overlong words."""
     return " ".join(shorten(word) if len(word) > LONG else word for word in text.split())
-
-
-def _telling_lines(message: str) -> str:
-    return "; ".join(dict.fromkeys(_telling(message) or _lines(message)))
 
 
 def _telling(message: str) -> list[str]:

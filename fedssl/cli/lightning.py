@@ -17,8 +17,8 @@ from pytorch_lightning.trainer import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
 from fedssl.cli.arguments import SUBCOMMANDS, run_name
-from fedssl.cli.class_paths import check_class_paths
 from fedssl.cli.errors import BriefParser, blame_settings, check_nulls
+from fedssl.cli.names import check_class_paths
 from fedssl.data.clients import ClientData
 from fedssl.planning.command import PlanningTrainer
 from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
@@ -33,11 +33,11 @@ from fedssl.runs.run_folder import (
     open_run_folder,
 )
 from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
+from fedssl.training.endings import OUT_OF_TIME, HearSignals, out_of_time
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.processes import check_trainer, process_rank, process_settings
 from fedssl.training.progress import RoundProgress, working
-from fedssl.training.signals import OUT_OF_TIME, HearSignals, out_of_time
 from linear_eval import EvaluatedModule
 
 RUN_DIR_HELP = "Folder of the run; by default the next free runs/<name of the configuration>/<number>."

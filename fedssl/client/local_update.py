@@ -18,7 +18,7 @@ from fedssl.client.training_loop import LoopReport, MemoryPlans, NonFiniteLossEr
 from fedssl.data.datasets import SampleSet
 from fedssl.protocol.messages import Failure, Result, Task, Tensors, flatten, unflatten
 from fedssl.protocol.parts import PartitionedModel
-from fedssl.utils.saved_state import check_same
+from fedssl.utils.files import check_same
 from fedssl.utils.seeding import derive_seed, torch_generator
 from layerwise import Stage
 from layerwise.memory import InfeasibleBudgetError

@@ -19,7 +19,7 @@ from fedssl.comparison.run import find_folders, read_run
 from fedssl.comparison.runner import run_missing, run_of
 from fedssl.comparison.table import as_csv, as_markdown, for_terminal, make_tables
 from fedssl.runs.report.run_report import REPORT
-from fedssl.training.signals import status_of
+from fedssl.training.endings import status_of
 from fedssl.utils.files import write_text
 
 DESCRIPTION = """

@@ -14,7 +14,7 @@ from fedssl.cli.command import parse
 from fedssl.runs.changed_settings import differences_of_flat, flatten
 from fedssl.runs.run_folder import CHECKPOINTS, CONFIG, read_results
 from fedssl.training.checkpoints import checkpoints_of
-from fedssl.training.run_progress import shortfall
+from fedssl.training.endings import shortfall
 
 Configuration = dict[str, Any]
 WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings", "show_images")

@@ -17,12 +17,11 @@ from fedssl.comparison.grid import GridRun
 from fedssl.comparison.run import Run, rounds_done
 from fedssl.runs.run_folder import read_results
 from fedssl.runs.run_lock import check_free
-from fedssl.training.run_progress import shortfall
-from fedssl.training.signals import Ended
+from fedssl.training.endings import Ended, shortfall
 
 LOG = "log.txt"
 CODE = (
-    "from fedssl.training.signals import end_with_parent; end_with_parent(); from fedssl.__main__ import main; main()"
+    "from fedssl.training.endings import end_with_parent; end_with_parent(); from fedssl.__main__ import main; main()"
 )
 COMMAND = (sys.executable, "-c", CODE, "fit")
 PACKAGES = Path(__file__).parents[2]

@@ -11,8 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from fedssl.protocol.messages import Tensors, content_id
-from fedssl.utils.files import write_atomically
-from fedssl.utils.saved_state import UnusableStateError, read_state, write_state
+from fedssl.utils.files import UnusableStateError, read_state, write_atomically, write_state
 
 logger = logging.getLogger(__name__)
 RUNS_KEPT = 3

@@ -1,16 +1,25 @@
-"""ClientApp for Flower: decodes records, runs the local update and encodes its answer."""
+"""ClientApp for Flower: the core's local update, on images and frozen layers that lie on this machine."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from functools import lru_cache
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from fedssl.flower.node import read_node
-from fedssl.flower.records import decode_order, decode_question, encode_answer, encode_hello
-from fedssl.flower.worker import introduce, work
-from fedssl.protocol.messages import Failure
+from fedssl.data.clients import ClientData
+from fedssl.data.datasets import SampleSet, load_images
+from fedssl.data.images import FederatedData
+from fedssl.federation.federation import make_client
+from fedssl.flower.cache import ClientCache
+from fedssl.flower.own_images import OwnImages
+from fedssl.flower.recipe import read_recipe
+from fedssl.flower.records import Hello, Lacking, Order, decode_order, decode_question, encode_answer, encode_hello
+from fedssl.flower.settings import Node, read_node
+from fedssl.protocol.messages import Failure, Result, Task, Tensors
+from fedssl.utils.units import format_bytes
 
 logger = logging.getLogger(__name__)
 app = ClientApp()
@@ -18,9 +27,12 @@ app = ClientApp()
 
 @app.query()
 def hello(message: Message, context: Context) -> Message:
-    """Answer which client this node is and which frozen layers it holds."""
+    """Answer which client this node is, which frozen layers it holds, and how many images of its own."""
     node = read_node(context.node_config)
-    return Message(encode_hello(introduce(node, *decode_question(message.content))), reply_to=message)
+    run_id, recipe = decode_question(message.content)
+    held = ClientCache(node.cache, run_id, node.client_id).held()
+    images = len(worker(recipe, node.data_root).images(node)) if node.images else 0
+    return Message(encode_hello(Hello(node.client_id, held, node.memory_bytes, images)), reply_to=message)
 
 
 @app.train()
@@ -33,3 +45,93 @@ def train(message: Message, context: Context) -> Message:
         logger.exception("client %d failed", node.client_id)
         answer = Failure(node.client_id, f"{type(error).__name__}: {error}")
     return Message(encode_answer(answer), reply_to=message)
+
+
+def work(node: Node, order: Order) -> Result | Failure | Lacking:
+    """Train one task, or say why not."""
+    task = order.task
+    if task.client_id != node.client_id:
+        raise ValueError(f"a task of client {task.client_id} reached client {node.client_id}")
+    if node.memory_bytes and order.needed_bytes > node.memory_bytes:
+        needs, has = format_bytes(order.needed_bytes), format_bytes(node.memory_bytes)
+        return Failure(task.client_id, f"declines stage {task.stage.index}: it needs {needs}, has {has}", declined=True)
+    cache = ClientCache(node.cache, order.run_id, node.client_id)
+    for name, tensors in task.frozen.items():
+        cache.put(name, task.frozen_ids[name], tensors)
+    complete = _complete(task, cache)
+    if complete is None:
+        return Lacking(task.client_id, cache.held())
+    return worker(order.recipe, node.data_root).train(complete, node, cache)
+
+
+class Worker:
+    """Model and data of a run; a process that serves several clients shares them.
+
+    Args:
+        recipe: Recipe of the run.
+        data_root: Folder of all data sets on this machine.
+    """
+
+    def __init__(self, recipe: str, data_root: str | None) -> None:
+        self._recipe = read_recipe(recipe, data_root)
+        self._local = make_client(self._recipe.module.settings, _never)
+
+    def images(self, node: Node) -> SampleSet:
+        """Find the node's own images, or its share of the run's data set.
+
+        Raises:
+            ValueError: The run has fewer clients, or the images do not fit the encoder.
+        """
+        data = self._recipe.data
+        images = _own_images(data, node.images) if node.images else self._share(data, node.client_id)
+        images.check_encoder(self._recipe.module.model.encoder.spec)
+        return images
+
+    def train(self, task: Task, node: Node, cache: ClientCache) -> Result | Failure:
+        """Train a client from the memory of its last round before this one."""
+        local, remembered = self._local, cache.memory(task.round)
+        local.load_state_dict(remembered or local.state_dict() | {"client_states": {}})
+        local.model.to(node.device)
+        local.book.times.device = node.device
+        with self._recipe.autocast(node.device):
+            result = local(task, self.images(node))
+        state = local.state_dict()
+        if state["client_states"]:
+            cache.remember(task.round, state)
+        return result
+
+    def _share(self, data: ClientData, client_id: int) -> SampleSet:
+        if isinstance(data, OwnImages):
+            raise ValueError("the clients of this run hold images of their own: set images in --node-config")
+        if not hasattr(data, "federation"):
+            data.setup("fit")
+        if client_id >= data.num_clients:
+            raise ValueError(f"client-id {client_id}: the run has clients 0 to {data.num_clients - 1}")
+        return data.federation.clients[client_id]
+
+
+@lru_cache(maxsize=1)
+def worker(recipe: str, data_root: str | None) -> Worker:
+    """Build the worker of a run, once in a process."""
+    return Worker(recipe, data_root)
+
+
+def _own_images(data: ClientData, folder: str) -> SampleSet:
+    if not isinstance(data, FederatedData):
+        raise ValueError(f"images {folder} in --node-config: the clients of this run have {type(data).__name__}")
+    return load_images("folder", "train", folder, data.image_size, data.channels, data.in_memory, download=False)
+
+
+def _complete(task: Task, cache: ClientCache) -> Task | None:
+    """Add the frozen parts that the cache has to a task; ``None`` if it lacks one."""
+    frozen = dict(task.frozen)
+    for name, content in task.frozen_ids.items():
+        tensors = frozen.get(name) or cache.get(name, content)
+        if tensors is None:
+            return None
+        frozen[name] = tensors
+    return replace(task, frozen=frozen)
+
+
+def _never(name: str, content: str) -> Tensors:
+    raise AssertionError(f"{name} was not in the task")

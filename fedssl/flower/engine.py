@@ -21,8 +21,8 @@ from fedssl.flower.records import (
     malformed,
     wire_bytes,
 )
-from fedssl.flower.roster import Roster
-from fedssl.flower.settings import RoundSettings, pull, run_id
+from fedssl.flower.roster import Roster, pull
+from fedssl.flower.settings import RoundSettings, run_id
 from fedssl.protocol.messages import Failure, Result, num_bytes
 from fedssl.server.engine import Engine
 from fedssl.server.participation import Cohort
@@ -51,18 +51,10 @@ class FlowerEngine(Engine):
     """
 
     def __init__(
-        self,
-        grid: Grid,
-        settings: RoundSettings,
-        recipe: str,
-        folder: Path,
-        needed_bytes: Callable[[Stage, int], int],
+        self, grid: Grid, settings: RoundSettings, recipe: str, folder: Path, needed_bytes: Callable[[Stage, int], int]
     ) -> None:
-        self._grid = grid
-        self._settings = settings
-        self._recipe = recipe
-        self._folder = folder
-        self._needed_bytes = needed_bytes
+        self._grid, self._settings = grid, settings
+        self._recipe, self._folder, self._needed_bytes = recipe, folder, needed_bytes
         self._roster: Roster | None = None
         self._wire = {"down": 0, "up": 0}
         self._again: set[int] = set()
@@ -195,8 +187,7 @@ class FlowerEngine(Engine):
                 self._announced.setdefault(hello.client_id, hello.num_images)
 
         question = encode_question(run_id(self._folder), self._recipe)
-        clients = server.participation.num_clients
-        return Roster(self._grid, clients, question, welcome)
+        return Roster(self._grid, server.participation.num_clients, question, welcome)
 
     def _limit_images(self, images: list[int]) -> None:
         """Set each client's number of images, its weight in the mean, to its first claim, capped at the limit."""
@@ -212,6 +203,5 @@ class FlowerEngine(Engine):
                 f"min-replies at 1, got {self._settings.enough_replies} and {self._settings.min_replies}"
             )
         for name in ("min_clients", "min_replies", "enough_replies"):
-            if getattr(self._settings, name) > clients:
-                value = getattr(self._settings, name)
+            if (value := getattr(self._settings, name)) > clients:
                 raise ValueError(f"{name.replace('_', '-')} {value}: the run has {clients} clients")

@@ -11,7 +11,7 @@ import yaml
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.cli import LightningArgumentParser
 
-from fedssl.cli.class_paths import check_class_paths, restrict_class_paths
+from fedssl.cli.names import check_class_paths, restrict_class_paths
 from fedssl.data.clients import ClientData
 from fedssl.training.federated import FederatedSSL
 from linear_eval import EvaluatedModule

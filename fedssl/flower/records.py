@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedssl.protocol.messages import Failure, Parts, Result, Task, flatten, unflatten
@@ -17,13 +16,15 @@ LONGEST_REASON = 300
 LONGEST_NOTE = 2**20
 """Characters of what a client says beside its tensors; a thousand parts that it holds take a tenth of that."""
 
+COUNTS = ("num_images", "steps", "macs", "activation_bytes")
+
 
 @dataclass(frozen=True)
 class Hello:
-    """What a client says of itself.
+    """Self-description of a client.
 
     Args:
-        client_id: Its configured number.
+        client_id: Configured number of the client.
         held: Content id of every frozen part that it holds.
         memory_bytes: Memory that it may use; 0 if there is no limit.
         num_images: Images of its own; 0 if the run's data set is divided among the clients.
@@ -37,10 +38,10 @@ class Hello:
 
 @dataclass(frozen=True)
 class Lacking:
-    """A client does not hold frozen parts that the server believed it to hold.
+    """Answer of a client without some frozen parts that the server believed it to hold.
 
     Args:
-        client_id: Which one.
+        client_id: Id of the client.
         held: Content id of every frozen part that it holds.
     """
 
@@ -50,11 +51,11 @@ class Lacking:
 
 @dataclass(frozen=True)
 class Order:
-    """A task and what else a client needs to know.
+    """Task of a client, with all else that it needs to know.
 
     Args:
-        task: What to train.
-        run_id: The run, which tells apart what a client keeps of several ones.
+        task: Task to train.
+        run_id: Id of the run; a client keeps the files of several runs apart by it.
         recipe: Model and data of the run, see :mod:`fedssl.flower.recipe`.
         needed_bytes: Predicted memory of a local step; 0 if the client has no limit.
     """
@@ -66,12 +67,12 @@ class Order:
 
 
 def encode_question(run_id: str, recipe: str) -> RecordDict:
-    """Asks a client who it is."""
+    """Pack the question who a client is."""
     return _pack({"run_id": run_id, "recipe": recipe})
 
 
 def decode_question(content: RecordDict) -> tuple[str, str]:
-    """Run id and recipe."""
+    """Unpack run id and recipe from the question."""
     note = _note(content)
     return str(note["run_id"]), str(note["recipe"])
 
@@ -79,20 +80,14 @@ def decode_question(content: RecordDict) -> tuple[str, str]:
 def encode_order(order: Order) -> RecordDict:
     """Pack an order: the task's tensors as arrays, the rest as a note."""
     task = order.task
-    note = {
-        "client_id": task.client_id,
-        "round": task.round,
-        "stage": asdict(task.stage),
-        "frozen_ids": task.frozen_ids,
-        "run_id": order.run_id,
-        "recipe": order.recipe,
-        "needed_bytes": order.needed_bytes,
-    }
+    note = {"client_id": task.client_id, "round": task.round, "stage": asdict(task.stage)}
+    note |= {"frozen_ids": task.frozen_ids, "run_id": order.run_id, "recipe": order.recipe}
+    note |= {"needed_bytes": order.needed_bytes}
     return _pack(note, active=task.active, frozen=task.frozen, correction=task.correction)
 
 
 def decode_order(content: RecordDict) -> Order:
-    """The inverse of :func:`encode_order`."""
+    """Unpack an order."""
     note = _note(content)
     fields = note["stage"]
     stage = Stage(**fields | {"present": tuple(fields["present"]), "trained": tuple(fields["trained"])})
@@ -102,19 +97,19 @@ def decode_order(content: RecordDict) -> Order:
 
 
 def encode_answer(answer: Result | Failure | Lacking) -> RecordDict:
-    """A client's answer to an order."""
+    """Pack a client's answer to an order."""
     fields = {key: value for key, value in vars(answer).items() if key != "parts"}
     parts = answer.parts if isinstance(answer, Result) else {}
     return _pack({"kind": type(answer).__name__, **fields}, parts=parts)
 
 
 def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.inf) -> Result | Failure | Lacking:
-    """Reads an answer that nobody has checked yet.
+    """Unpack an answer that nobody has checked yet.
 
     Args:
-        content: From the network.
-        client_id: Who was asked; what the answer says of that is ignored.
-        most_bytes: Allowed for its tensors.
+        content: Answer, as it came over the network.
+        client_id: Client that was asked; the id in the answer is ignored.
+        most_bytes: Limit on its tensors, in bytes.
 
     Returns:
         The answer, or a ``Failure`` that says what is wrong with it. Names, shapes and values of the tensors are left
@@ -138,25 +133,25 @@ def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.
 
 
 def malformed(client_id: int, error: Exception) -> Failure:
-    """What is wrong with an answer that cannot be read."""
+    """Turn the error in reading an answer into the failure of its client."""
     reason = f"its answer is malformed: {type(error).__name__} {error}"
     return Failure(client_id, " ".join(reason.split())[:LONGEST_REASON])
 
 
 def encode_hello(hello: Hello) -> RecordDict:
-    """A client's answer to the question who it is."""
+    """Pack a client's self-description."""
     return _pack(asdict(hello))
 
 
 def decode_hello(content: RecordDict) -> Hello:
-    """The inverse of :func:`encode_hello`.
+    """Unpack a self-description that nobody has checked yet.
 
     Raises:
-        ValueError: It says something impossible.
+        ValueError: It is impossible.
     """
     note = _note(content, LONGEST_NOTE)
-    numbers = [_count(note, name) for name in ("client_id", "memory_bytes", "num_images")]
-    return Hello(numbers[0], _names(note["held"]), numbers[1], numbers[2])
+    client_id, memory_bytes, num_images = (_count(note, name) for name in ("client_id", "memory_bytes", "num_images"))
+    return Hello(client_id, _names(note["held"]), memory_bytes, num_images)
 
 
 def wire_bytes(content: RecordDict) -> int:
@@ -165,12 +160,12 @@ def wire_bytes(content: RecordDict) -> int:
 
 
 def _pack(note: dict[str, Any], **parts: Parts) -> RecordDict:
-    records: dict[str, Any] = {name: ArrayRecord(_on_cpu(each)) for name, each in parts.items() if each}
-    return RecordDict(records | {"note": ConfigRecord({"json": json.dumps(note)})})
-
-
-def _on_cpu(parts: Parts) -> dict[str, torch.Tensor]:
-    return {key: tensor.detach().cpu() for key, tensor in flatten(parts).items()}
+    records = RecordDict()
+    for name, each in parts.items():
+        if each:
+            records[name] = ArrayRecord({key: tensor.detach().cpu() for key, tensor in flatten(each).items()})
+    records["note"] = ConfigRecord({"json": json.dumps(note)})
+    return records
 
 
 def _note(content: RecordDict, longest: float = math.inf) -> dict[str, Any]:
@@ -190,10 +185,9 @@ def _parts(content: RecordDict, name: str) -> Parts:
 
 def _result(note: dict[str, Any], parts: Parts, client_id: int) -> Result:
     loss, squared_loss = float(note["loss"]), float(note["squared_loss"])
-    images, steps = _count(note, "num_images"), _count(note, "steps")
+    images, steps, macs, activation_bytes = (_count(note, name) for name in COUNTS)
     if images < 1 or not math.isfinite(loss) or not math.isfinite(squared_loss):
         raise ValueError(f"{images} images with a loss of {loss}")
-    macs, activation_bytes = _count(note, "macs"), _count(note, "activation_bytes")
     return Result(client_id, parts, images, loss, squared_loss, macs, activation_bytes, steps)
 
 

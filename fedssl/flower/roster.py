@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+import httpx
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedssl.flower.records import Hello, decode_hello, malformed
-from fedssl.flower.settings import pull
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +27,8 @@ class Roster:
     """
 
     def __init__(self, grid: Grid, num_clients: int, question: RecordDict, welcome: Callable[[Hello], None]) -> None:
-        self._grid = grid
-        self._num_clients = num_clients
-        self._question = question
-        self._welcome = welcome
+        self._grid, self._num_clients = grid, num_clients
+        self._question, self._welcome = question, welcome
         self._nodes: dict[int, int] = {}
         self._hellos: dict[int, Hello] = {}
         self._asked: dict[str, int] = {}
@@ -93,3 +91,18 @@ class Roster:
         if self._nodes.get(hello.client_id) in self._online:
             raise ValueError(f"client-id {hello.client_id} is taken by node {self._nodes[hello.client_id]}")
         return hello
+
+
+def pull(grid: Grid, message_id: str) -> Message | Exception | None:
+    """Fetch the reply to a message: ``None`` before it arrives, an exception in its place if it cannot be read.
+
+    Raises:
+        httpx.HTTPError: The SuperLink cannot be reached.
+    """
+    try:
+        replies = list(grid.pull_messages([message_id]))
+    except httpx.HTTPError:
+        raise
+    except Exception as error:  # Flower decodes within pull_messages: one client's bytes must not end the run
+        return error
+    return replies[0] if replies else None

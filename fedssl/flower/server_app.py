@@ -46,11 +46,7 @@ class FlowerCLI(FedSSLCLI):
             raise ValueError(f"Flower's server is one process, got {self.trainer.world_size}: set trainer.devices to 1")
         self._dump_config()
         self.model.engine = FlowerEngine(
-            self._grid,
-            self._rounds,
-            write_recipe(self.config_dump),
-            self.folder,
-            self._needed_bytes,
+            self._grid, self._rounds, write_recipe(self.config_dump), self.folder, self._needed_bytes
         )
         super().before_fit()
 

@@ -1,7 +1,8 @@
-"""Settings of ``flwr run --run-config``."""
+"""Settings of a deployment: those of ``flwr run --run-config``, and those by which a node's owner sets it up."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import uuid
 from collections.abc import Mapping
@@ -9,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-from flwr.app import Message
-from flwr.serverapp import Grid
+import torch
 
-from fedssl.utils.files import write_atomically
+from fedssl.utils.files import write_text
+from fedssl.utils.units import parse_bytes
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,8 @@ class RoundSettings:
 
 def round_settings(config: Mapping[str, Any]) -> RoundSettings:
     """Read the round settings of a run configuration."""
-    return RoundSettings(
-        int(config["min-clients"]),
-        float(config["join-timeout"]),
-        float(config["round-timeout"]),
-        int(config["enough-replies"]),
-        int(config["min-replies"]),
-        int(config["max-client-images"]),
-    )
+    defaults = vars(RoundSettings())
+    return RoundSettings(**{name: type(one)(config[name.replace("_", "-")]) for name, one in defaults.items()})
 
 
 def command_line(config: Mapping[str, Any]) -> list[str]:
@@ -79,20 +73,56 @@ def run_id(folder: Path) -> str:
     """Id of the run, drawn once and kept in its folder, so that clients find their caches again after a resume."""
     path = folder / RUN_ID
     if not path.exists():
-        write_atomically(path, lambda temporary: temporary.write_text(uuid.uuid4().hex))
+        write_text(path, uuid.uuid4().hex)
     return path.read_text().strip()
 
 
-def pull(grid: Grid, message_id: str) -> Message | Exception | None:
-    """Fetch the reply to a message: ``None`` before it arrives, an exception in its place if it cannot be read.
+NODE_KEYS = ("client-id", "data-root", "images", "cache-dir", "memory", "device")
+
+
+@dataclass(frozen=True)
+class Node:
+    """Settings of one node: ``flower-supernode --node-config 'client-id=3 memory="512MiB"'``.
+
+    Args:
+        client_id: Number of the node's client, from 0. Node ids change with every connection, client ids do not.
+        data_root: Folder of all data sets on this machine; ``None`` takes the run's.
+        images: Folder of this node's own images; ``None`` if the run's data set is divided among the clients.
+        cache: Folder for frozen layers between rounds.
+        memory_bytes: Memory that training may use, in bytes; 0 for no limit.
+        device: Device to train on.
+    """
+
+    client_id: int
+    data_root: str | None
+    images: str | None
+    cache: Path
+    memory_bytes: int
+    device: torch.device
+
+
+def read_node(config: Mapping[str, Any]) -> Node:
+    """Read a node's configuration; in a simulation, Flower's ``partition-id`` is the client id.
 
     Raises:
-        httpx.HTTPError: The SuperLink cannot be reached.
+        ValueError: A setting is missing, unknown or out of range.
     """
-    try:
-        replies = list(grid.pull_messages([message_id]))
-    except httpx.HTTPError:
-        raise
-    except Exception as error:  # Flower decodes within pull_messages: one client's bytes must not end the run
-        return error
-    return replies[0] if replies else None
+    unknown = set(config) - {*NODE_KEYS, "partition-id", "num-partitions"}
+    if unknown:
+        raise ValueError(f"unknown in --node-config: {', '.join(sorted(unknown))}; allowed: {', '.join(NODE_KEYS)}")
+    client_id = config.get("client-id", config.get("partition-id"))
+    if type(client_id) is not int or client_id < 0:
+        raise ValueError(f"--node-config must set client-id to a whole number from 0, got {client_id!r}")
+    return Node(
+        client_id,
+        config.get("data-root"),
+        config.get("images"),
+        Path(config.get("cache-dir", default_cache())).expanduser(),
+        parse_bytes(config["memory"]) if "memory" in config else 0,
+        torch.device(config.get("device", "cpu")),
+    )
+
+
+def default_cache() -> Path:
+    """Default cache folder: ``fedssl`` below ``XDG_CACHE_HOME``, or ``~/.cache/fedssl``."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fedssl"

@@ -168,8 +168,8 @@ def plan_as_dict(planner: Planner) -> dict[str, Any]:
 def paper_convention(planner: Planner) -> dict[str, Any]:
     """Return the figures that the papers would print for this run.
 
-    These are those of LW-FedSSL (:mod:`layerwise.paper_cost`), and for each stage the shares of end-to-end training in units of
-    layers, as FLL counts (:func:`layerwise.layer_shares`).
+    These are those of LW-FedSSL (:mod:`layerwise.paper_cost`), and for each stage the shares of end-to-end training in
+    units of layers, as FLL counts (:func:`layerwise.layer_shares`).
     """
     model, settings = planner.model, planner.settings
     heads, views = model.method.heads(), model.method.views_in_paper

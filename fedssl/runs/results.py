@@ -16,9 +16,9 @@ from typing import Any
 from rich.console import Console
 
 from fedssl.runs.run_folder import read_metrics
+from fedssl.training.endings import UNFINISHED, shortfall
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining
-from fedssl.training.run_progress import UNFINISHED, shortfall
 from fedssl.utils.files import write_text
 from fedssl.utils.resources import peak_process_bytes
 from fedssl.utils.tables import Table

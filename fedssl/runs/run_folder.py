@@ -12,7 +12,7 @@ from typing import Any
 
 from fedssl.runs.run_lock import held, made
 from fedssl.training.checkpoints import checkpoints_of, newest_checkpoint, read_checkpoint
-from fedssl.training.run_progress import shortfall
+from fedssl.training.endings import shortfall
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"

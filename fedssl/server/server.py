@@ -21,8 +21,8 @@ from fedssl.server.participation import Cohort, Participation
 from fedssl.server.rounds import Ledger, OpenRound, RoundReport
 from fedssl.server.selection import Outcome
 from fedssl.server.updates import ReceivedUpdates, sample_update
+from fedssl.utils.files import check_same, describe_optimizer
 from fedssl.utils.resources import Stopwatch
-from fedssl.utils.saved_state import check_same, describe_optimizer
 from fedssl.utils.seeding import derive_seed, torch_generator
 from layerwise import BlockPerturbation, Scheme, Stage, grew, renew, transfer_weights
 

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
-from fedssl.utils.saved_state import UnusableStateError, describe, read_state, write_state
+from fedssl.utils.files import UnusableStateError, describe, read_state, write_state
 from fedssl.utils.units import format_bytes
 
 PATTERN = "*.ckpt"
@@ -30,10 +30,10 @@ KEPT = 2
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes through a temporary file in the same folder; loads tensors and plain types only.
+    """Checkpoint format of a run: written through a temporary file, read as tensors and plain types only.
 
     Args:
-        notes: Written beside the origin of every checkpoint, such as the configuration.
+        notes: Notes beside the origin of every checkpoint, such as the configuration.
     """
 
     def __init__(self, notes: dict[str, Any] | None = None) -> None:
@@ -41,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._notes = notes or {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Saves a checkpoint.
+        """Save a checkpoint.
 
         Raises:
             ValueError: Something in it could not be loaded again.
@@ -61,7 +61,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise OSError(message) from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
-        """Loads a checkpoint.
+        """Load a checkpoint.
 
         Raises:
             FileNotFoundError: There is none.
@@ -71,13 +71,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class RoundCheckpoint(ModelCheckpoint):
-    """Writes one checkpoint a round (an epoch of the trainer) and keeps the two newest.
+    """Callback that writes one checkpoint a round (an epoch of the trainer) and keeps the two newest.
 
     Lightning would keep a list of them in the checkpoint itself, from which those are missing that were written just
     before a kill. The folder is looked at instead.
 
     Args:
-        folder: Where they are written.
+        folder: Folder of the checkpoints.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -92,21 +92,21 @@ class RoundCheckpoint(ModelCheckpoint):
         )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes the checkpoint, then removes older ones."""
+        """Write the checkpoint, then remove older ones."""
         super().on_train_epoch_end(trainer, pl_module)
         if trainer.is_global_zero and self.dirpath:
             keep_newest(Path(self.dirpath), trainer.current_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
+        """Save nothing: the folder is the list of checkpoints."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing."""
+        """Load nothing."""
 
 
 def keep_newest(folder: Path, epoch: int) -> None:
-    """Removes all checkpoints but that of an epoch and the one before; none if that of the epoch is not there.
+    """Remove all checkpoints but that of an epoch and the one before; none if that of the epoch is not there.
 
     Later epochs are of a course that the run has left, when it was resumed from before them.
     """
@@ -119,7 +119,7 @@ def keep_newest(folder: Path, epoch: int) -> None:
 
 
 def origin(**more: Any) -> dict[str, Any]:
-    """What a checkpoint says about the code that wrote it."""
+    """Describe the code that writes a checkpoint."""
     try:
         release = version("fedssl")
     except PackageNotFoundError:  # a checkout that was not installed
@@ -128,7 +128,7 @@ def origin(**more: Any) -> dict[str, Any]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Loads a checkpoint onto the CPU, without unpickling anything but tensors and plain types.
+    """Load a checkpoint onto the CPU, without unpickling anything but tensors and plain types.
 
     Raises:
         FileNotFoundError: There is none.
@@ -146,7 +146,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_origin(checkpoint: Any) -> None:
-    """Makes sure that this version of the code wrote a checkpoint.
+    """Check that this version of the code wrote a checkpoint.
 
     Raises:
         UnusableStateError: It did not.
@@ -166,7 +166,7 @@ def check_origin(checkpoint: Any) -> None:
 
 
 def form_of(checkpoint: Mapping[str, Any]) -> str:
-    """A hash of all keys and types but those of the origin."""
+    """Hash all keys and types but those of the origin."""
     known = hashlib.blake2b(digest_size=16)
     describe({key: value for key, value in checkpoint.items() if key != ORIGIN}, known)
     return known.hexdigest()
@@ -201,7 +201,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _newest_usable(folder: Path, but: Path | None = None) -> Path | None:
-    """The newest checkpoint that can be read, so that no message recommends one that fails as well."""
+    """Find the newest checkpoint that can be read, so that no message recommends one that fails as well."""
     for path in reversed(checkpoints_of(folder)):
         if path != but:
             with suppress(UnusableStateError, OSError):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,25 +54,17 @@ def export_encoder(
         use_small_stem(model, spec.in_channels)
     model.load_state_dict(timm_state(encoder))
     model.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key not in CLAIMS}
-    preprocessing = {
-        "input_size": [spec.in_channels, spec.image_size, spec.image_size],
-        "mean": mean,
-        "std": std,
-        "crop_pct": 1.0,
-    }
+    size = [spec.in_channels, spec.image_size, spec.image_size]
+    preprocessing = {"input_size": size, "mean": mean, "std": std, "crop_pct": 1.0}
     config: dict[str, Any] = {} if spec.stem == "timm" else {"stem": spec.stem}
-    config |= {"training": _training(encoder, training)} if training else {}
+    config |= {"training": training} if training else {}
     config |= {
         "num_classes": 0,
         "num_features": encoder.widths[encoder.depth - 1],
         "pretrained_cfg": {"architecture": spec.name, "tag": "fedssl", "num_classes": 0, **preprocessing},
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
-        fresh = Path(temporary) / folder.name
+    with _exported(folder) as fresh:
         save_for_hf(model, str(fresh), model_config=config, model_args=arguments, safe_serialization=True)
-        _seal(fresh)
-        replace_folder(fresh, folder)
 
 
 def export_text_encoder(encoder: StagedEncoder, folder: Path, training: dict[str, Any] | None = None) -> None:
@@ -89,30 +83,28 @@ def export_text_encoder(encoder: StagedEncoder, folder: Path, training: dict[str
     assert isinstance(spec, CausalTransformerSpec)
     settings = {name: value for name, value in asdict(spec).items() if name not in ("weights", "ranks")}
     config = {"architecture": spec.name, **settings, "depth": encoder.depth, "characters": CHARACTERS}
-    config |= {"training": _training(encoder, training)} if training else {}
+    config |= {"training": training} if training else {}
     parts = {"stem": encoder.stem.state_dict(), "tail": encoder.tail.state_dict()}
     parts |= {f"blocks.{i}": _block_state(encoder, i) for i in range(encoder.depth)}
     state = {f"{part}.{name}": tensor.cpu() for part, tensors in parts.items() for name, tensor in tensors.items()}
+    with _exported(folder) as fresh:
+        (fresh / "config.json").write_text(json.dumps(config))
+        save_file(state, fresh / "model.safetensors")
+
+
+@contextmanager
+def _exported(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write to, note the weights' SHA-256 in its ``config.json``, and put it in the place of ours."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
         fresh = Path(temporary) / folder.name
         fresh.mkdir()
+        yield fresh
+        config = json.loads((fresh / "config.json").read_text())
+        with (fresh / "model.safetensors").open("rb") as weights:  # the format has no checksum of its own
+            config["sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(state, fresh / "model.safetensors")
-        _seal(fresh)
         replace_folder(fresh, folder)
-
-
-def _seal(folder: Path) -> None:
-    """Note the weights' SHA-256 in ``config.json``: a ``.safetensors`` file has no checksum of its own."""
-    config = json.loads((folder / "config.json").read_text())
-    with (folder / "model.safetensors").open("rb") as weights:
-        config["sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-
-
-def _training(encoder: StagedEncoder, training: dict[str, Any]) -> dict[str, Any]:
-    return training | {"blocks_present": encoder.depth}
 
 
 def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,17 +29,16 @@ from fedssl.protocol.parts import MethodFactory, PartitionedModel
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
 from fedssl.server.engine import Engine
-from fedssl.server.participation import Cohort
 from fedssl.server.rounds import RoundReport, round_metrics
 from fedssl.server.selection import Selector
 from fedssl.server.server import AllClientsFailedError
 from fedssl.server.updates import MAX_UPDATE
+from fedssl.training.endings import RunProgress, reason_of_end
 from fedssl.training.pretraining import Pretraining
 from fedssl.training.process_engine import ProcessEngine
 from fedssl.training.processes import check_monitors, check_trainer
-from fedssl.training.run_progress import RunProgress, reason_of_end
+from fedssl.utils.files import check_same, restoring
 from fedssl.utils.resources import memory_metrics, start_device_peak
-from fedssl.utils.saved_state import check_same, restoring
 from fedssl.utils.seeding import run_seed
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluationSettings, FinetuneSettings
@@ -119,51 +117,40 @@ class FederatedSSL(Pretraining):
         seed: int | None = None,
     ) -> None:
         seed, encoder = run_seed(seed), scheme.adapt(encoder)
+        model = ModelSettings(
+            encoder=encoder, method=method, augment=augment, optimizer=optimizer, micro_batch=micro_batch
+        )
+        local = LocalSettings(
+            epochs=local_epochs,
+            batch_size=batch_size,
+            alignment=alignment,
+            proximal=proximal,
+            start=start,
+            bank=bank,
+            memory=MemoryBudget.parse(memory_budget, devices),
+        )
+        cohort = CohortSettings(
+            participation=participation, dropout=dropout, selector=selector, devices=devices, deadline=deadline
+        )
+        server = ServerSettings(
+            aggregation=aggregation,
+            max_update=max_update,
+            optimizer=server_optimizer,
+            calibration=calibration,
+            pace=pace,
+        )
         self.settings = FederationSettings(
-            model=ModelSettings(
-                encoder=encoder,
-                method=method,
-                augment=augment,
-                optimizer=optimizer,
-                micro_batch=micro_batch,
-            ),
-            scheme=scheme,
-            rounds=rounds,
-            local=LocalSettings(
-                epochs=local_epochs,
-                batch_size=batch_size,
-                alignment=alignment,
-                proximal=proximal,
-                start=start,
-                bank=bank,
-                memory=MemoryBudget.parse(memory_budget, devices),
-            ),
-            cohort=CohortSettings(
-                participation=participation,
-                dropout=dropout,
-                selector=selector,
-                devices=devices,
-                deadline=deadline,
-            ),
-            server=ServerSettings(
-                aggregation=aggregation,
-                max_update=max_update,
-                optimizer=server_optimizer,
-                calibration=calibration,
-                pace=pace,
-            ),
-            seed=seed,
+            model=model, scheme=scheme, rounds=rounds, local=local, cohort=cohort, server=server, seed=seed
         )
         super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
         self.settings.check(self.model)
-        self.automatic_optimization = False
+        self.automatic_optimization = False  # the server steps its optimizer, once a round
+        # The model is no module: what it has beside the encoder is registered here, for the device and checkpoints.
         self.heads = nn.ModuleDict(self.model.method.heads())
         self.states = nn.ModuleDict(self.model.method.state_parts())
         self.federation: Federation | None = None
         self.engine: Engine | None = None
-        self.on_client: Callable[[Cohort, int], None] | None = None
         self.last_report: RoundReport | None = None
-        self._ranks: ProcessEngine | None = None
         self._prepared: ClientData | None = None
 
     @property
@@ -188,7 +175,7 @@ class FederatedSSL(Pretraining):
         check_trainer(self.trainer, self.settings.rounds)
         if self.settings.server.aggregation.always_steps:
             check_monitors(self.trainer)
-        if self._prepared is not data:
+        if self._prepared is not data:  # the command line prepares earlier, to refuse a run before it has a folder
             self.prepare(data)
 
     def prepare(self, data: ImageData | ClientData) -> None:
@@ -227,7 +214,8 @@ class FederatedSSL(Pretraining):
     def on_fit_start(self) -> None:
         """Lightning's hook; bring the resident client to the device."""
         server, client = self._running.server, self._running.client
-        self._ranks = None
+        clients = self.trainer.datamodule.federation.clients  # type: ignore[attr-defined]
+        self._processes = ProcessEngine(client, clients, self.trainer.global_rank, self.trainer.world_size)
         self.model.to(self.device)
         client.model.to(self.device)
         for times in (self.times, server.times, client.book.times):
@@ -245,11 +233,10 @@ class FederatedSSL(Pretraining):
         self._prepared = None
 
     def training_step(self, batch: ClientDatasets, batch_idx: int) -> None:
-        """Run one communication round with the clients whose data the batch has."""
+        """Run one communication round; the batch is all clients."""
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
-        engine = self.engine or self._processes(batch)
-        self._running.on_client = self.on_client
+        engine = self.engine or self._processes
         report = self._running.round(engine, optimizer.step)
         _warn(report)
         self.last_report = report
@@ -289,13 +276,6 @@ class FederatedSSL(Pretraining):
     def _data_settings(self) -> dict[str, Any]:
         return {"images of the clients": self.trainer.datamodule.federation.sizes}  # type: ignore[attr-defined]
 
-    def _processes(self, clients: ClientDatasets) -> ProcessEngine:
-        """Return the processes of this run; a fit has the same ones in all its rounds."""
-        if self._ranks is None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            self._ranks = ProcessEngine(self._running.client, clients.clients, rank, world_size)
-        return self._ranks
-
     def _log(self, report: RoundReport, engine: Engine) -> None:
         server = self._running.server
         metrics = round_metrics(report) | server.aggregation.metrics(report.round + 1)
@@ -323,25 +303,17 @@ class FederatedSSL(Pretraining):
         incomplete, untrained = server.open_stages()
         begun = [stage for stage in server.stages if server.stage_rounds[stage.index]]
         trained = {block for stage in begun for block in stage.trained}
-        return RunProgress(
-            "rounds",
-            server.round,
-            self.settings.rounds,
-            server.done,
-            len(server.stages),
-            incomplete,
-            untrained,
-            (len(trained), len(self.model.encoder.blocks)),
-            "" if server.done else reason_of_end(self.trainer),
-        )
+        blocks = len(trained), len(self.model.encoder.blocks)
+        reason = "" if server.done else reason_of_end(self.trainer)
+        counts = server.round, self.settings.rounds, server.done, len(server.stages)
+        return RunProgress("rounds", *counts, incomplete, untrained, blocks, reason)
 
 
 def _warn(report: RoundReport) -> None:
-    """Say whose updates were dropped, and why nobody was trained."""
+    """Warn of dropped updates, and of a round that trained nobody."""
     for failure in report.failures:
-        logger.warning(
-            "round %d: the update of client %d is dropped: %s", report.round, failure.client_id, failure.reason
-        )
+        where = report.round, failure.client_id
+        logger.warning("round %d: the update of client %d is dropped: %s", *where, failure.reason)
     if not report.trained:
         logger.warning(
             "round %d: nobody was trained; dropped out: %d, too small a device: %d, out of reach: %d, failed: %d, "

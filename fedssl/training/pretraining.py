@@ -1,4 +1,4 @@
-"""Base of federated and centralised pretraining: the model, its evaluation and its untrained counterparts."""
+"""Base of all pretraining: the model, its evaluation and untrained counterparts. And the simplest: centralised."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from fedssl.data.clients import ClientData
 from fedssl.data.images import ImageData
 from fedssl.protocol.parts import MethodFactory, PartitionedModel, build_model
 from fedssl.training.checkpoints import ORIGIN, check_origin, origin
+from fedssl.training.endings import RunProgress, batches_left_out, reason_of_end, whole_epochs
 from fedssl.training.export import export_encoder, export_text_encoder
-from fedssl.training.run_progress import RunProgress, batches_left_out, reason_of_end, whole_epochs
+from fedssl.training.processes import check_intervals, check_trains
+from fedssl.utils.files import UnusableStateError, check_network, check_same, describe_optimizer, restoring
 from fedssl.utils.resources import Stopwatch
-from fedssl.utils.saved_state import UnusableStateError, check_network, check_same
-from fedssl.utils.seeding import derive_seed, run_seed
+from fedssl.utils.seeding import derive_seed, run_seed, torch_generator
 from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, build_encoder
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
 from ssl_methods import OptimizerFactory, TwoViews
@@ -104,13 +108,7 @@ class Pretraining(EvaluatedModule):
         """Lightning's hook."""
         self._evaluating.__exit__(None, None, None)
 
-    def on_test_start(self) -> None:
-        """Lightning's hook."""
-        self.on_validation_start()
-
-    def on_test_end(self) -> None:
-        """Lightning's hook."""
-        self.on_validation_end()
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Lightning's hook; record the origin of the checkpoint."""
@@ -159,8 +157,89 @@ class Pretraining(EvaluatedModule):
     def export(self, folder: Path) -> None:
         """Write the encoder: one of images for timm, one of text for ``layerwise.CausalTransformerSpec``."""
         encoder = self.model.encoder
-        training = self.progress.as_dict() if self.progress else None
+        training = self.progress.as_dict() | {"blocks_present": encoder.depth} if self.progress else None
         if self.augment:
             export_encoder(encoder, folder, list(self.augment.mean), list(self.augment.std), training)
         else:
             export_text_encoder(encoder, folder, training)
+
+
+class CentralizedSSL(Pretraining):
+    """Training of the whole encoder on all images in one place; the yardstick of the federated schemes.
+
+    Args:
+        *args: Arguments of ``Pretraining``.
+        **kwargs: Keyword arguments of ``Pretraining``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.method = self.model.method
+        self.method.begin_client()
+
+    def setup(self, stage: str) -> None:
+        """Check that images and encoder fit.
+
+        Raises:
+            ValueError: They do not fit, the data are divided among clients, or the run has several processes.
+        """
+        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        if self.trainer.world_size > 1:
+            raise ValueError(
+                f"CentralizedSSL runs on one device, got {self.trainer.world_size}: set trainer.devices to 1"
+            )
+        check_intervals(self.trainer)
+        if stage != "fit":
+            data.eval_test.check_encoder(self.model.encoder.spec)
+            return
+        if isinstance(data, ClientData):
+            raise ValueError(
+                f"CentralizedSSL needs ImageData, got {type(data).__name__}: use FederatedSSL with one client"
+            )
+        check_trains(self.trainer)
+        self.prepare(data)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the settings that a resumed run must share."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["run"] = self._settings()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare the settings of the checkpoint with those of this run.
+
+        Raises:
+            ValueError: The checkpoint belongs to another run.
+        """
+        super().on_load_checkpoint(checkpoint)
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            with restoring():
+                check_same(checkpoint["run"], self._settings())
+
+    def _settings(self) -> dict[str, Any]:
+        optimizer = describe_optimizer(self.configure_optimizers())
+        return {"method": type(self.method).__name__, "optimizer": optimizer, "seed": self.seed}
+
+    def on_train_epoch_start(self) -> None:
+        """Seed every epoch on its own, so that a resumed run continues as it would have."""
+        self.method.generator = torch_generator(self.seed, "centralized augment", self.current_epoch)
+        torch.manual_seed(derive_seed(self.seed, "centralized", self.current_epoch))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
+        """Compute the method's loss."""
+        loss = self.method.training_step(batch, batch_idx)
+        if loss is not None:
+            self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch[0]))
+            if not torch.isfinite(loss):
+                raise ArithmeticError(f"loss {loss.item()} in step {self.global_step}")
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step the optimizer, then update momentum targets from the new weights."""
+        super().optimizer_step(*args, **kwargs)
+        self.method.after_step()
+
+    def configure_optimizers(self) -> Optimizer:
+        """Create the method's optimizer."""
+        optimizer = self.method.configure_optimizers()
+        assert isinstance(optimizer, Optimizer)
+        return optimizer

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import io
 import logging
-import pickle
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from fedssl.client.local_update import LocalUpdate
 from fedssl.data.datasets import SampleSet
@@ -67,7 +65,9 @@ class ProcessEngine(Engine):
         # Every rank calibrates its own replica. GPU kernels may differ in the last bit, and the replicas would drift
         # apart; so all continue from the weights of rank 0.
         if self._world_size > 1 and server.calibration:
-            self._broadcast_tensors(_weights(server).values(), 0)
+            first = self._broadcast(_weights(server), 0)
+            for name, tensor in _weights(server).items():
+                tensor.copy_(first[name])
 
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
         """Train as many clients at a time as there are ranks, and yield all results on every rank.
@@ -132,62 +132,21 @@ class ProcessEngine(Engine):
             )
 
     def _broadcast(self, message: Any, source: int) -> Any:
-        """Broadcast a message; its tensors travel as raw bytes instead of being pickled."""
-        packed, tensors = pack(message) if self._rank == source else (b"", [])
-        header = [packed]
-        with lost_ranks():
-            dist.broadcast_object_list(header, source, device=self._device)
-        if self._rank != source:
-            message, tensors = unpack(header[0], self._device)
-        self._broadcast_tensors(tensors, source)
-        return message
-
-    def _broadcast_tensors(self, tensors: Iterable[Tensor], source: int) -> None:
-        """Broadcast tensors in place, as one buffer on this rank's device: NCCL sends no tensor of the CPU."""
-        known = [tensor for tensor in tensors if tensor.numel()]
-        if not known:
-            return
-        whole = torch.cat([tensor.to(self._device).reshape(-1).view(torch.uint8) for tensor in known])
-        with lost_ranks():
-            dist.broadcast(whole, source)
+        """Broadcast a message; its tensors arrive on the CPU, or on this rank's device if they were on the source's."""
+        stream = io.BytesIO()
         if self._rank == source:
-            return
-        for tensor, piece in zip(known, whole.split([tensor.nbytes for tensor in known]), strict=True):
-            # The clone is aligned: a view of bytes as a wider type must start at a multiple of its width.
-            tensor.copy_(piece.clone().view(tensor.dtype).view(tensor.shape))
+            torch.save(message, stream)
+        packed = [stream.getvalue()]
+        with lost_ranks():
+            dist.broadcast_object_list(packed, source, device=self._device)
+        if self._rank == source:
+            return message
+        # Trusted (``weights_only=False``): the bytes come from another process of this run.
+        return torch.load(io.BytesIO(packed[0]), map_location=self._own_device, weights_only=False)
 
-
-def pack(message: Any) -> tuple[bytes, list[Tensor]]:
-    """Separate an object from its tensors, which are sent apart."""
-    stream, tensors = io.BytesIO(), []
-
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, thing: Any) -> Any:
-            if not isinstance(thing, Tensor):
-                return None
-            tensors.append(thing)
-            return tuple(thing.shape), thing.dtype, thing.device.type == "cpu"
-
-    Pickler(stream, pickle.HIGHEST_PROTOCOL).dump(message)
-    return stream.getvalue(), tensors
-
-
-def unpack(packed: bytes, device: torch.device) -> tuple[Any, list[Tensor]]:
-    """Rebuild an object from ``pack`` with empty tensors, and return these in the order of ``pack``.
-
-    Args:
-        packed: Object without its tensors, from another process of this run.
-        device: Device for tensors that were not on the CPU.
-    """
-    tensors: list[Tensor] = []
-
-    class Unpickler(pickle.Unpickler):
-        def persistent_load(self, description: Any) -> Tensor:
-            shape, dtype, on_cpu = description
-            tensors.append(torch.empty(shape, dtype=dtype, device="cpu" if on_cpu else device))
-            return tensors[-1]
-
-    return Unpickler(io.BytesIO(packed)).load(), tensors
+    def _own_device(self, storage: torch.UntypedStorage, place: str) -> torch.UntypedStorage:
+        """Keep the CPU's tensors there; PyTorch would put others on the GPU of the rank that sent them."""
+        return storage if place == "cpu" else storage.to(device=self._device)
 
 
 @contextmanager

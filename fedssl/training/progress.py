@@ -61,9 +61,9 @@ class RoundProgress(ProgressBar):
         if not self._enabled:
             return
         federated = isinstance(pl_module, FederatedSSL)
-        if federated:
+        if isinstance(pl_module, FederatedSSL) and pl_module.federation:
             self._after_clients = "calibration" if pl_module.settings.server.calibration else "aggregation"
-            pl_module.on_client = self._client_done
+            pl_module.federation.on_client = self._client_done
         if self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(BAR), MofNCompleteColumn(), TimeElapsedColumn())
             remaining = (TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
@@ -106,17 +106,15 @@ class RoundProgress(ProgressBar):
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._stop()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End the display."""
-        self._stop()
-
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the final evaluation."""
         self._wait("evaluating: kNN and linear probe")
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the display."""
         self._stop()
+
+    on_test_end = on_train_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """End the display and print the command that resumes an interrupted run."""

@@ -21,8 +21,8 @@ from fedssl.runs.report.page import REPORT, Block, Listing, Picture, Section, bu
 from fedssl.runs.report.record import DETAILS, ClientDetails, Curve, RunRecord, write_details
 from fedssl.runs.report.theme import as_png
 from fedssl.runs.results import cost_table
+from fedssl.training.endings import shortfall
 from fedssl.training.pretraining import Pretraining
-from fedssl.training.run_progress import shortfall
 from fedssl.utils.files import write_text
 from fedssl.utils.tables import Table
 from fedssl.utils.units import MIB

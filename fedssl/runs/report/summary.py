@@ -7,7 +7,7 @@ from typing import Any
 from fedssl.runs.report.page import Fact
 from fedssl.runs.report.record import RunRecord
 from fedssl.runs.results import ENCODERS, KNN, LINEAR, QUALITY, quality_table
-from fedssl.training.run_progress import UNFINISHED, shortfall
+from fedssl.training.endings import UNFINISHED, shortfall
 from fedssl.utils.tables import Table
 from fedssl.utils.units import MIB, format_bytes
 

@@ -12,8 +12,8 @@ import yaml
 from tiny_runs import ROOT, TINY_FEDERATION, Unstarted
 
 from fedssl.__main__ import main
-from fedssl.cli.class_paths import DEPENDENCIES, OWN, own_modules
 from fedssl.cli.command import parse
+from fedssl.cli.names import DEPENDENCIES, OWN, own_modules
 from fedssl.flower.recipe import read_recipe
 
 PACKAGES = {"pytorch-lightning": "pytorch_lightning", "scikit-learn": "sklearn"}

@@ -13,8 +13,7 @@ from tiny_runs import ROOT
 from torch.optim import SGD
 
 from fedssl import CentralizedSSL, FederatedData, FederatedSSL, FederatedText, ImageData
-from fedssl.cli.class_paths import OWN
-from fedssl.cli.setting_names import PLACES, _below
+from fedssl.cli.names import OWN, PLACES, _below
 from fedssl.training.processes import LEAST, UNREAD, check_intervals, check_trainer
 from layerwise import EncoderSpec, EndToEnd
 from linear_eval import EvaluationSettings, FinetuneSettings

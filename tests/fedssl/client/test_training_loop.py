@@ -17,7 +17,7 @@ from fedssl.client import step_costs
 from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.client.training_loop import NonFiniteLossError, shuffled_batches, train_epochs
 from fedssl.data.datasets import ArrayImages, FileImages, ImageSet
-from fedssl.utils.saved_state import check_plain
+from fedssl.utils.files import check_plain
 from layerwise import EndToEnd, StepCost
 from ssl_methods import StepOutput
 

@@ -13,7 +13,7 @@ from fedssl.comparison import runner
 from fedssl.comparison.grid import GridRun
 from fedssl.comparison.runner import reason_of_failure, rounds_done, run_missing
 from fedssl.runs.run_lock import FolderHeldError, held
-from fedssl.training.signals import Ended
+from fedssl.training.endings import Ended
 
 STAND_IN = """
 import json, sys

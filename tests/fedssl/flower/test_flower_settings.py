@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedssl.flower.node import read_node
-from fedssl.flower.settings import RoundSettings, command_line, round_settings
+from fedssl.flower.settings import RoundSettings, command_line, read_node, round_settings
 
 RUN = {
     "config": "lw_fedssl.yaml",

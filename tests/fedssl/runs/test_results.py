@@ -21,8 +21,8 @@ from fedssl.runs.results import (
     versions,
     write_results,
 )
-from fedssl.training.centralized import CentralizedSSL
 from fedssl.training.federated import FederatedSSL
+from fedssl.training.pretraining import CentralizedSSL
 from layerwise import EncoderSpec, LayerWise
 from linear_eval import Features, evaluate_features
 from linear_eval.metrics import ClassificationMetrics, classification_metrics

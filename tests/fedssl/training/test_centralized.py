@@ -12,8 +12,8 @@ from pytorch_lightning import Trainer
 from torch.optim import AdamW
 
 from fedssl.data.images import FederatedData, ImageData
-from fedssl.training.centralized import CentralizedSSL
 from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint
+from fedssl.training.pretraining import CentralizedSSL
 from layerwise import EncoderSpec
 from ssl_methods import DigitsViews, StepOutput, Views
 

@@ -179,9 +179,12 @@ def test_a_federation_without_two_images_a_client_is_refused(make_module: Callab
 
 
 def test_clients_are_announced(make_module: Callable[..., FederatedSSL]) -> None:
-    module, seen = make_module(participation=2), []
-    module.on_client = lambda cohort, client: seen.append((cohort.participants.index(client), client))
-    trainer().fit(module, datamodule=digits())
+    module, data, seen = make_module(participation=2), digits(), []
+    data.setup("fit")
+    module.prepare(data)
+    assert module.federation is not None
+    module.federation.on_client = lambda cohort, client: seen.append((cohort.participants.index(client), client))
+    trainer().fit(module, datamodule=data)
     assert [position for position, _ in seen] == [0, 1] * 3
 
 

@@ -18,8 +18,8 @@ from fedssl.data.datasets import ArrayImages, ImageSet
 from fedssl.data.images import FederatedData, ImageData
 from fedssl.runs.results import evaluation_results
 from fedssl.server.calibration import Calibration
-from fedssl.training.centralized import CentralizedSSL
 from fedssl.training.federated import FederatedSSL
+from fedssl.training.pretraining import CentralizedSSL
 from fedssl.utils.seeding import torch_generator
 from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive
 from linear_eval import EvaluationSettings
@@ -82,11 +82,13 @@ def test_convolutions_that_stages_share_are_stepped_once(make_module: Callable[.
     """The global model after one round of one client is that client's."""
     module = make_module(encoder=ENCODERS["convolution"], rounds=4)
     results: list[Any] = []
-    module.on_client = lambda *_: results.append(copy.deepcopy(module.federation.client.model.parts))  # type: ignore[union-attr]
+    data = digits(clients=1)
+    data.setup("fit")
+    module.prepare(data)
+    federation: Any = module.federation
+    federation.on_client = lambda *_: results.append(copy.deepcopy(federation.client.model.parts))
     before = copy.deepcopy(module.model.parts)
-    trainer(4, limit_val_batches=0, limit_train_batches=1, callbacks=[StopAfterOneRound()]).fit(
-        module, datamodule=digits(clients=1)
-    )
+    trainer(4, limit_val_batches=0, limit_train_batches=1, callbacks=[StopAfterOneRound()]).fit(module, datamodule=data)
     for name in ("stem", "block.0", "output.0", "head.classifier"):
         triples = (parts[name].parameters() for parts in (module.model.parts, results[0], before))
         for ours, clients, start in zip(*triples, strict=True):

@@ -12,12 +12,11 @@ from fedssl.client.local_update import ClientState
 from fedssl.protocol.messages import Failure, Result
 from fedssl.server.aggregation import PrivateMean
 from fedssl.server.server import AllClientsFailedError
-from fedssl.training.process_engine import ProcessEngine, RankLostError, lost_ranks, pack, unpack
+from fedssl.training.process_engine import ProcessEngine, RankLostError, lost_ranks
 from fedssl.training.processes import CohortStrategy, check_trainer, process_settings
 from layerwise import EndToEnd
 from ssl_methods.alignment import MoonAlignment
 
-CPU = torch.device("cpu")
 RESULT = Result(
     3, {"tail": {"weight": torch.randn(2, 3), "steps": torch.tensor(7), "none": torch.empty(0)}}, 4, 0.5, 0.25, 6, 7, 8
 )
@@ -27,13 +26,20 @@ MEMORY = ClientState(["tail"], [torch.ones(2, dtype=torch.bfloat16)], {"tail/wei
 @pytest.mark.parametrize(
     "message", [(RESULT, MEMORY), (Failure(2, "diverged", macs=5), None)], ids=["result", "failure"]
 )
-def test_messages_survive_the_way_without_pickled_tensors(message: Any) -> None:
-    packed, tensors = pack(message)
-    assert b"storage" not in packed
-    arrived, empty = unpack(packed, CPU)
-    for own, sent in zip(empty, tensors, strict=True):
-        own.copy_(sent)
-    for own, sent in zip(arrived, message, strict=True):
+def test_messages_arrive_as_they_were_sent(
+    message: Any, make_world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wire = []
+
+    def broadcast(objects: list[bytes], source: int, device: torch.device) -> None:
+        wire.extend(filter(None, objects))
+        objects[:] = wire
+
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", broadcast)
+    world = make_world(EndToEnd())
+    engines = [ProcessEngine(world.local, world.clients, rank, 2) for rank in range(2)]
+    assert engines[0]._broadcast(message, 0) is message
+    for own, sent in zip(engines[1]._broadcast(None, 0), message, strict=True):
         assert_same(vars(own) if own else own, vars(sent) if sent else sent)
 
 

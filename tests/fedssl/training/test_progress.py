@@ -92,6 +92,7 @@ def test_the_second_bar_names_what_is_at_work(
     display._console = Console(file=io.StringIO(), force_terminal=True, width=100)
     module = federated(vit_spec, methods["SimCLR"], calibration=calibration)
     trainer: Any = SimpleNamespace(current_epoch=4, max_epochs=10)
+    module.federation = SimpleNamespace()
     display.on_train_start(trainer, module)
     progress = display._progress
     assert progress is not None

@@ -14,7 +14,7 @@ from fedssl.comparison.grid import GridRun
 from fedssl.comparison.run import read_run
 from fedssl.runs.report.record import RunRecord
 from fedssl.runs.report.run_report import write_run_report
-from fedssl.training.run_progress import numbered, shortfall
+from fedssl.training.endings import numbered, shortfall
 
 FIT = ["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", "--trainer.check_val_every_n_epoch=1"]
 CENTRAL = ["fit", "-c", "centralized.yaml", *TINY, "--trainer.logger=false", "--trainer.max_epochs=2"]

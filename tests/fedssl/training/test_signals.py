@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pytorch_lightning.callbacks import Timer
 
-from fedssl.training.signals import Ended, ended_by_signals, out_of_time, status_of
+from fedssl.training.endings import Ended, ended_by_signals, out_of_time, status_of
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1", "SIGINT"])

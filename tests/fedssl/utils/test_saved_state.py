@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.optim import SGD
 
-from fedssl.utils.saved_state import (
+from fedssl.utils.files import (
     UnusableStateError,
     check_network,
     check_plain,
