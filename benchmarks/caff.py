@@ -114,7 +114,7 @@ def _rows(task: Task, rare: bool) -> Iterator[tuple[str, str, Shares | None]]:
     """Layers that the devices of each fleet train, in each system."""
     data = task.data(_partition(rare), 0)
     data.setup("fit")
-    share_out = Shareout(task, data.federation.sizes)
+    share_out = Shareout(task, data.datasets.sizes)
     for fleet, limits in FLEETS.items():
         if limits.rare == rare:
             for name in limits.systems:

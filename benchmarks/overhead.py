@@ -145,7 +145,7 @@ def _fit(case: Case, work: Path) -> Any:
 
 
 def _bare(case: Case) -> Any:
-    clients = [client.gather(torch.arange(len(client))) for client in _data(case).federation.clients]
+    clients = [client.gather(torch.arange(len(client))) for client in _data(case).datasets.clients]
     encoder = build_encoder(case.spec, 0)
     method = case.method(encoder, encoder.feature_dim, case.views, partial(AdamW, lr=1e-3))
     method.generator = torch.Generator().manual_seed(0)

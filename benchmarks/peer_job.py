@@ -31,7 +31,7 @@ def client_images() -> list[tuple[Tensor, Tensor]]:
     """Images uint8 (N, 1, 16, 16) and labels (N,) of every client, in memory, divided as a run of ours divides them."""
     data = FederatedData(dataset="digits", image_size=16, clients=CLIENTS, seed=SEED)
     data.setup("fit")
-    return [(client.images[client.rows], client.labels) for client in data.federation.clients]
+    return [(client.images[client.rows], client.labels) for client in data.datasets.clients]
 
 
 def loader(images: Tensor, labels: Tensor) -> DataLoader:

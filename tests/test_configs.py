@@ -160,4 +160,4 @@ def test_every_run_of_a_papers_comparison_is_accepted(path: Path, tmp_path: Path
     for labels, arguments in grid.rows():
         accepted: list[FederatedSSL] = []
         main(["fit", *arguments, f"--run_dir={tmp_path}"], partial(Unstarted, accepted=accepted))
-        assert accepted[0].rounds % 6 == 0, labels
+        assert accepted[0].settings.rounds % 6 == 0, labels

@@ -48,13 +48,13 @@ class ClientData(LightningDataModule):
     dataset: str
     num_clients: int
     download: bool
-    federation: ClientDatasets
+    datasets: ClientDatasets
     pool: SampleSet
     eval_test: SampleSet
 
     def train_dataloader(self) -> DataLoader:
         """Return a loader with one item an epoch, because an epoch of the trainer is a communication round."""
-        return DataLoader([self.federation], batch_size=None)
+        return DataLoader([self.datasets], batch_size=None)
 
     def class_counts(self) -> np.ndarray:
         """Count the images of each class that each client holds, or the pieces of each speaker.
@@ -63,11 +63,11 @@ class ClientData(LightningDataModule):
             Counts (clients, classes); no columns for unlabelled data.
         """
         classes = np.arange(len(self.pool.classes))
-        return np.stack([(each.labels.numpy()[:, None] == classes).sum(axis=0) for each in self.federation.clients])
+        return np.stack([(each.labels.numpy()[:, None] == classes).sum(axis=0) for each in self.datasets.clients])
 
     def table(self) -> str:
         """Return the partition as a table, one row a client."""
-        return partition_table(self.class_counts(), np.array(self.federation.sizes), self.pool.classes)
+        return partition_table(self.class_counts(), np.array(self.datasets.sizes), self.pool.classes)
 
 
 class Batches(Dataset):

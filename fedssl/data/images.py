@@ -203,8 +203,8 @@ class FederatedData(ImageData, ClientData):
     def setup(self, stage: str) -> None:
         """Load and divide the images."""
         super().setup(stage)
-        if stage == "fit" and "federation" not in vars(self):
-            self.federation = self._divide(self.pool)
+        if stage == "fit" and "datasets" not in vars(self):
+            self.datasets = self._divide(self.pool)
 
     def train_dataloader(self) -> DataLoader:
         """Return a loader with one item an epoch instead of batches of the pool."""

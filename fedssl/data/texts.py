@@ -72,10 +72,10 @@ class FederatedText(ClientData):
             text = speeches(load_text(self.dataset, self.root, self.download))
             splits = TextSet(self.dataset, text, self.context).tails(*self.fractions)
             self.pool, self.validation, self.eval_test = splits
-        if stage == "fit" and "federation" not in vars(self):
+        if stage == "fit" and "datasets" not in vars(self):
             rng = numpy_generator(self.seed, "partition")
             parts = self.partition(self.pool.labels.numpy(), self.num_clients, rng)
-            self.federation = ClientDatasets([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
+            self.datasets = ClientDatasets([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of the validation pieces."""

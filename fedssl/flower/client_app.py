@@ -107,7 +107,7 @@ class Worker:
             data.setup("fit")
         if client_id >= data.num_clients:
             raise ValueError(f"client-id {client_id}: the run has clients 0 to {data.num_clients - 1}")
-        return data.federation.clients[client_id]
+        return data.datasets.clients[client_id]
 
 
 @lru_cache(maxsize=1)

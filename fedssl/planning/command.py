@@ -93,7 +93,7 @@ def _images_of_clients(data: ClientData, images_per_client: int | None) -> list[
         data.setup("fit")
     except FileNotFoundError as error:
         raise ValueError(f"{data.dataset} is not here: give --images_per_client, or --data.root ({error})") from error
-    return [len(images) for images in data.federation.clients]
+    return [len(images) for images in data.datasets.clients]
 
 
 def check_plot(path: Path) -> Path:

@@ -187,7 +187,7 @@ class FederatedSSL(Pretraining):
         if not isinstance(data, ClientData):
             raise ValueError(f"FederatedSSL needs FederatedData or FederatedText, got {type(data).__name__}")
         super().prepare(data)
-        clients = data.federation
+        clients = data.datasets
         if max(clients.sizes) < 2:
             raise ValueError("no client has two images to contrast: use fewer clients or more images")
         if self.settings.server.calibration and clients.auxiliary:
@@ -214,7 +214,7 @@ class FederatedSSL(Pretraining):
     def on_fit_start(self) -> None:
         """Lightning's hook; bring the resident client to the device."""
         server, client = self._running.server, self._running.client
-        clients = self.trainer.datamodule.federation.clients  # type: ignore[attr-defined]
+        clients = self.trainer.datamodule.datasets.clients  # type: ignore[attr-defined]
         self._processes = ProcessEngine(client, clients, self.trainer.global_rank, self.trainer.world_size)
         self.model.to(self.device)
         client.model.to(self.device)
@@ -274,7 +274,7 @@ class FederatedSSL(Pretraining):
                 check_same(checkpoint["data"], self._data_settings())
 
     def _data_settings(self) -> dict[str, Any]:
-        return {"images of the clients": self.trainer.datamodule.federation.sizes}  # type: ignore[attr-defined]
+        return {"images of the clients": self.trainer.datamodule.datasets.sizes}  # type: ignore[attr-defined]
 
     def _log(self, report: RoundReport, engine: Engine) -> None:
         server = self._running.server

@@ -45,15 +45,15 @@ def write_folder(root: Path, splits: dict[str, int], classes: tuple[str, ...] = 
 @pytest.mark.parametrize("fraction", [0.0, 0.25])
 def test_every_image_has_one_place(fraction: float) -> None:
     data = loaded(auxiliary_fraction=fraction)
-    held = [row for client in data.federation.clients for row in rows(client)]
-    auxiliary = rows(data.federation.auxiliary) if data.federation.auxiliary else []
+    held = [row for client in data.datasets.clients for row in rows(client)]
+    auxiliary = rows(data.datasets.auxiliary) if data.datasets.auxiliary else []
     assert sorted(held + auxiliary) == list(range(len(data.pool))) == list(range(IMAGES))
     assert len(auxiliary) == round(fraction * IMAGES)
-    assert len(data.federation.clients) == 4
+    assert len(data.datasets.clients) == 4
 
 
 def test_no_auxiliary_images_unless_asked_for() -> None:
-    assert loaded().federation.auxiliary is None
+    assert loaded().datasets.auxiliary is None
 
 
 def test_a_split_to_train_and_evaluate_on_is_held_once() -> None:
@@ -67,9 +67,9 @@ def test_images_of_clients_are_those_of_the_pool() -> None:
     data = loaded(auxiliary_fraction=0.1)
     assert isinstance(data.pool, ArrayImages)
     storage = data.pool.images.data_ptr()
-    auxiliary = data.federation.auxiliary
+    auxiliary = data.datasets.auxiliary
     assert auxiliary is not None
-    for part in [*data.federation.clients, auxiliary]:
+    for part in [*data.datasets.clients, auxiliary]:
         assert isinstance(part, ArrayImages)
         assert part.images.data_ptr() == storage
         first = part.gather(torch.tensor([0]))
@@ -79,7 +79,7 @@ def test_images_of_clients_are_those_of_the_pool() -> None:
 
 def test_division_follows_the_seed() -> None:
     settings: dict[str, Any] = {"partition": Dirichlet(0.5), "auxiliary_fraction": 0.1}
-    first, again, other = (loaded(seed=seed, **settings).federation for seed in (0, 0, 1))
+    first, again, other = (loaded(seed=seed, **settings).datasets for seed in (0, 0, 1))
     assert [rows(client) for client in first.clients] == [rows(client) for client in again.clients]
     assert rows(first.auxiliary) == rows(again.auxiliary) != rows(other.auxiliary)
     assert [rows(client) for client in first.clients] != [rows(client) for client in other.clients]
@@ -88,15 +88,15 @@ def test_division_follows_the_seed() -> None:
 def test_auxiliary_images_may_come_from_another_data_set(tmp_path: Path) -> None:
     write_folder(tmp_path, {"train": 5})
     data = loaded(auxiliary_dataset="folder", root=str(tmp_path), image_size=8, channels=1)
-    auxiliary = data.federation.auxiliary
+    auxiliary = data.datasets.auxiliary
     assert auxiliary is not None
     assert (auxiliary.name, len(auxiliary)) == ("folder", 5)
-    assert sum(len(client) for client in data.federation.clients) == IMAGES
+    assert sum(len(client) for client in data.datasets.clients) == IMAGES
 
 
 def test_train_images_takes_a_random_part() -> None:
     small, again, other = (loaded(train_images=50, seed=seed) for seed in (0, 0, 1))
-    assert len(small.pool) == 50 == sum(len(client) for client in small.federation.clients)
+    assert len(small.pool) == 50 == sum(len(client) for client in small.datasets.clients)
     assert len(set(rows(small.pool))) == 50
     assert rows(small.pool) == rows(again.pool) != rows(other.pool)
     assert rows(small.pool) == sorted(rows(small.pool)) != list(range(50))
@@ -116,14 +116,14 @@ def test_an_item_of_the_loader_is_the_federation() -> None:
     data = loaded()
     items = list(data.train_dataloader())
     assert len(items) == 1
-    assert items[0] is data.federation
+    assert items[0] is data.datasets
 
 
 def test_table_counts_images_and_classes() -> None:
     data = loaded(partition=Dirichlet(0.3), clients=3)
     lines = [line.split() for line in data.table().splitlines()]
     assert lines[0] == ["client", "images", *map(str, range(10))]
-    for row, client in zip(lines[1:4], data.federation.clients, strict=True):
+    for row, client in zip(lines[1:4], data.datasets.clients, strict=True):
         assert row[1] == str(len(client))
         assert row[2:] == [str(n) for n in torch.bincount(client.labels, minlength=10).tolist()]
     assert lines[4][:2] == ["all", str(IMAGES)]
@@ -131,10 +131,10 @@ def test_table_counts_images_and_classes() -> None:
 
 def test_set_up_again_keeps_the_division() -> None:
     data = loaded()
-    before = data.federation
+    before = data.datasets
     data.setup("fit")
     data.setup("test")
-    assert data.federation is before
+    assert data.datasets is before
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def forecast_of(module: FederatedSSL) -> Forecast:
 def needs(scheme: Scheme, data: FederatedText) -> dict[int, Need]:
     """What the largest client needs, by the number of trained blocks or adapters."""
     forecast, stages = forecast_of(make_module(scheme)), scheme.stages(3, 2)
-    return {choice.num_trained: forecast(choice, max(data.federation.sizes)) for choice in scheme.choices(stages[0])}
+    return {choice.num_trained: forecast(choice, max(data.datasets.sizes)) for choice in scheme.choices(stages[0])}
 
 
 def devices(key: str, *needed: Need, less: int = 0) -> DeviceClasses:
@@ -79,7 +79,7 @@ def test_devices_train_the_last_layers_that_fit(data: FederatedText, key: str) -
 def test_a_fleet_of_small_devices_takes_fewer_blocks(data: FederatedText) -> None:
     """Two blocks of which both are trained take fewer operations than three of which two are."""
     forecast = forecast_of(make_module(LastLayers()))
-    need = forecast(EndToEnd().stages(2, 1)[0], max(data.federation.sizes))
+    need = forecast(EndToEnd().stages(2, 1)[0], max(data.datasets.sizes))
     module = make_module(LastLayers([2, 3]), devices=devices("macs_limit", need, need, need))
     server, trained = served(module, data)
     assert (server.stage.depth, trained) == (2, [2, 2, 2])

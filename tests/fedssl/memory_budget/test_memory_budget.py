@@ -28,7 +28,7 @@ def play(run: FederatedSSL, data: FederatedData, rounds: int = 2) -> list[RoundR
     if run.federation is None:
         run.prepare(data)
     assert run.federation is not None
-    ranks = ProcessEngine(run.federation.client, data.federation.clients)
+    ranks = ProcessEngine(run.federation.client, data.datasets.clients)
     return [run.federation.round(ranks) for _ in range(rounds)]
 
 

@@ -115,8 +115,8 @@ def test_lightning_changes_nothing_about_the_federation(
     module = make_module("MoCoV3", optimizer=partial(SGD, lr=0.01))
     data = digits()
     trainer().fit(module, datamodule=data)
-    world = make_world(method="MoCoV3", sizes=data.federation.sizes)
-    world.clients = data.federation.clients
+    world = make_world(method="MoCoV3", sizes=data.datasets.sizes)
+    world.clients = data.datasets.clients
     world.run(3)
     own = world.server.model
     assert all(

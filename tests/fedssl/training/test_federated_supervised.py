@@ -245,8 +245,8 @@ def test_calibration_needs_labels_too(label: int, message: str, make_module: Cal
     data.setup("fit")
     module = make_module(calibration=Calibration(batch_size=4))
     module.prepare(data)
-    assert data.federation.auxiliary is not None
-    object.__setattr__(data.federation, "auxiliary", relabelled(data.federation.auxiliary, label))
+    assert data.datasets.auxiliary is not None
+    object.__setattr__(data.datasets, "auxiliary", relabelled(data.datasets.auxiliary, label))
     with pytest.raises(ValueError, match=message):
         module.prepare(data)
 

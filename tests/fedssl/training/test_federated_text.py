@@ -81,8 +81,8 @@ def test_speakers_stay_whole_and_clients_differ_in_size() -> None:
 def test_clients_hold_speakers_and_ends_are_held_out(data) -> None:
     text = data()
     text.setup("fit")
-    assert text.federation.sizes == [8, 18]
-    assert [len(client.labels.unique()) for client in text.federation.clients] == [2, 1]
+    assert text.datasets.sizes == [8, 18]
+    assert [len(client.labels.unique()) for client in text.datasets.clients] == [2, 1]
     assert len(text.pool) == 26
     other = data(clients=3)
     other.setup("fit")
@@ -141,7 +141,7 @@ def _round(module: FederatedSSL, data: FederatedText) -> None:
     assert isinstance(server, Server)
     cohort = server.begin_round()
     results = [
-        module.federation.client(server.make_task(client), data.federation.clients[client])
+        module.federation.client(server.make_task(client), data.datasets.clients[client])
         for client in cohort.participants
     ]
     server.end_round(iter(results))
@@ -150,7 +150,7 @@ def _round(module: FederatedSSL, data: FederatedText) -> None:
 def test_a_plan_has_the_costs_of_the_run(data) -> None:
     module, text = make_module(scheme=LayerWise(), rounds=4), data()
     fit(module, text)
-    planned = Planner(make_module(scheme=LayerWise(), rounds=4).settings, text.federation.sizes).plan(LayerWise())
+    planned = Planner(make_module(scheme=LayerWise(), rounds=4).settings, text.datasets.sizes).plan(LayerWise())
     ledger = module.federation.server.ledger.summary()
     assert sum(stage.macs for stage in planned) == ledger["macs_per_client"]
     assert sum(stage.down_bytes for stage in planned) == ledger["down_bytes_per_client"]
@@ -161,7 +161,7 @@ def test_a_memory_budget_changes_no_weight(data) -> None:
     text = data(clients=1)
     text.setup("fit")
     settings: dict[str, Any] = {"encoder": replace(SPEC, depth=1), "rounds": 1, "batch_size": 18}
-    (stage,) = Planner(make_module(**settings).settings, text.federation.sizes).plan(EndToEnd())
+    (stage,) = Planner(make_module(**settings).settings, text.datasets.sizes).plan(EndToEnd())
     budget = f"{stage.step.peak - stage.step.activations // 4}B"
     runs = [make_module(**settings, memory_budget=each) for each in (None, budget)]
     for module in runs:
