@@ -127,7 +127,7 @@ def test_json_is_all_that_plan_prints(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_json_has_a_value_if_one_is_given(
     json_flag: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedssl.planning.trainer.plan_as_dict", lambda planner: {"images": planner.images})
+    monkeypatch.setattr("fedssl.planning.command.plan_as_dict", lambda planner: {"images": planner.images})
     main(["plan", "-c", "lw_fedssl.yaml", *SHALLOW, "--images_per_client=100", "--data.clients=2", *json_flag])
     assert json.loads(capsys.readouterr().out) == {"images": [100, 100]}
 
