@@ -12,8 +12,7 @@ from torch.optim import AdamW
 
 from benchmarks.caff_tasks import CLIENTS, Task
 from fedssl import DeviceClasses, NormWeightedMean, UnchangedMean, WeightedMean
-from fedssl.costs.forecast import Forecast, Need
-from fedssl.costs.prediction import StepPredictor
+from fedssl.costs.prediction import Forecast, Need, StepPredictor
 from fedssl.devices import Fleet, fleet_stages
 from fedssl.protocol.parts import build_model
 from fedssl.server.aggregation import Aggregation

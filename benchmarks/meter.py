@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from benchmarks.overhead import CASES, Case
 from benchmarks.record import write_record
 from fedssl.client.step_costs import CostBook, StepKey
-from fedssl.costs.forecast import batches_of_epoch
+from fedssl.costs.prediction import batches_of_epoch
 from fedssl.protocol.parts import build_model
 from layerwise import Stage
 from ssl_methods import Method

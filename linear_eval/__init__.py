@@ -3,15 +3,14 @@
 The package is independent of the encoder's training. Accuracies are in percent, 0 to 100.
 """
 
-from linear_eval.details import EncoderDetails, EvaluationDetails
 from linear_eval.evaluate import EvaluationReport, EvaluationSettings, evaluate_features
-from linear_eval.features import Features
+from linear_eval.evaluation_details import EncoderDetails, EvaluationDetails
+from linear_eval.features import Features, feature_std, linear_cka, rankme
 from linear_eval.finetune import FinetuneSettings, finetune
 from linear_eval.knn import knn_predict
-from linear_eval.measures import feature_std, linear_cka, rankme
 from linear_eval.metrics import ClassificationMetrics, Perplexity, classification_metrics
 from linear_eval.module import EvaluatedModule
-from linear_eval.probes import LogisticProbe, SGDProbe
+from linear_eval.probe import LogisticProbe, SGDProbe
 from linear_eval.timm_encoder import TimmEncoder
 
 __all__ = [

@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from linear_eval.features import Features
+from linear_eval.features import Features, feature_std, rankme
 from linear_eval.knn import knn_predict
-from linear_eval.measures import feature_std, rankme
 from linear_eval.metrics import ClassificationMetrics, classification_metrics
-from linear_eval.probe import Probe
-from linear_eval.probes import LogisticProbe, SGDProbe
+from linear_eval.probe import LogisticProbe, Probe, SGDProbe
 
 ProbeName = Literal["auto", "logistic", "sgd"]
 

@@ -10,9 +10,8 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from linear_eval.collect_details import Evaluated, collect_details
-from linear_eval.details import EvaluationDetails
 from linear_eval.evaluate import EvaluationReport, EvaluationSettings, evaluate_features, knn_report
+from linear_eval.evaluation_details import Evaluated, EvaluationDetails, collect_details
 from linear_eval.features import Features
 from linear_eval.finetune import FinetuneSettings, finetune
 from linear_eval.metrics import ClassificationMetrics, Perplexity, classification_metrics

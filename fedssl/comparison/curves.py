@@ -16,7 +16,7 @@ from fedssl.runs.report.record import Curve, RunRecord
 from fedssl.runs.report.theme import MUTED, SERIES, legend_above, new_axes, themed
 from fedssl.runs.results import Measure, mean_and_deviation
 from linear_eval import EvaluationDetails
-from linear_eval.measures import linear_cka
+from linear_eval.features import linear_cka
 
 ACCURACY = "eval/knn_top1"
 MARKERS = "osD^vP*X"

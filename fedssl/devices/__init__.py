@@ -1,8 +1,7 @@
 """Devices of the clients, their limits, and a virtual clock."""
 
-from fedssl.devices.deadline import Deadline
 from fedssl.devices.depth import choose_variant, device_extents, fleet_stages
-from fedssl.devices.fleet import Delivery, Eligibility, Fleet, Shortage, shortage
+from fedssl.devices.fleet import Deadline, Delivery, Eligibility, Fleet, Shortage, shortage
 from fedssl.devices.profile import DeviceProfile
 from fedssl.devices.sources import DeviceClasses, DeviceFile, DeviceSource, RandomDevices
 

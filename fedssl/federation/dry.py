@@ -19,17 +19,15 @@ import torch
 from torch import Tensor
 
 from fedssl.client.training_loop import LoopReport
-from fedssl.costs.forecast import Forecast
-from fedssl.costs.prediction import StepPredictor
+from fedssl.costs.prediction import Forecast, StepPredictor
 from fedssl.data.datasets import SampleSet
 from fedssl.devices import DeviceProfile
-from fedssl.federation.federation import Federation
+from fedssl.federation.federation import Engine, Federation
 from fedssl.federation.settings import FederationSettings
 from fedssl.protocol.messages import Failure, Parts, Result, Task, Tensors, num_bytes
 from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.aggregation import Update
 from fedssl.server.calibration import Calibration
-from fedssl.server.engine import Engine
 from fedssl.server.global_step import GlobalStep
 from fedssl.server.participation import Cohort, Participation
 from fedssl.server.rounds import OpenRound, RoundReport

@@ -1,26 +1,41 @@
-"""A federation: server and resident client of a run, built in one place."""
+"""Federation: server and resident client of a run, built in one place, and the engines that train its cohorts."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from fedssl.client.local_step import LocalStep
 from fedssl.client.local_update import LocalUpdate
-from fedssl.costs.forecast import Forecast, step_sizes
-from fedssl.costs.prediction import StepPredictor
+from fedssl.costs.prediction import Forecast, StepPredictor, step_sizes
 from fedssl.data.datasets import SampleSet
 from fedssl.devices import DeviceProfile, Eligibility, Fleet
 from fedssl.federation.settings import FederationSettings
 from fedssl.memory_budget.setting import ClientBudgets
 from fedssl.protocol.messages import Failure, Result, Tensors
 from fedssl.protocol.parts import PartitionedModel
-from fedssl.server.engine import Engine
 from fedssl.server.global_step import AggregatedStep, GlobalStep
 from fedssl.server.participation import Cohort, Participation
 from fedssl.server.rounds import RoundReport
 from fedssl.server.server import Server
+
+
+class Engine(ABC):
+    """Way to reach clients and train them. A round calls ``connect``, ``train`` and ``metrics`` in this order."""
+
+    @abstractmethod
+    def connect(self, server: Server) -> None:
+        """Tell the server which clients are connected, before it draws those of a round."""
+
+    @abstractmethod
+    def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
+        """Train the participants and yield one result for each, in ascending order of client id."""
+
+    @abstractmethod
+    def metrics(self, report: RoundReport) -> dict[str, float]:
+        """Metrics of the engine's own for a round, by the key in the loggers."""
 
 
 class Federation:

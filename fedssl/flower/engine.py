@@ -11,6 +11,7 @@ from statistics import median
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from fedssl.federation.federation import Engine
 from fedssl.flower.records import (
     Hello,
     Lacking,
@@ -24,7 +25,6 @@ from fedssl.flower.records import (
 from fedssl.flower.roster import Roster, pull
 from fedssl.flower.settings import RoundSettings, run_id
 from fedssl.protocol.messages import Failure, Result, num_bytes
-from fedssl.server.engine import Engine
 from fedssl.server.participation import Cohort
 from fedssl.server.rounds import RoundReport
 from fedssl.server.server import Server

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean
 from typing import Any
 
-from fedssl.costs.forecast import Need
+from fedssl.costs.prediction import Need
 from fedssl.devices import DeviceProfile, device_extents
 from fedssl.federation.dry import DryRound, dry_rounds
 from fedssl.planning.plan import Planner

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from fedssl.costs.fake_step import StepPrediction
-from fedssl.costs.forecast import Forecast, largest_batch
+from fedssl.costs.prediction import Forecast, largest_batch
 from fedssl.devices import DeviceProfile
 from fedssl.federation.dry import dry_federation, dry_rounds
 from fedssl.federation.federation import Federation

@@ -14,7 +14,7 @@ Tensors = dict[str, Tensor]
 Parts = dict[str, Tensors]
 
 STATE = "state."
-"""Begin of the names of parts that steps move and no optimizer trains, see :mod:`fedssl.protocol.method_state`."""
+"""Begin of the names of parts that steps move and no optimizer trains, see :mod:`fedssl.protocol.parts`."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from fedssl.client.start import StartRule
 from fedssl.data.clients import ClientData, ClientDatasets
 from fedssl.data.images import ImageData
 from fedssl.devices import Deadline, DeviceSource
-from fedssl.federation.federation import Federation
+from fedssl.federation.federation import Engine, Federation
 from fedssl.federation.settings import (
     CohortSettings,
     FederationSettings,
@@ -28,7 +28,6 @@ from fedssl.memory_budget.setting import MemoryBudget
 from fedssl.protocol.parts import MethodFactory, PartitionedModel
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
-from fedssl.server.engine import Engine
 from fedssl.server.rounds import RoundReport, round_metrics
 from fedssl.server.selection import Selector
 from fedssl.server.server import AllClientsFailedError

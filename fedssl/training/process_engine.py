@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from fedssl.client.local_update import LocalUpdate
 from fedssl.data.datasets import SampleSet
+from fedssl.federation.federation import Engine
 from fedssl.protocol.messages import Failure, Result, Task, Tensors, content_id, flatten
-from fedssl.server.engine import Engine
 from fedssl.server.participation import Cohort
 from fedssl.server.rounds import RoundReport
 from fedssl.server.server import Server

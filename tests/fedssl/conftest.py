@@ -19,7 +19,7 @@ from fedssl.costs.fake_step import StepPrediction
 from fedssl.costs.prediction import StepPredictor
 from fedssl.data.datasets import ArrayImages
 from fedssl.devices import Deadline, DeviceProfile, DeviceSource
-from fedssl.federation.federation import Federation
+from fedssl.federation.federation import Engine, Federation
 from fedssl.federation.settings import (
     CohortSettings,
     FederationSettings,
@@ -32,7 +32,6 @@ from fedssl.protocol.messages import Failure, Result, Task, flatten
 from fedssl.protocol.parts import PartitionedModel, build_model
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
-from fedssl.server.engine import Engine
 from fedssl.server.participation import Cohort
 from fedssl.server.rounds import RoundReport
 from fedssl.server.selection import Selector

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from linear_eval import EvaluationDetails, EvaluationSettings, Features, evaluate_features
-from linear_eval.collect_details import (
+from linear_eval.evaluation_details import (
     Evaluated,
     collect_details,
     layer_outputs,

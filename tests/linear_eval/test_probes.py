@@ -8,8 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from linear_eval import Features, LogisticProbe, SGDProbe
-from linear_eval.probe import FittedProbe, Standardizer, stratified_split
-from linear_eval.probes import whitening_matrix
+from linear_eval.probe import FittedProbe, Standardizer, stratified_split, whitening_matrix
 
 FAST_SGD = SGDProbe(epochs=20, batch_size=32)
 PROBES = [LogisticProbe(), FAST_SGD]

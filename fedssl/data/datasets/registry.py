@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fedssl.data.datasets.arrays import DIGITS, FASHION_MNIST, STL10
+from fedssl.data.datasets.arrays import DIGITS, FASHION_MNIST, MEMBER_AT_SIZE, MEMBERS, STL10, medmnist_loader
 from fedssl.data.datasets.cifar import CIFAR10, CIFAR100
 from fedssl.data.datasets.folders import FOLDER_LOADERS
-from fedssl.data.datasets.medmnist import MEMBER_AT_SIZE, MEMBERS, medmnist_loader
 from fedssl.data.datasets.pixels import square
 from fedssl.data.datasets.samples import ArrayImages, FileImages, ImageSet
 from fedssl.data.datasets.source import Arrays, Files, Loader

@@ -10,7 +10,7 @@ from pytorch_lightning import Trainer
 from torch.optim import SGD
 
 from fedssl import IID, DeviceClasses, FederatedSSL, FederatedText, NormWeightedMean, UnchangedMean
-from fedssl.costs.forecast import Forecast, Need
+from fedssl.costs.prediction import Forecast, Need
 from fedssl.federation.federation import Federation
 from fedssl.server.server import Server
 from layerwise import AllSmall, CausalTransformerSpec, EndToEnd, HeterogeneousLoRA, LastLayers, LoRA, Scheme

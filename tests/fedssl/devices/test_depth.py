@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fedssl.costs.forecast import Need
+from fedssl.costs.prediction import Need
 from fedssl.devices import DeviceProfile, Fleet, choose_variant, device_extents, fleet_stages, shortage
 from layerwise import AllSmall, EndToEnd, LastLayers, Stage
 

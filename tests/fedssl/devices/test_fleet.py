@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedssl.costs.forecast import Forecast, Need, batches_of_epoch
-from fedssl.costs.prediction import StepPredictor
+from fedssl.costs.prediction import Forecast, Need, StepPredictor, batches_of_epoch
 from fedssl.devices import Deadline, Delivery, DeviceProfile, Fleet
 from fedssl.devices.fleet import EMPTY_ROUND_SECONDS
 from fedssl.devices.profile import SECONDS_A_DAY

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch.optim import AdamW
 
-from fedssl.costs.forecast import largest_batch
+from fedssl.costs.prediction import largest_batch
 from fedssl.data.images import FederatedData
 from fedssl.memory_budget.planner import ActivationPlanner
 from fedssl.training.federated import FederatedSSL

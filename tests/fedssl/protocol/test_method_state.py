@@ -9,8 +9,7 @@ import torch
 from stateful_methods import Both, Queued, Renewed, SentQueue, Travelling, Undeclared
 from torch import nn
 
-from fedssl.protocol.method_state import InitialState
-from fedssl.protocol.parts import PartitionedModel
+from fedssl.protocol.parts import InitialState, PartitionedModel
 from layerwise import LayerWise
 
 HEADS = {"hidden_dim": 16, "output_dim": 8, "projector_layers": 2}
