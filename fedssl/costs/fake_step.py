@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
 from torch.optim import Optimizer
 
 from fedssl.client.local_step import LocalStep, take_step
@@ -161,6 +161,11 @@ class FakeStep:
         hook = self._optimizer.register_step_pre_hook(count)
         try:
             take_step(self._method, self._optimizer, inputs, Stopwatch(), planned)
+        except DataDependentOutputException as error:
+            raise ValueError(
+                f"{type(self._method).__name__} reads the value of a tensor in its step ({error}), and costs are "
+                "predicted on tensors without values: decide by tensor operations such as torch.where instead"
+            ) from error
         finally:
             hook.remove()
         return seen[0]

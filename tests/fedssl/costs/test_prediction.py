@@ -193,3 +193,16 @@ def test_a_temporary_layer_keeps_stages_from_following_from_others() -> None:
     predictor = StepPredictor(built(RESNET))
     stage = LayerWise().stages(4, 4)[2]
     assert predictor(stage, 8) == predictor.run(stage, 8)
+
+
+class Curious(SimCLR):
+    """Reads a value in its step."""
+
+    def step(self, hidden: Any) -> Any:
+        assert float(hidden[0].sum()) < 1e9
+        return super().step(hidden)
+
+
+def test_a_method_that_reads_values_is_told_so() -> None:
+    with pytest.raises(ValueError, match=r"Curious reads the value of a tensor in its step .* torch\.where instead"):
+        StepPredictor(small(Curious))(LayerWise().stages(4, 4)[0], 4)
