@@ -106,10 +106,6 @@ class DryEngine(Engine):
         """Answer for every participant."""
         return (self._answer(server.make_task(client)) for client in cohort.participants)
 
-    def metrics(self, report: RoundReport) -> dict[str, float]:
-        """No extra metrics."""
-        return {}
-
     def _answer(self, task: Task) -> Result | Failure:
         images = self._sizes[task.client_id]
         steps = self._forecast.steps(images)

@@ -33,9 +33,9 @@ class Engine(ABC):
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
         """Train the participants and yield one result for each, in ascending order of client id."""
 
-    @abstractmethod
     def metrics(self, report: RoundReport) -> dict[str, float]:
-        """Metrics of the engine's own for a round, by the key in the loggers."""
+        """Return metrics of the engine's own for a round, by the key in the loggers; by default none."""
+        return {}
 
 
 class Federation:

@@ -21,7 +21,6 @@ from fedssl.data.datasets import SampleSet
 from fedssl.federation.federation import Engine
 from fedssl.protocol.messages import Failure, Result, Task, Tensors, content_id, flatten
 from fedssl.server.participation import Cohort
-from fedssl.server.rounds import RoundReport
 from fedssl.server.server import Server
 
 logger = logging.getLogger(__name__)
@@ -83,10 +82,6 @@ class ProcessEngine(Engine):
             own = self._train(mine) if mine else None
             for trainer in range(len(tasks)):
                 yield self._share(own, trainer)
-
-    def metrics(self, report: RoundReport) -> dict[str, float]:
-        """No extra metrics."""
-        return {}
 
     @property
     def _device(self) -> torch.device:

@@ -102,9 +102,6 @@ class InTurn(Engine):
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
         return (self._local(server.make_task(client), self._clients[client]) for client in cohort.participants)
 
-    def metrics(self, report: RoundReport) -> dict[str, float]:
-        return {}
-
 
 class World:
     """A federation and everybody's images."""
