@@ -1,4 +1,4 @@
-# make env | fit | test | test-fast | lint | docs; another interpreter: make env PYTHON=python3.12
+# make env | fit | test | test-fast | soak | lint | docs; another interpreter: make env PYTHON=python3.12
 SHELL := bash
 
 PYTHON ?= python3
@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 PIP_NEWS := (Downloading|Using cached) .* MB\)|Installing collected packages|Successfully installed
 
-.PHONY: env fit test test-fast lint docs
+.PHONY: env fit test test-fast soak lint docs
 
 env: $(INSTALLED)
 
@@ -21,10 +21,13 @@ fit: env
 	$(BIN)/python train.py fit -c lw_fedssl.yaml
 
 test: env
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "not soak"
 
 test-fast: env
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "not slow"
+
+soak: env
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m soak
 
 lint: env
 	$(BIN)/ruff check .

@@ -83,6 +83,7 @@ def test_a_second_run_in_a_living_one_is_refused_until_that_is_killed(tmp_path: 
     assert f"{torn} is damaged in line " in again.communicate()[0]
 
 
+@pytest.mark.soak
 def test_two_runs_that_start_together_have_two_folders(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "train.py"), "fit", "-c", CONFIG, *SHORT]
     environ = environment() | {"PYTHONPATH": str(ROOT)}
@@ -93,6 +94,7 @@ def test_two_runs_that_start_together_have_two_folders(tmp_path: Path) -> None:
     assert {json.loads(path.read_text())["seed"] for path in found} == {0, 1}
 
 
+@pytest.mark.soak
 def test_the_end_of_max_time_has_a_status_and_results(tmp_path: Path, train: Train) -> None:
     folder = tmp_path / "run"
     settings = ["fit", "-c", CONFIG, *LONG, "--trainer.max_time=00:00:00:02", f"--run_dir={folder}"]
@@ -102,6 +104,7 @@ def test_the_end_of_max_time_has_a_status_and_results(tmp_path: Path, train: Tra
     assert 0 < json.loads((folder / "results.json").read_text())["rounds"] < 400
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_comparison_takes_its_run_with_it(number: int, tmp_path: Path) -> None:
     axes = {"scheme": {"layer-wise": f"-c {CONFIG} " + " ".join(f"'{each}'" for each in LONG)}}
@@ -119,6 +122,7 @@ def test_a_comparison_takes_its_run_with_it(number: int, tmp_path: Path) -> None
     assert "stopped by SIGTERM after" in (folder / "log.txt").read_text()
 
 
+@pytest.mark.soak
 def test_the_last_wandb_file_of_a_killed_run_has_every_round(tmp_path: Path) -> None:
     folder, settings = tmp_path / "run", [*TINY_FEDERATION, "--model.rounds=12", "--ckpt_path=auto"]
     for checkpoint in ("00001.ckpt", "00006.ckpt"):

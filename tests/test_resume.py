@@ -57,8 +57,8 @@ def final_state(folder: Path) -> dict[str, Any]:
     ("config", "settings"),
     [
         ("lw_fedssl.yaml", [*EVERYTHING, "--model.memory_budget=4 bits"]),
-        ("centralized.yaml", CENTRALIZED),
-        ("smartfreeze.yaml", DEVICES),
+        pytest.param("centralized.yaml", CENTRALIZED, marks=pytest.mark.soak),
+        pytest.param("smartfreeze.yaml", DEVICES, marks=pytest.mark.soak),
     ],
 )
 def test_a_killed_run_ends_as_if_nothing_had_happened(
@@ -101,6 +101,7 @@ def test_ctrl_c_ends_cleanly_with_a_usable_checkpoint(tmp_path: Path, train: Tra
     assert (folder / "results.json").exists()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_truncated_checkpoint_is_refused_and_another_offered(tmp_path: Path, train: Train) -> None:
     folder = tmp_path / "run"

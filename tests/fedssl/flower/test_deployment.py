@@ -58,6 +58,7 @@ def assert_equals_one_process(folder: Path, own: Path, settings: tuple[str, ...]
     assert [key for key, tensor in first.items() if not torch.equal(tensor, second[key])] == []
 
 
+@pytest.mark.soak
 def test_tls_and_keys_train_the_same_model_and_keep_strangers_out(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +80,7 @@ def test_tls_and_keys_train_the_same_model_and_keep_strangers_out(
     assert_equals_one_process(folder, tmp_path / "own", CALIBRATED)
 
 
+@pytest.mark.soak
 def test_a_killed_server_resumes_with_exact_weights(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_killed_server_resumes_with_exact_weights(
     assert_equals_one_process(folder, tmp_path / "own", settings)
 
 
+@pytest.mark.soak
 def test_nodes_that_die_come_back_and_join_late(start: Start, tmp_path: Path) -> None:
     link, folder = start(), tmp_path / "run"
     link.start_node("node0", "client-id=0")
@@ -116,6 +119,7 @@ def test_nodes_that_die_come_back_and_join_late(start: Start, tmp_path: Path) ->
     assert link.status(run).startswith("running")
 
 
+@pytest.mark.soak
 def test_liars_and_small_devices_are_dropped_counted_and_named(start: Start, tmp_path: Path) -> None:
     link, folder = start(), tmp_path / "run"
     link.start_node("honest", "client-id=0")
@@ -132,6 +136,7 @@ def test_liars_and_small_devices_are_dropped_counted_and_named(start: Start, tmp
 
 
 @pytest.mark.skipif(which("nginx") is None, reason="nginx is not installed")
+@pytest.mark.soak
 def test_the_documented_proxy_lets_nodes_train_and_nobody_submit(start: Start, tmp_path: Path) -> None:
     link, folder = start(tls=True), tmp_path / "run"
     port = link.start_proxy(re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/deployment.md").read_text(), re.DOTALL)[0])
