@@ -231,6 +231,7 @@ class Forecast:
         return Need(peak, macs, active)
 
 
+@cache  # asked for every client of every dry round; callers only read it
 def batches_of_epoch(images: int, batch_size: int) -> Counter[int]:
     """Count the local steps of one epoch by batch size; a batch of one image gives no step."""
     full, rest = divmod(images, batch_size)

@@ -109,7 +109,7 @@ def part_of(key: str) -> str:
 
 def num_bytes(parts: Parts) -> int:
     """Count the bytes of all tensors."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in flatten(parts).values())
+    return sum(tensor.nbytes for tensors in parts.values() for tensor in tensors.values())
 
 
 def content_id(tensors: Tensors) -> str:

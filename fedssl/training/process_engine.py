@@ -108,10 +108,10 @@ class ProcessEngine(Engine):
         if self._world_size == 1:
             assert own is not None
             return own
-        memory = self._local.client_states.get(own.client_id) if own else None
-        result, memory = self._broadcast((own, memory), trainer)
-        if memory:
-            self._local.client_states[result.client_id] = memory
+        state = self._local.client_states.get(own.client_id) if own else None
+        result, state = self._broadcast((own, state), trainer)
+        if state:
+            self._local.client_states[result.client_id] = state
         return result
 
     def _check(self, server: Server) -> None:
