@@ -90,6 +90,8 @@ def parse(arguments: list[str]) -> dict[str, Any]:
         raise ValueError(error.reason) from error
     except USER_ERRORS as error:
         raise ValueError(_told(error)) from error
+    except SystemExit as error:  # --help and --print_config print and end the process, with a status of success
+        raise ValueError(f"{' '.join(arguments)} trains nothing: it only prints") from error
 
 
 def _told(error: BaseException) -> str:

@@ -44,15 +44,17 @@ class Table:
         # Numbers must not wrap, so text columns take the lack of space. The minimum keeps their words in one piece.
         for column, name in enumerate(self.header[: self.text_columns]):
             words = " ".join([name, *(row[column] for row in self.rows)]).split()
-            shown.add_column(name, overflow="fold", min_width=min(max(map(len, words), default=0), WORD))
+            shown.add_column(escape(name), overflow="fold", min_width=min(max(map(len, words), default=0), WORD))
         for name in self.header[self.text_columns :]:
-            shown.add_column(name.replace(" ", gap), justify="right", no_wrap=width is not None)
+            shown.add_column(escape(name.replace(" ", gap)), justify="right", no_wrap=width is not None)
         for row in self.rows:
             numbers = (re.sub(r" (?=[±(])", gap, number) for number in row[self.text_columns :])
-            shown.add_row(*map(escape, row[: self.text_columns]), *numbers)
+            shown.add_row(*map(escape, (*row[: self.text_columns], *numbers)))
         return shown
 
     def markdown(self) -> list[str]:
         """Lines of the table in Markdown, without title and caption."""
-        head = ["| " + " | ".join(self.header) + " |", "|" + " --- |" * len(self.header)]
-        return head + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in self.rows]
+        head, *rows = [
+            "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (self.header, *self.rows)
+        ]
+        return [head, "|" + " --- |" * len(self.header), *rows]

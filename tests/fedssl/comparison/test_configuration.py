@@ -47,6 +47,8 @@ def test_a_setting_that_is_new_since_then_has_its_default(tmp_path: Path) -> Non
         (["-c", "lw_fedssl.yaml", "--model.method=MoCo"], "method: unknown class 'MoCo'; allowed: "),
         (["-c", "lw_fedsl.yaml"], "no configuration 'lw_fedsl.yaml'"),
         (["-c", "lw_fedssl.yaml", "--trainer.max_epochs=3"], "trainer.max_epochs 3 differs from model.rounds 48"),
+        (["-c", "lw_fedssl.yaml", "--print_config"], "--print_config trains nothing: it only prints"),
+        (["--help"], "--help trains nothing: it only prints"),
     ],
 )
 def test_what_fit_refuses_is_refused(arguments: list[str], message: str) -> None:
