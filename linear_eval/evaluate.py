@@ -99,9 +99,10 @@ def evaluate_features(
     Raises:
         ValueError: Widths differ, a label is out of range, or the training set has one class.
     """
+    knn = _knn_metrics(train, test, num_classes, settings)  # first: it refuses what does not fit, in no time
     fitted = choose_probe(settings, len(train)).fit(train)
     return EvaluationReport(
-        knn=_knn_metrics(train, test, num_classes, settings),
+        knn=knn,
         linear=classification_metrics(test.y, fitted.predict(test.x), num_classes),
         feature_std=feature_std(test.x),
         rankme=rankme(test.x),

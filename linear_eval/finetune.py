@@ -90,9 +90,12 @@ def finetune(
         raise ValueError(f"fine-tuning needs 2 or more classes, got {num_classes}")
     device = torch.device(device)
     gpus = range(torch.cuda.device_count()) if device.type == "cuda" else []
-    # RandAugment and dropout draw from the global generators, which are put back afterwards
+    # RandAugment and dropout draw from global generators, which are put back afterwards. ``torch.manual_seed`` would
+    # seed a GPU's too, which is not put back by a run on the CPU.
     with torch.inference_mode(False), torch.random.fork_rng(devices=gpus):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if gpus:
+            torch.cuda.manual_seed_all(seed)
         model = nn.Sequential(copy.deepcopy(encoder), nn.Linear(feature_dim, num_classes))
         model.to(device).requires_grad_(True)
         _train(model, train, settings, normalize, seed)
@@ -116,11 +119,18 @@ def _train(
             # one call on the whole batch would draw the same operations for all its images
             images = torch.stack([augment(image) for image in images]).to(device)
             with torch.enable_grad():
-                loss = F.cross_entropy(model(normalize(images)), labels.to(device))
+                loss = F.cross_entropy(model(normalize(images)), _checked(labels, model[1].out_features).to(device))
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
             schedule.step()
+
+
+def _checked(labels: Tensor, num_classes: int) -> Tensor:
+    """Refuse labels out of range while they are on the CPU: a GPU would abort, and -100 would be left out."""
+    if not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise ValueError(f"labels must be 0 to {num_classes - 1}, got {int(labels.min())} to {int(labels.max())}")
+    return labels
 
 
 def warmup_and_cosine(optimizer: Optimizer, warmup_steps: int, steps: int) -> LRScheduler:

@@ -38,16 +38,19 @@ def knn_predict(
         Predicted classes, int64 (M,), on the query's device.
 
     Raises:
-        ValueError: The query is not (M, D), or a label of the bank is num_classes or above.
+        ValueError: The query is not (M, D), a label of the bank is num_classes or above, or k or temperature is not
+            above 0.
     """
+    if k < 1 or not temperature > 0:
+        raise ValueError(f"k must be at least 1 and temperature above 0, got {k} and {temperature}")
     if query.ndim != 2 or query.shape[1] != bank.dim:
         raise ValueError(f"query must be (M, {bank.dim}) like the bank's features, got {tuple(query.shape)}")
     if int(bank.y.max()) >= num_classes:
         raise ValueError(f"labels must be below num_classes = {num_classes}, got {int(bank.y.max())}")
     rows = max(1, CHUNK_BYTES // (4 * len(bank)))
-    predicted = []
+    directions, predicted = F.normalize(bank.x, dim=1), []
     for chunk in query.split(rows):
-        values, index = nearest(bank, chunk, k)
+        values, index = _nearest(directions, chunk, k)
         predicted.append(_vote(values, bank.y[index], num_classes, temperature))
     return torch.cat(predicted).to(query.device)
 
@@ -63,8 +66,13 @@ def nearest(bank: Features, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Similarities and positions in the bank, both (M, min(k, N)), on the bank's device.
     """
-    similarity = F.normalize(query.to(bank.x), dim=1) @ F.normalize(bank.x, dim=1).T
-    k = min(k, len(bank))
+    return _nearest(F.normalize(bank.x, dim=1), query, k)
+
+
+def _nearest(directions: Tensor, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Find the nearest of normalised features (N, D): normalising them for every chunk would double the time."""
+    similarity = F.normalize(query.to(directions), dim=1) @ directions.T
+    k = min(k, len(directions))
     values, index = similarity.topk(k, dim=1)
     ambiguous = ((similarity >= values[:, -1:]).sum(dim=1) > k).nonzero()[:, 0]
     if len(ambiguous):  # topk promises no order among equals, a stable sort does, but it is far slower

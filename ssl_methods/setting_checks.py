@@ -58,8 +58,10 @@ def check_each_view(name: str, values: tuple[float, ...]) -> None:
         check_bounded(name, value)
 
 
-def check_range(name: str, values: tuple[float, ...] | None, most: float) -> None:
-    """Refuse anything but ``None`` and a pair with 0 < low <= high <= most, both finite."""
+def check_range(name: str, values: tuple[float, ...] | None, most: float, optional: bool) -> None:
+    """Refuse anything but a pair with 0 < low <= high <= most, both finite, and ``None`` where that is optional."""
+    if values is None and not optional:
+        raise ValueError(f"{name} must be (low, high), got None")
     if values is not None and (len(values) != 2 or not 0 < values[0] <= values[1] <= most or values[1] == math.inf):
         limit = "finite" if math.isinf(most) else f"<= {most:g}"
         raise ValueError(f"{name} must be (low, high) with 0 < low <= high, high {limit}, got {values}")

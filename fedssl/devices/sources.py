@@ -119,7 +119,7 @@ class RandomDevices(DeviceSource):
             "up_bytes_per_second": _range("upload", upload, parse_rate),
             "availability": _range("availability", availability, parse_number),
         }
-        if availability and max(availability) > 1:
+        if (probable := self._ranges["availability"]) and probable[1] > 1:
             raise ValueError(f"availability must be a probability of at most 1, got {availability}")
 
     def profiles(self, num_clients: int, seed: int) -> list[DeviceProfile]:

@@ -135,12 +135,15 @@ def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generato
     classes = _classes(spread, layout, bits)
     levels = _levels(classes, spread)
     step = (spread / levels * (1 + OUTWARDS)).to(METADATA)
-    codes = []
-    for chunk, values in grouped:
+
+    def encode(chunk: Chunk, values: Tensor) -> list[Tensor]:
         scaled = _scale(values, _spread(low, chunk), _spread(step, chunk), generator)
         whole = torch.minimum(scaled, levels[:, None]).to(torch.uint8).flatten(0, 1)
         parts = [(whole if channels is None else whole.index_select(1, channels), width) for width, channels in classes]
-        codes.append([pack_bits(part.flatten(), width) for part, width in parts])
+        return [pack_bits(part.flatten(), width) for part, width in parts]
+
+    # A function of its own frees a chunk's floats before the next one needs room: ``CODEC_BYTES`` counts on it.
+    codes = [encode(chunk, values) for chunk, values in grouped]
     return Packed(layout, block.dtype, codes, classes, low, step)
 
 

@@ -4,7 +4,7 @@ import math
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import reduce
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -86,6 +86,9 @@ class Normalization:
         return (pixels - mean).div_(std)
 
 
+Padding = Literal["zeros", "border"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TwoViews(Normalization):
     """Two random views of every image in a batch, each image with its own parameters.
@@ -134,7 +137,7 @@ class TwoViews(Normalization):
     shear: float = 0.0
     zoom: tuple[float, float] | None = None
     shift: float = 0.0
-    padding: Literal["zeros", "border"] = "border"
+    padding: Padding = "border"
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -152,7 +155,9 @@ class TwoViews(Normalization):
         for name in ("blur", "solarize"):
             check_each_view(name, getattr(self, name))
         for name, most in LARGEST_RANGES.items():
-            check_range(name, getattr(self, name), most)
+            check_range(name, getattr(self, name), most, optional=name in ("crop_scale", "zoom"))
+        if self.padding not in get_args(Padding):
+            raise ValueError(f"padding must be one of {', '.join(get_args(Padding))}, got {self.padding!r}")
         check_channels("mean", self.mean)
         check_channels("std", self.std, positive=True)
 

@@ -60,7 +60,13 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     found = find(path, path.with_name(f"{path.name}.gz"))
     try:
         data = found.read_bytes() if found == path else gzip.decompress(found.read_bytes())
-        return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+        # The header says how much there is: without it a file of other images, or one that was cut, would pass.
+        if data[:4] != bytes((0, 0, 8, len(shape))):
+            raise ValueError(f"it starts with {data[:4]!r}")
+        sizes = tuple(np.frombuffer(data, ">u4", len(shape), offset=4).tolist())
+        if sizes[1:] != shape[1:]:
+            raise ValueError(f"its header has shape {sizes}, expected {shape}")
+        return np.frombuffer(data, np.uint8, offset=4 + 4 * len(shape)).reshape(sizes)
     except (gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
         raise ValueError(f"{found} is not a readable IDX file of bytes: {error}") from error
 

@@ -57,6 +57,9 @@ def read_cifar(dataset: type[tv.CIFAR10], labels_key: str, root: Path, split: st
         if archive.is_file() and not folder.is_dir():
             unpack(archive, folder)
     names, batches = dataset.meta, dataset.train_list if split == "train" else dataset.test_list
+    absent = [name for name, _ in [*batches, (names["filename"], "")] if not (folder / name).is_file()]
+    if folder.is_dir() and absent:  # a download would replace the files that are there, which may be the user's own
+        raise ValueError(f"{folder} is incomplete, without {', '.join(absent)}: add what is missing, or remove it")
     (classes,) = unpickle(folder / names["filename"], names["key"])
     images, labels = zip(*(unpickle(folder / name, "data", labels_key) for name, _ in batches), strict=True)
     official = [*batches, (names["filename"], names["md5"])]

@@ -1,5 +1,6 @@
 """Data sets stored as folders of image files: Tiny ImageNet, Caltech-101, COCO, and the user's own."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,13 @@ CALTECH101_SPLIT_SEED = 101
 
 
 def labelled(folders: dict[str, list[Path]]) -> Files:
-    """Label files by their key, with classes numbered in the order of their names."""
+    """Label files by their key, with classes numbered in the order of their names.
+
+    Raises:
+        FileNotFoundError: There are no folders.
+    """
+    if not folders:
+        raise FileNotFoundError(errno.ENOENT, "no folders of classes", "a folder for each class")
     classes = sorted(folders)
     labels = [np.full(len(folders[name]), label) for label, name in enumerate(classes)]
     return Files([path for name in classes for path in folders[name]], np.concatenate(labels), classes)

@@ -70,9 +70,14 @@ def read_image(path: Path, image_size: int, channels: int) -> Tensor:
 
 def image_files(folder: Path) -> list[Path]:
     """List the image files directly in ``folder``, sorted by name, without hidden ones; empty if it does not exist."""
-    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in IMG_EXTENSIONS)
+    return [path for path in _entries(folder) if path.suffix.lower() in IMG_EXTENSIONS]
 
 
 def subfolders(folder: Path) -> list[Path]:
     """List the folders directly in ``folder``, sorted by name, without hidden ones; empty if it does not exist."""
-    return sorted(path for path in folder.glob("[!.]*") if path.is_dir())
+    return [path for path in _entries(folder) if path.is_dir()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """List what lies in a folder; unlike ``Path.glob``, one that may not be read is an error and not empty."""
+    return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []
