@@ -81,3 +81,10 @@ def test_refuses(change: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"query": torch.zeros(2, 2), "num_classes": 2}
     with pytest.raises(ValueError, match=message):
         knn_predict(BANK, **(arguments | change))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(0, 0.1), (1, 0.0), (1, float("nan"))])
+def test_settings_out_of_range_are_refused(k: int, temperature: float) -> None:
+    bank = Features(torch.ones(2, 2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="k must be at least 1 and temperature above 0"):
+        knn_predict(bank, torch.ones(1, 2), 2, k, temperature)

@@ -286,3 +286,17 @@ def test_mean_for_three_channels_refuses_one():
 def test_settings_out_of_range(setting, message):
     with pytest.raises(ValueError, match=message):
         TwoViews(**setting)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"padding": "reflection"}, "padding must be one of zeros, border, got 'reflection'"),
+        ({"crop_ratio": None}, r"crop_ratio must be \(low, high\), got None"),
+        ({"blur_sigma": None}, r"blur_sigma must be \(low, high\), got None"),
+    ],
+)
+def test_settings_are_refused_before_the_first_batch(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TwoViews(**settings)  # type: ignore[arg-type]
+    assert TwoViews(crop_scale=None, zoom=None)

@@ -16,6 +16,7 @@ import torch
 import torchvision.datasets as tv
 
 from fedssl.data.datasets import ArrayImages, load_images
+from fedssl.data.datasets.arrays import read_idx
 
 RNG = np.random.default_rng(3)
 
@@ -113,8 +114,11 @@ def test_cifar_damaged_or_incomplete(tmp_path: Path) -> None:
     ):
         load_images("cifar10", "test", tmp_path)
     (folder / "test_batch").unlink()
-    with pytest.raises(FileNotFoundError, match=r"test_batch not found under root"):
-        load_images("cifar10", "test", tmp_path, download=False)
+    for download in (False, True):  # which must not replace the files that are there
+        with pytest.raises(
+            ValueError, match=r"cifar-10-batches-py is incomplete, without test_batch: add what is missing"
+        ):
+            load_images("cifar10", "test", tmp_path, download=download)
 
 
 def test_cifar_batches_run_no_code(tmp_path: Path) -> None:
@@ -329,3 +333,19 @@ def test_medmnist_has_a_label_an_image(tmp_path: Path) -> None:
     np.savez(tmp_path / "odd.npz", train_images=pixels(3, 8, 8), train_labels=np.arange(2)[:, None])
     with pytest.raises(ValueError, match=r"odd\.npz: train has 3 images and 2 labels"):
         load_images("medmnist:odd", "train", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (b"garbage_garbage_", "it starts with b'garb'"),
+        (bytes((0, 0, 13, 3)) + np.array([20, 28, 28], ">u4").tobytes(), "it starts with"),
+        (bytes((0, 0, 8, 3)) + np.array([10, 56, 28], ">u4").tobytes(), r"its header has shape \(10, 56, 28\)"),
+        (bytes((0, 0, 8, 3)) + np.array([23, 28, 28], ">u4").tobytes(), "cannot reshape"),
+    ],
+)
+def test_an_idx_file_is_what_its_header_says(header: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(header + bytes(20 * 28 * 28))
+    with pytest.raises(ValueError, match=rf"images is not a readable IDX file of bytes: {reason}"):
+        read_idx(path, (-1, 28, 28))

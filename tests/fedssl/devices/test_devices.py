@@ -165,3 +165,9 @@ def test_one_range_does_not_change_what_is_drawn_for_another() -> None:
 def test_bad_ranges(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         RandomDevices(**settings)
+
+
+def test_probabilities_may_be_written_as_text() -> None:
+    assert RandomDevices(availability=["0.2", "0.9"]).profiles(1, 0)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="availability must be a probability of at most 1"):
+        RandomDevices(availability=["0.2", "2"])  # type: ignore[list-item]
