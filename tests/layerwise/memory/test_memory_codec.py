@@ -3,8 +3,9 @@ from itertools import product
 import pytest
 import torch
 
+from layerwise import LiveBytes
 from layerwise.memory.codec import WIDTHS, allocate_bits, compress, pack_bits, unpack_bits
-from layerwise.memory.layout import Layout, layout_of
+from layerwise.memory.layout import CHUNK, Layout, layout_of
 
 LAYOUTS = [
     Layout(512, 3, 1),  # (B, T, D): groups of 256 rows
@@ -191,3 +192,12 @@ def test_what_is_packed_is_unpacked(bits, count):
     assert packed.dtype == torch.uint8
     assert packed.nbytes == -(-count * bits // 8)
     assert torch.equal(unpack_bits(packed, bits, count), codes)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_a_chunk_is_freed_before_the_next(bits):
+    """The work of one chunk and all codes: memory plans count on it."""
+    block = torch.randn(4 * CHUNK, generator=generator())
+    with LiveBytes([block]) as live:
+        compress(block, Layout(4 * CHUNK, 1, 1), bits, generator())
+    assert live.peak - block.nbytes <= (10 + 4 * bits / 8) * CHUNK
