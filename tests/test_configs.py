@@ -20,7 +20,11 @@ from fedssl.training.checkpoints import read_checkpoint
 COMPARISON = ROOT / "configs" / "comparison.yaml"
 PAPER = ROOT / "configs" / "paper"
 COMPARISONS = sorted(PAPER.glob("compare_*.yaml"))
-LAYERS = {PAPER / "small_cifar10.yaml": "lw_fedssl_v4", PAPER / "small_bloodmnist.yaml": "lw_fedssl_bloodmnist"}
+LAYERS = {
+    PAPER / "small_cifar10.yaml": "lw_fedssl_v4",
+    PAPER / "small_resnet.yaml": "lw_fedssl_v4",
+    PAPER / "small_bloodmnist.yaml": "lw_fedssl_bloodmnist",
+}
 """Settings that lie over those of another file."""
 CONFIGS = sorted({*(ROOT / "configs").rglob("*.yaml")} - {COMPARISON, *COMPARISONS})
 DIGITS = [

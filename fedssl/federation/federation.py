@@ -168,7 +168,8 @@ class Federation:
     def _global_step(self) -> GlobalStep:
         server = self.settings.server
         parameters = dict.fromkeys(p for module in self.model.parts.values() for p in module.parameters())
-        return AggregatedStep(self.model, server.aggregation, server.optimizer(list(parameters)), server.max_update)
+        optimizer = server.optimizer(list(parameters))
+        return AggregatedStep(self.model, server.aggregation, optimizer, server.max_update, server.measure_distance)
 
 
 def make_client(

@@ -120,6 +120,7 @@ class ServerSettings:
         optimizer: Steps the global model along ``global - aggregate``.
         calibration: Server-side calibration on auxiliary images; ``None`` switches it off.
         pace: Freezes blocks as soon as they have converged; ``None`` never does.
+        measure_distance: Measure how far the local models of a round are apart.
     """
 
     aggregation: Aggregation = field(default_factory=WeightedMean)
@@ -127,9 +128,15 @@ class ServerSettings:
     optimizer: OptimizerFactory = sgd
     calibration: Calibration | None = None
     pace: BlockPerturbation | None = None
+    measure_distance: bool = False
 
     def __post_init__(self) -> None:
         check_optimizer("server_optimizer", self.optimizer)
+        if self.measure_distance and self.aggregation.always_steps:
+            raise ValueError(
+                f"aggregation {type(self.aggregation).__name__} hides what clients gave; their distance would tell: "
+                "leave out --model.measure_distance"
+            )
         check_max_update(self.max_update)
 
 

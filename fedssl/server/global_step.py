@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from fedssl.protocol.messages import Parts, Tensors, flatten, part_of, unflatten
 from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.aggregation import Aggregation
+from fedssl.server.distance import ClientDistance
 from fedssl.server.participation import Participation
 from fedssl.server.updates import MAX_UPDATE, ReceivedUpdates
 
@@ -78,15 +79,22 @@ class AggregatedStep(GlobalStep):
         rule: Combines the clients' updates.
         optimizer: Steps the model along ``global - aggregate``; SGD with lr 1 is FedAvg.
         max_update: Largest change of a tensor that a client may give, see ``ReceivedUpdates``.
+        measure_distance: Measure how far the local models of a round are apart.
     """
 
     def __init__(
-        self, model: PartitionedModel, rule: Aggregation, optimizer: Optimizer, max_update: float = MAX_UPDATE
+        self,
+        model: PartitionedModel,
+        rule: Aggregation,
+        optimizer: Optimizer,
+        max_update: float = MAX_UPDATE,
+        measure_distance: bool = False,
     ) -> None:
         self.model = model
         self.rule = rule
         self.optimizer = optimizer
         self.max_update = max_update
+        self.measure_distance = measure_distance
 
     def begin(self, participation: Participation, rounds: int) -> None:
         """Begin a run of the rule."""
@@ -100,7 +108,8 @@ class AggregatedStep(GlobalStep):
         """Begin a round of the rule with the global tensors."""
         reference = flatten(self.model.read(names))
         self.rule.begin_round({key: tensor for key, tensor in reference.items() if tensor.is_floating_point()})
-        return ReceivedUpdates(reference, self.rule.add, self.max_update)
+        distance = ClientDistance(reference, self.model.parameters(names)) if self.measure_distance else None
+        return ReceivedUpdates(reference, self.rule.add, self.max_update, distance)
 
     def finish(self, updates: ReceivedUpdates, round_: int, step: Callable[[], Any] | None = None) -> set[str]:
         """Aggregate the updates and step the optimizer."""

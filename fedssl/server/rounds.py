@@ -58,6 +58,7 @@ class RoundReport:
         calibration_loss: Mean loss of the server's calibration; ``None`` if there was none.
         seconds: Duration on the virtual clock; ``None`` without devices.
         pace: What the pace controller saw; ``None`` without one or in an empty round.
+        distance: L2 distance between two local models, see ``ClientDistance``; NaN if it was not measured.
     """
 
     round: int
@@ -76,6 +77,7 @@ class RoundReport:
     calibration_loss: float | None
     seconds: float | None
     pace: PaceReading | None
+    distance: float = math.nan
 
 
 def round_metrics(report: RoundReport) -> dict[str, float]:
@@ -93,6 +95,8 @@ def round_metrics(report: RoundReport) -> dict[str, float]:
     }
     if not math.isnan(report.loss):
         metrics["client/loss"] = report.loss
+    if not math.isnan(report.distance):
+        metrics["client/distance"] = report.distance
     if report.calibration_loss is not None:
         metrics["server/calibration_loss"] = report.calibration_loss
     if report.seconds is not None:

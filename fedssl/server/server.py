@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -239,6 +240,7 @@ class Server:
             calibration_loss=self._calibrate(moved, over),
             seconds=self._advance_clock(),
             pace=reading,
+            distance=updates.distance.value() if updates.distance else math.nan,
         )
         self.failed_updates += len(updates.failures)
         self.round += 1

@@ -12,6 +12,7 @@ from torch import Tensor
 from fedssl.protocol.messages import Failure, Result, Tensors, flatten, part_of
 from fedssl.server.aggregation import Update
 from fedssl.server.aggregation.rule import difference_to
+from fedssl.server.distance import ClientDistance
 
 UPDATE_SAMPLE = 10_000
 """Entries of a client's update that a selector gets to see."""
@@ -39,13 +40,21 @@ class ReceivedUpdates:
             norm's step counters) the largest one counts.
         max_update: A client is dropped if a tensor of its update changed by more, as a root mean square, in units of
             one plus that of the global tensor.
+        distance: Measures how far the good updates are apart; ``None`` does not.
 
     Attributes:
         given: Keys of the floating-point tensors that some client gave.
     """
 
-    def __init__(self, reference: Tensors, add: Callable[[Update], None], max_update: float = MAX_UPDATE) -> None:
+    def __init__(
+        self,
+        reference: Tensors,
+        add: Callable[[Update], None],
+        max_update: float = MAX_UPDATE,
+        distance: ClientDistance | None = None,
+    ) -> None:
         self.reference = reference
+        self.distance = distance
         self.trained: list[int] = []
         self.failures: list[Failure] = []
         self.late: list[Failure] = []
@@ -101,6 +110,8 @@ class ReceivedUpdates:
             (floating if self.reference[key].is_floating_point() else counters)[key] = tensor
         self._hand_on(Update(result.client_id, floating, result.num_images, result.steps, result.loss))
         self.given.update(floating)
+        if self.distance:
+            self.distance.add(floating)
         _keep_largest(self.counters, counters)
 
 

@@ -78,6 +78,7 @@ class FederatedSSL(Pretraining):
         aggregation: How the clients' results become one.
         max_update: Most that a tensor of a client's update may change, as a root mean square and in units of one plus
             that of the global tensor, or the client is dropped. Honest training stays far below the default.
+        measure_distance: Measure in every round how far the local models are apart (metric ``client/distance``).
         server_optimizer: Steps the global model along ``global - aggregate``: SGD with lr 1 is FedAvg, with
             momentum FedAvgM, Adam FedAdam.
         evaluation: Neighbours and probe.
@@ -110,6 +111,7 @@ class FederatedSSL(Pretraining):
         calibration: Calibration | None = None,
         aggregation: Aggregation = WeightedMean(),  # noqa: B008 (a round starts it anew)
         max_update: float = MAX_UPDATE,
+        measure_distance: bool = False,
         server_optimizer: OptimizerFactory = sgd,
         evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
         finetuning: FinetuneSettings | None = None,
@@ -137,6 +139,7 @@ class FederatedSSL(Pretraining):
             optimizer=server_optimizer,
             calibration=calibration,
             pace=pace,
+            measure_distance=measure_distance,
         )
         self.settings = FederationSettings(
             model=model, scheme=scheme, rounds=rounds, local=local, cohort=cohort, server=server, seed=seed

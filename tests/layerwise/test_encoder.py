@@ -1,5 +1,7 @@
 import math
 import random
+from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -251,3 +253,17 @@ def test_timm_arguments_say_everything_that_was_asked_for(vit_spec, resnet_spec)
         "num_heads": 2, "global_pool": "avg", "class_token": False,
     }  # fmt: skip
     assert timm_arguments(resnet_spec) == {"in_chans": 3, "num_classes": 0}
+
+
+def test_channels_last_changes_the_layout_and_no_value(resnet_spec, images):
+    spec = replace(resnet_spec, channels_last=True)
+    plain, laid_out = build_encoder(resnet_spec, 0).eval(), build_encoder(spec, 0).eval()
+    kernels = [p for p in laid_out.parameters() if p.dim() == 4 and p.shape[1] > 1 and p.shape[2] > 1]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert same(plain, laid_out)
+    batch = images(spec)
+    assert torch.allclose(plain(batch), laid_out(batch), atol=1e-5)
+    copy = deepcopy(laid_out)
+    copy.load_state_dict(plain.state_dict())
+    assert all(own.stride() == new.stride() for own, new in zip(laid_out.parameters(), copy.parameters(), strict=True))

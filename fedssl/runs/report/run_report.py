@@ -36,6 +36,7 @@ MEMORY = "Most bytes kept for backward in a local step of any client of the roun
 COMPUTATION = "Multiply-accumulates of local training, forward and backward; mean of the round's clients."
 TRAFFIC = "Mean of each round's clients, added up. Frozen layers are received once, after their stage."
 COST = "What devices paid, counted while they trained: tensors that travelled, operations that ran."
+DISTANCE = "Between the weights of two clients after the round: root mean square over all pairs of its clients."
 PER_CLASS = "Share of each class's images that the probe gets right, worst class first."
 CONFUSION = "Percent of each true class (row) that the probe takes for each class (column), after training."
 MAP = "Up to 1,000 test images on the first two principal components of the features; labels only colour them."
@@ -181,6 +182,8 @@ def _clients(record: RunRecord, clients: ClientDetails) -> Iterator[Block]:
         yield Picture("Who holds what", figures.distribution(clients), held)
     given = "Clients of each round: those whose result counted, and why others gave nothing."
     yield Picture("Participation", figures.participation(record), given)
+    apart = [Line(record.curve("client/distance"))]
+    yield from _over_rounds(record, "Distance between clients", "L2 distance", apart, DISTANCE)
     rounds, macs = figures.each_client(clients.rounds, "rounds"), figures.each_client(clients.macs / 1e9, "GMACs")
     yield Picture("Rounds of each client", rounds, "Rounds in which each client's result counted.")
     yield Picture("Computation of each client", macs, "Of each client's local training over the whole run.")

@@ -89,6 +89,18 @@ def equal_weights(a: FederatedSSL, b: FederatedSSL) -> bool:
 # --- rounds
 
 
+def test_the_distance_between_clients_is_a_metric_of_runs_that_ask_for_it(
+    make_module: Callable[..., FederatedSSL],
+) -> None:
+    asked, silent = (Recorder(), Recorder())
+    measured, plain = make_module(measure_distance=True), make_module()
+    trainer(callbacks=[asked]).fit(measured, datamodule=digits())
+    trainer(callbacks=[silent]).fit(plain, datamodule=digits())
+    assert all(metrics["client/distance"] > 0 for metrics in asked.metrics)
+    assert all("client/distance" not in metrics for metrics in silent.metrics)
+    assert equal_weights(measured, plain)
+
+
 def test_global_step_is_the_number_of_rounds(make_module: Callable[..., FederatedSSL]) -> None:
     module, recorder = make_module(), Recorder()
     run = trainer(callbacks=[recorder])
