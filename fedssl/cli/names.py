@@ -108,7 +108,7 @@ def own_modules() -> list[str]:
 
 
 def own_folders() -> list[Path]:
-    """Folders of the user's own modules: beside the program, the working folder and those on ``PYTHONPATH``."""
+    """List folders of the user's own modules: beside the program, the working folder and those on ``PYTHONPATH``."""
     named = [Path(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     searched = {Path(entry).resolve() for entry in sys.path}
     program = Path(sys.argv[0] or ".").absolute().parent
@@ -164,7 +164,7 @@ def similar_settings(name: str) -> list[str]:
 
 
 def allowed_classes(key: str) -> list[str]:
-    """Names of this project's classes that a setting with this last word accepts by class path, sorted."""
+    """List this project's classes that a setting with this last word accepts by class path, sorted."""
     bases = [base for place, bases in PLACES.items() if place.rpartition(".")[2] == key for base in bases]
     own = [base for base in bases if base.__module__.partition(".")[0] in OWN]
     # A data class that nobody derives from is written as a mapping, without a class path.

@@ -96,6 +96,6 @@ def take_step(
 
 
 def _contrastive(method: Method) -> SSLMethod:
-    """The method as one that an alignment can take; others were refused with the settings."""
+    """Return the method as one that an alignment can take; others were refused with the settings."""
     assert isinstance(method, SSLMethod)
     return method

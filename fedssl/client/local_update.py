@@ -90,7 +90,7 @@ class LocalUpdate:
         self.client_states: dict[int, ClientState] = {}
 
     def __call__(self, task: Task, images: SampleSet) -> Result | Failure:
-        """Trains on one client's images from the task's weights.
+        """Train on one client's images from the task's weights.
 
         After an exception the next client trains as if there had been none.
         """
@@ -130,7 +130,7 @@ class LocalUpdate:
             self._stage = task.stage
 
     def _clean(self) -> None:
-        """Forgets what an interrupted step left: gradients, which would be added to the next, and half-read parts."""
+        """Forget what an interrupted step left: gradients, which would be added to the next, and half-read parts."""
         for parameter in self.model.method.parameters():
             parameter.grad = None
         self._loaded, self._stage = {}, None
@@ -165,7 +165,7 @@ class LocalUpdate:
         return self.banks.rule.content(task) if self.banks else ""
 
     def _state(self, task: Task) -> ClientState | None:
-        """What the client remembers, if it is of the layers that it trains now."""
+        """Return what the client remembers, if it is of the layers that it trains now."""
         state = self.client_states.get(task.client_id)
         return state if state and state.layers == list(task.active) else None
 
@@ -192,7 +192,7 @@ class LocalUpdate:
         )
 
     def settings(self) -> dict[str, Any]:
-        """Settings that a resumed run must share with its checkpoint."""
+        """Return the settings that a resumed run must share with its checkpoint."""
         return {
             "method": type(self.model.method).__name__,
             "local epochs": self.epochs,
@@ -205,12 +205,12 @@ class LocalUpdate:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What clients remember between rounds, and the step costs measured so far."""
+        """Return what clients remember between rounds, and the step costs measured so far."""
         client_states = {client: dict(vars(kept)) for client, kept in self.client_states.items()}
         return self.book.state_dict() | {"client_states": client_states, "settings": self.settings()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`.
+        """Restore :meth:`state_dict`.
 
         Raises:
             ValueError: It comes from a run with other local settings.

@@ -37,7 +37,7 @@ class StepKey:
 
     @classmethod
     def at(cls, stage: Stage) -> StepKey:
-        """The key of a plain step at a stage."""
+        """Make the key of a plain step at a stage."""
         return cls(stage=stage.index, extent=stage.num_trained, blocks=len(stage.present))
 
 
@@ -54,7 +54,7 @@ class CostBook:
         self.times = Stopwatch()
 
     def step(self, key: StepKey, method: Method, run: Callable[[], None]) -> StepCost:
-        """Runs one step and returns its cost, counting it if there is none of its key yet."""
+        """Run one step and return its cost, counting it if there is none of its key yet."""
         if key in self.costs:
             run()
         else:
@@ -64,14 +64,14 @@ class CostBook:
         return self.costs[key]
 
     def state_dict(self) -> dict[str, Any]:
-        """Costs and times in plain types."""
+        """Return costs and times in plain types."""
         return {
             "costs": [asdict(key) | asdict(cost) for key, cost in self.costs.items()],
             "seconds": self.times.seconds(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restore :meth:`state_dict`."""
         known = [dict(row) for row in state["costs"]]
         costs = [StepCost(row.pop("macs"), row.pop("activation_bytes")) for row in known]
         self.costs = {StepKey(**row): cost for row, cost in zip(known, costs, strict=True)}

@@ -63,7 +63,7 @@ class StepPlans(Protocol):
         """Bytes that the steps are kept within."""
 
     def __call__(self, batch_size: int) -> StepContext | None:
-        """The plan for a batch size; ``None`` if the step fits as it is."""
+        """Return the plan for a batch size; ``None`` if the step fits as it is."""
 
 
 class MemoryPlans(Protocol):
@@ -77,7 +77,7 @@ class MemoryPlans(Protocol):
     def changing(self) -> bool: ...
 
     def begin(self, task: Task, method: Method) -> StepPlans:
-        """Plans for one client in one round, whose steps a method runs."""
+        """Make the plans for one client in one round, whose steps a method runs."""
 
 
 def train_epochs(
@@ -90,7 +90,7 @@ def train_epochs(
     key: StepKey,
     plans: StepPlans | None = None,
 ) -> LoopReport:
-    """Trains a method on one client's images, with a fresh optimizer.
+    """Train a method on one client's images, with a fresh optimizer.
 
     Batches of fewer than two images give no step (nothing to contrast).
 
@@ -142,7 +142,7 @@ def train_epochs(
 
 
 def shuffled_batches(images: SampleSet, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """One epoch of batches in random order, without a batch of a single image.
+    """Yield one epoch of batches in random order, without a batch of a single image.
 
     Images that are decoded from files are read one batch ahead.
 

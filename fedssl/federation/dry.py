@@ -100,7 +100,7 @@ class DryEngine(Engine):
         self._banks: dict[int, str] = {}
 
     def connect(self, server: Server) -> None:
-        """All clients are there."""
+        """Do nothing: all clients are there."""
 
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
         """Answer for every participant."""

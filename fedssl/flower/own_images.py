@@ -53,7 +53,7 @@ class OwnImages(FederatedData):
         return super().train_dataloader()
 
     def table(self) -> str:
-        """Number of clients: the server knows no more of the division."""
+        """Return the number of clients: the server knows no more of the division."""
         return f"{self.num_clients} clients hold images of their own"
 
     def class_counts(self) -> np.ndarray:

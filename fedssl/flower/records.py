@@ -155,7 +155,7 @@ def decode_hello(content: RecordDict) -> Hello:
 
 
 def wire_bytes(content: RecordDict) -> int:
-    """Bytes of a message's arrays and notes, with the header of each array and all names."""
+    """Count the bytes of a message's arrays and notes, with the header of each array and all names."""
     return sum(record.count_bytes() for record in content.values())
 
 

@@ -60,7 +60,7 @@ def round_settings(config: Mapping[str, Any]) -> RoundSettings:
 
 
 def command_line(config: Mapping[str, Any]) -> list[str]:
-    """Arguments that ``train.py`` would get for the same run."""
+    """Return the arguments that ``train.py`` would get for the same run."""
     arguments = ["fit", "-c", str(config["config"]), *shlex.split(str(config["arguments"]))]
     arguments += [f"--run_dir={config['run-dir']}"] if config["run-dir"] else []
     return arguments + ([f"--ckpt_path={config['resume']}"] if config["resume"] else [])

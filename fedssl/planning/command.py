@@ -41,7 +41,7 @@ class PlanningTrainer(Trainer):
         device_profile: str | None = None,
         plot: str | None = None,
     ) -> None:
-        """Predicts what each device will pay for a federated run, without training.
+        """Predict what each device will pay for a federated run, without training.
 
         Args:
             model: The configured run.

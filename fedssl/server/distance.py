@@ -50,6 +50,6 @@ class ClientDistance:
         return math.sqrt(max(0.0, sum(squared))) if squared else math.nan
 
     def _mean_square(self, key: str) -> float:
-        """Of the distance between two clients in one tensor, over all pairs that trained it."""
+        """Compute the mean square over all pairs of clients that trained this tensor."""
         clients, total = self._clients[key], float(self._sums[key].square().sum())
         return 2 * (clients * self._squares[key] - total) / (clients * (clients - 1))

@@ -30,7 +30,7 @@ class OpenRound:
     seconds: dict[int, float] = field(default_factory=dict)
 
     def sent(self, task: Task) -> int:
-        """Notes a task; returns its bytes."""
+        """Note a task and return its bytes."""
         sent = num_bytes(task.active) + num_bytes(task.frozen) + num_bytes(task.correction)
         self.asked[task.client_id] = list(task.active)
         self.down_bytes[task.client_id] = self.down_bytes.get(task.client_id, 0) + sent
@@ -81,7 +81,7 @@ class RoundReport:
 
 
 def round_metrics(report: RoundReport) -> dict[str, float]:
-    """The numbers of a report under the keys that loggers get."""
+    """Return the numbers of a report under the keys that loggers get."""
     metrics: dict[str, float] = {
         "round": report.round,
         "stage": report.stage,
@@ -141,15 +141,15 @@ class Ledger:
         self.clients: dict[int, ClientCost] = {}
 
     def sent(self, client_id: int, num_bytes: int) -> None:
-        """Books bytes that went to a client."""
+        """Book bytes that went to a client."""
         self._of(client_id).down_bytes += num_bytes
 
     def lost(self, failure: Failure) -> None:
-        """Books what a client computed in vain."""
+        """Book what a client computed in vain."""
         self._of(failure.client_id).macs += failure.macs
 
     def received(self, result: Result, num_bytes: int) -> None:
-        """Books a client's result."""
+        """Book a client's result."""
         cost = self._of(result.client_id)
         cost.rounds += 1
         cost.up_bytes += num_bytes
@@ -157,7 +157,7 @@ class Ledger:
         cost.activation_bytes = max(cost.activation_bytes, result.activation_bytes)
 
     def summary(self) -> dict[str, float]:
-        """Mean over clients and largest client of each cost."""
+        """Return the mean over clients and the largest client of each cost."""
         summary: dict[str, float] = {}
         for name in ("down_bytes", "up_bytes", "macs"):
             values = [getattr(cost, name) for cost in self.clients.values()] or [0]
@@ -171,7 +171,7 @@ class Ledger:
         return {str(client): asdict(cost) for client, cost in self.clients.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores :meth:`state_dict`."""
+        """Restore :meth:`state_dict`."""
         self.clients = {int(client): ClientCost(**cost) for client, cost in state.items()}
 
     def _of(self, client_id: int) -> ClientCost:

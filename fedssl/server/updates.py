@@ -93,11 +93,11 @@ class ReceivedUpdates:
         self.activation_bytes = max(self.activation_bytes, result.activation_bytes)
 
     def mean_loss(self) -> float:
-        """Mean training loss weighted by images; NaN if no client gave a result."""
+        """Return the mean training loss weighted by images; NaN if no client gave a result."""
         return self._loss / self._images if self._images else math.nan
 
     def reasons(self) -> str:
-        """Reasons why clients gave nothing usable; clients with the same reason are named together."""
+        """List the reasons why clients gave nothing usable; clients with the same reason are named together."""
         clients: dict[str, list[int]] = {}
         for failure in [*self.failures, *self.late]:
             clients.setdefault(failure.reason, []).append(failure.client_id)
@@ -116,7 +116,7 @@ class ReceivedUpdates:
 
 
 def find_fault(result: Result, reference: Tensors, max_update: float = MAX_UPDATE) -> Failure | None:
-    """Why a client's result cannot be used: wrong names, shapes or types, or values that no training gives.
+    """Say why a client's result cannot be used: wrong names, shapes or types, or values that no training gives.
 
     Selectors, means and the client's weight rely on what is checked here.
     """
@@ -142,7 +142,7 @@ def find_fault(result: Result, reference: Tensors, max_update: float = MAX_UPDAT
 
 
 def _excess(tensor: Tensor, reference: Tensor, max_update: float) -> str:
-    """Why a tensor is further from the global one than training takes it; empty if it is not."""
+    """Say why a tensor is further from the global one than training takes it; empty if it is not."""
     if not tensor.is_floating_point():
         return f"counts more than {LARGEST_COUNTER} steps" if (tensor > LARGEST_COUNTER).any() else ""
     change, limit = root_mean_square(difference_to(reference, tensor)), max_update * (1 + root_mean_square(reference))
@@ -150,7 +150,7 @@ def _excess(tensor: Tensor, reference: Tensor, max_update: float) -> str:
 
 
 def check_max_update(max_update: float) -> None:
-    """Refuses bounds that drop every client.
+    """Refuse bounds that drop every client.
 
     Raises:
         ValueError: It is one.
@@ -160,7 +160,7 @@ def check_max_update(max_update: float) -> None:
 
 
 def root_mean_square(tensor: Tensor) -> float:
-    """Of all entries; 0 of none."""
+    """Compute the root mean square of all entries; 0 of none."""
     return float(torch.linalg.vector_norm(tensor.float())) / max(1, tensor.numel()) ** 0.5
 
 

@@ -173,7 +173,7 @@ def form_of(checkpoint: Mapping[str, Any]) -> str:
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, oldest first."""
+    """List the checkpoints of a folder, oldest first."""
     found = []
     for path in folder.glob(PATTERN):
         with suppress(FileNotFoundError):  # a run at work deletes old ones
@@ -182,7 +182,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder."""
+    """Return the newest checkpoint of a folder."""
     found = checkpoints_of(folder)
     return found[-1] if found else None
 

@@ -110,7 +110,7 @@ def _is_over(callback: Callback) -> bool:
 
 
 def _ours() -> list[signal.Signals]:
-    """Signals to handle: none outside the main thread, where Python forbids it, and no SIGUSR1 on Slurm.
+    """List the signals to handle: none outside the main thread, where Python forbids it, and no SIGUSR1 on Slurm.
 
     There Lightning uses SIGUSR1 to requeue the job.
     """
@@ -151,7 +151,7 @@ class RunProgress:
     reason: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Entries of ``results.json``; only an unfinished run lists what it lacks."""
+        """Return the entries of ``results.json``; only an unfinished run lists what it lacks."""
         found: dict[str, Any] = {"finished": self.finished, f"{self.unit}_done": self.done}
         found[f"{self.unit}_planned"] = self.planned
         if self.finished:
@@ -184,7 +184,7 @@ def shortfall(results: dict[str, Any]) -> str:
 
 
 def numbered(word: str, numbers: Sequence[int]) -> str:
-    """Text for one number, or for the first and last of consecutive ones: "stages 3 to 6"."""
+    """Format one number, or the first and last of consecutive ones: "stages 3 to 6"."""
     return f"{word} {numbers[0]}" if len(numbers) == 1 else f"{word}s {numbers[0]} to {numbers[-1]}"
 
 
@@ -195,7 +195,7 @@ def batches_left_out(trainer: Trainer) -> bool:
 
 
 def whole_epochs(trainer: Trainer) -> int:
-    """Number of complete epochs; Lightning also counts the one in which it stopped."""
+    """Count complete epochs; Lightning also counts the one in which it stopped."""
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     cut = batches.processed < trainer.num_training_batches
     return max(0, trainer.current_epoch - cut)

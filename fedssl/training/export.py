@@ -108,7 +108,7 @@ def _exported(folder: Path) -> Iterator[Path]:
 
 
 def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:
-    """Weights of the present blocks under timm's own names."""
+    """Return the weights of the present blocks under timm's own names."""
     is_vit = _is_vit(encoder)
     state = {name.removeprefix("model."): tensor for name, tensor in encoder.stem.state_dict().items()}
     for index in range(encoder.depth):
@@ -118,7 +118,7 @@ def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:
 
 
 def _block_state(encoder: StagedEncoder, index: int) -> dict[str, Tensor]:
-    """Weights of a block, with its adapters merged into them."""
+    """Return the weights of a block, with its adapters merged into them."""
     block: Any = encoder.blocks[index]
     merged = {"attn.qkv.weight": block.attn.qkv.merged().detach()} if encoder.adapters else {}
     return block.state_dict() | merged

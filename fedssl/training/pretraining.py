@@ -82,7 +82,7 @@ class Pretraining(EvaluatedModule):
         return self.augment.plain(images)
 
     def classify(self, images: Tensor) -> Tensor | None:
-        """Class scores of the classifier trained with the encoder; ``None`` for a method without one."""
+        """Return class scores of the classifier trained with the encoder; ``None`` for a method without one."""
         return self.model.classify(images)
 
     def token_nll(self, texts: Tensor) -> Tensor | None:

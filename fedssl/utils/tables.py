@@ -53,7 +53,7 @@ class Table:
         return shown
 
     def markdown(self) -> list[str]:
-        """Lines of the table in Markdown, without title and caption."""
+        """Format the table as lines of Markdown, without title and caption."""
         head, *rows = [
             "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (self.header, *self.rows)
         ]

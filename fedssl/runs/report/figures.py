@@ -25,7 +25,7 @@ ABSENT = {
     "client/unavailable": "out of reach",
     "client/ineligible": "too little memory",
 }
-"""Reasons why clients gave no result, by metric."""
+"""List the reasons why clients gave no result, by metric."""
 
 MOST_CLIENTS = 200
 """Largest number of clients that can be told apart in a figure of this width."""

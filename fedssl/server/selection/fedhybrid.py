@@ -117,7 +117,7 @@ def memory_utility(available: float, full: float) -> float:
 
 
 def compute_utility(num_images: int, seconds: float) -> float:
-    """Images a second of a round; 1 if the round takes no time, as without device profiles."""
+    """Compute the images a second of a round; 1 if the round takes no time, as without device profiles."""
     return num_images / seconds if seconds > 0 else 1.0
 
 
@@ -127,19 +127,19 @@ def exploration_share(round_: int) -> float:
 
 
 def normalised_rewards(rewards: np.ndarray) -> np.ndarray:
-    """Rewards (N,), clipped at their ``CLIP_QUANTILE`` and scaled to [0, 1]; all 0 if they are equal."""
+    """Compute rewards (N,), clipped at their ``CLIP_QUANTILE`` and scaled to [0, 1]; all 0 if they are equal."""
     clipped = np.minimum(rewards, np.quantile(rewards, CLIP_QUANTILE))
     width = clipped.max() - clipped.min()
     return (clipped - clipped.min()) / width if width > 0 else np.zeros_like(clipped)
 
 
 def confidence_bonus(round_: int, last_rounds: np.ndarray) -> np.ndarray:
-    """Bonus (N,) for clients not seen for long: ``sqrt(BONUS * ln(round) / last_round)``, rounds from 1."""
+    """Compute the bonus (N,) for clients not seen for long: ``sqrt(BONUS * ln(round) / last_round)``, rounds from 1."""
     return np.sqrt(BONUS * math.log(round_) / last_rounds)
 
 
 def best_pool(scores: np.ndarray, slots: int) -> np.ndarray:
-    """Positions whose score is at least ``CUTOFF`` times the ``slots``-th best score, the best first.
+    """Return positions whose score is at least ``CUTOFF`` times the ``slots``-th best score, the best first.
 
     Equal scores keep their order.
     """

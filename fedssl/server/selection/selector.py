@@ -113,7 +113,7 @@ class LossSelector(Selector):
         return known[client_id] if client_id in known else float(np.mean([*known.values()] or [0.0]))
 
     def state_dict(self) -> dict[str, Any]:
-        """Losses of the clients that answered."""
+        """Return the losses of the clients that answered."""
         return {"squared losses": dict(self._squared_losses)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -158,7 +158,7 @@ def _usable(update: np.ndarray) -> bool:
 
 
 def find_communities(clients: Sequence[int], updates: np.ndarray, seed: int) -> list[list[int]]:
-    """Communities by Louvain's method (Blondel et al. 2008, arXiv 0803.0476) on the similarity graph.
+    """Find communities by Louvain's method (Blondel et al. 2008, arXiv 0803.0476) on the similarity graph.
 
     Edges weigh ``max(0, cosine)``; those lighter than the mean over all pairs are left out. Edges as heavy as the mean
     stay, so that clients which are all alike stay together.
