@@ -1,11 +1,12 @@
 """Frozen evaluation: kNN, linear probe and collapse measures from one pass of features."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from linear_eval.features import Features, feature_std, rankme
 from linear_eval.knn import knn_predict
-from linear_eval.metrics import ClassificationMetrics, classification_metrics
+from linear_eval.metrics import ClassificationMetrics, classification_metrics, macro_auroc
 from linear_eval.probe import LogisticProbe, Probe, SGDProbe
 
 ProbeName = Literal["auto", "logistic", "sgd"]
@@ -48,15 +49,21 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
-class EvaluationReport:
-    """Results of the frozen evaluation. Accuracies, precision, recall and F1 are in percent.
+class ClassifierReport:
+    """Results of kNN and linear probe on one representation of the test images.
+
+    "Centred" features are those less the mean of the features that vote. Features with a dominant mean have cosines
+    near 1, and plain kNN then measures that mean as much as what tells images apart.
 
     Args:
-        knn: Metrics of the kNN classifier on the test images.
-        linear: Metrics of the linear probe on the test images.
-        feature_std: Spread of the test features; 1 is isotropic, 0 collapsed.
-        rankme: Effective rank of the test features, at most min(test images, feature_dim).
-        feature_dim: Width D of the features.
+        knn: Metrics of the kNN classifier.
+        knn_centred: The same on centred features.
+        knn_full: kNN with all labelled training images as voters, where the evaluation learns from a part of them;
+            ``None`` without.
+        knn_full_centred: The same on centred features.
+        linear: Metrics of the linear probe.
+        linear_auroc: Macro area under the ROC curves of the probe, one class against the rest, in percent; ``None`` for
+            test images of one class.
         train_images: Number of training images.
         test_images: Number of test images.
         probe: Name of the probe, "logistic" or "sgd".
@@ -64,29 +71,50 @@ class EvaluationReport:
     """
 
     knn: ClassificationMetrics
+    knn_centred: ClassificationMetrics
+    knn_full: ClassificationMetrics | None
+    knn_full_centred: ClassificationMetrics | None
     linear: ClassificationMetrics
-    feature_std: float
-    rankme: float
-    feature_dim: int
+    linear_auroc: float | None
     train_images: int
     test_images: int
     probe: str
     probe_regularization: float
 
     def as_dict(self) -> dict[str, float | int | str]:
-        """Return one flat level, ready for JSON; per-class figures stay in ``knn`` and ``linear``."""
-        return {
-            "knn_top1": self.knn.accuracy,
-            "knn_mean_per_class": self.knn.mean_per_class_accuracy,
-            "linear_top1": self.linear.accuracy,
-            "linear_mean_per_class": self.linear.mean_per_class_accuracy,
-            **{f"linear_{name}": getattr(self.linear, name) for name in ("precision", "recall", "f1")},
-            **{name: value for name, value in vars(self).items() if name not in ("knn", "linear")},
-        }
+        """Return one flat level, ready for JSON; per-class figures stay in the metrics."""
+        flat: dict[str, float | int | str] = {}
+        for name, value in vars(self).items():
+            if isinstance(value, ClassificationMetrics):
+                flat |= value.summary(name)
+            elif value is not None:
+                flat[name] = value
+        return flat | {"linear_precision": self.linear.precision, "linear_recall": self.linear.recall}
+
+
+@dataclass(frozen=True)
+class EvaluationReport(ClassifierReport):
+    """Results of the frozen evaluation of an encoder. Accuracies, precision, recall, F1 and AUROC are in percent.
+
+    Args:
+        feature_std: Spread of the test features; 1 is isotropic, 0 collapsed.
+        rankme: Effective rank of the test features, at most min(test images, feature_dim).
+        rankme_centred: The same less the mean of the training features; of constant features it is rounding's noise.
+        feature_dim: Width D of the features.
+    """
+
+    feature_std: float
+    rankme: float
+    rankme_centred: float
+    feature_dim: int
 
 
 def evaluate_features(
-    train: Features, test: Features, num_classes: int, settings: EvaluationSettings
+    train: Features,
+    test: Features,
+    num_classes: int,
+    settings: EvaluationSettings,
+    rest: Features | None = None,
 ) -> EvaluationReport:
     """Evaluate frozen features. The test labels are used for the metrics and for nothing else.
 
@@ -95,18 +123,53 @@ def evaluate_features(
         test: Labelled test features, (M, D).
         num_classes: Number of classes; every label must be below it.
         settings: Neighbours and probe.
+        rest: Labelled training features that only ``knn_full`` adds to the bank, (R, D).
 
     Raises:
         ValueError: Widths differ, a label is out of range, or the training set has one class.
     """
-    knn = _knn_metrics(train, test, num_classes, settings)  # first: it refuses what does not fit, in no time
-    fitted = choose_probe(settings, len(train)).fit(train)
+    classified = evaluate_classifiers((train, test), (train, test), num_classes, settings, rest)
     return EvaluationReport(
-        knn=knn,
-        linear=classification_metrics(test.y, fitted.predict(test.x), num_classes),
+        **vars(classified),
         feature_std=feature_std(test.x),
         rankme=rankme(test.x),
+        rankme_centred=rankme(test.x - train.x.mean(dim=0)),
         feature_dim=train.dim,
+    )
+
+
+def evaluate_classifiers(
+    voting: tuple[Features, Features],
+    probed: tuple[Features, Features],
+    num_classes: int,
+    settings: EvaluationSettings,
+    rest: Features | None = None,
+) -> ClassifierReport:
+    """Run kNN and linear probe, each on training and test features of its own.
+
+    Args:
+        voting: Features for kNN: the bank (N, D) and the queries (M, D).
+        probed: Features of the same images for the probe, (N, E) and (M, E).
+        num_classes: Number of classes; every label must be below it.
+        settings: Neighbours and probe.
+        rest: Labelled training features that only ``knn_full`` adds to the bank, (R, D).
+
+    Raises:
+        ValueError: Widths differ, a label is out of range, or the training set has one class.
+    """
+    knn, knn_centred = _both_knn(*voting, num_classes, settings)  # first: it refuses what does not fit, in no time
+    full: Sequence[ClassificationMetrics | None] = (None, None)
+    if rest is not None:
+        full = _both_knn(voting[0].joined(rest), voting[1], num_classes, settings)
+    train, test = probed
+    fitted = choose_probe(settings, len(train)).fit(train)
+    return ClassifierReport(
+        knn=knn,
+        knn_centred=knn_centred,
+        knn_full=full[0],
+        knn_full_centred=full[1],
+        linear=classification_metrics(test.y, fitted.predict(test.x), num_classes),
+        linear_auroc=macro_auroc(test.y, fitted.probabilities(test.x), fitted.classes),
         train_images=len(train),
         test_images=len(test),
         probe=fitted.name,
@@ -124,15 +187,19 @@ def knn_report(bank: Features, query: Features, num_classes: int, settings: Eval
         settings: Neighbours; the probe's settings are not used.
 
     Returns:
-        ``knn_top1`` in percent, ``feature_std`` and ``rankme`` of the query features.
+        ``knn_top1`` and ``knn_centred_top1`` in percent, and ``feature_std``, ``rankme`` and ``rankme_centred`` of the
+        query features. Centred features are those less the mean of the bank.
 
     Raises:
         ValueError: Widths differ, or a label is out of range.
     """
+    knn, knn_centred = _both_knn(bank, query, num_classes, settings)
     return {
-        "knn_top1": _knn_metrics(bank, query, num_classes, settings).accuracy,
+        "knn_top1": knn.accuracy,
+        "knn_centred_top1": knn_centred.accuracy,
         "feature_std": feature_std(query.x),
         "rankme": rankme(query.x),
+        "rankme_centred": rankme(query.x - bank.x.mean(dim=0)),
     }
 
 
@@ -141,6 +208,15 @@ def choose_probe(settings: EvaluationSettings, train_images: int) -> Probe:
     small = train_images <= LOGISTIC_MAX_IMAGES
     logistic = settings.probe == "logistic" or (settings.probe == "auto" and small)
     return (LogisticProbe if logistic else SGDProbe)(seed=settings.probe_seed)
+
+
+def _both_knn(
+    bank: Features, query: Features, num_classes: int, settings: EvaluationSettings
+) -> tuple[ClassificationMetrics, ClassificationMetrics]:
+    """Run kNN on plain and on centred features."""
+    plain = _knn_metrics(bank, query, num_classes, settings)
+    mean = bank.x.mean(dim=0)
+    return plain, _knn_metrics(bank.shifted(mean), query.shifted(mean), num_classes, settings)
 
 
 def _knn_metrics(

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linear_eval.evaluate import EvaluationReport
+from linear_eval.evaluate import ClassifierReport
 from linear_eval.features import Features, linear_cka
 from linear_eval.knn import nearest
 
@@ -125,7 +125,7 @@ class Evaluated:
     layers: Mapping[str, nn.Module]
     train: Features
     test: Features
-    report: EvaluationReport
+    report: ClassifierReport
 
 
 def collect_details(

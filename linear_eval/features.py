@@ -48,6 +48,14 @@ class Features:
         """Return the rows at the given positions, int64 (M,), in that order."""
         return Features(self.x[index], self.y[index])
 
+    def joined(self, other: "Features") -> "Features":
+        """Return these features followed by others of the same width."""
+        return Features(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]))
+
+    def shifted(self, mean: Tensor) -> "Features":
+        """Return the features less a mean (D,)."""
+        return Features(self.x - mean, self.y)
+
 
 def feature_std(x: Tensor) -> float:
     """Compute the spread of L2-normalised features: 1 if isotropic, 0 if all point the same way.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 from torch import Tensor
 
 
@@ -34,6 +35,14 @@ class ClassificationMetrics:
     f1: float
     per_class_accuracy: tuple[float | None, ...]
     confusion: tuple[tuple[int, ...], ...]
+
+    def summary(self, name: str) -> dict[str, float]:
+        """Return the figures that suit every classifier, with keys that begin with its name."""
+        return {
+            f"{name}_top1": self.accuracy,
+            f"{name}_mean_per_class": self.mean_per_class_accuracy,
+            f"{name}_f1": self.f1,
+        }
 
 
 def classification_metrics(target: Tensor, predicted: Tensor, num_classes: int) -> ClassificationMetrics:
@@ -68,6 +77,29 @@ def classification_metrics(target: Tensor, predicted: Tensor, num_classes: int) 
         per_class_accuracy=tuple(100.0 * float(r / n) if n else None for r, n in zip(right, counts, strict=True)),
         confusion=tuple(tuple(int(count) for count in row) for row in confusion),
     )
+
+
+def macro_auroc(target: Tensor, probabilities: Tensor, classes: Tensor) -> float | None:
+    """Average the areas under the ROC curves of each class against the rest, in percent; 50 is chance.
+
+    Unlike accuracy it asks for an order of images only, and each class counts the same, however rare it is. The mean
+    runs over the classes that occur in the targets.
+
+    Args:
+        target: True classes, int64 (M,).
+        probabilities: Predicted probabilities, (M, K).
+        classes: Class of each column, int64 (K,); a target's class without a column has area 50.
+
+    Returns:
+        ``None`` if all targets have the same class, for then nothing can be put in order.
+    """
+    true, found = target.cpu().numpy(), probabilities.double().cpu().numpy()
+    column = {label: at for at, label in enumerate(classes.tolist())}
+    present = np.unique(true)
+    if len(present) < 2:
+        return None
+    areas = [roc_auc_score(true == c, found[:, column[c]]) if c in column else 0.5 for c in present.tolist()]
+    return 100.0 * float(np.mean(areas))
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,14 @@ class FittedProbe:
 
     def predict(self, x: Tensor) -> Tensor:
         """Predict classes, int64 (M,), of features (M, D), on the device of ``x``."""
-        scores = F.linear(self.standardize(x.to(self.weight.device)), self.weight, self.bias)
-        return self.classes[scores.argmax(dim=1)].to(x.device)
+        return self.classes[self._scores(x).argmax(dim=1)].to(x.device)
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Predict the probability of each class it has seen, (M, K), from features (M, D)."""
+        return self._scores(x).softmax(dim=1)
+
+    def _scores(self, x: Tensor) -> Tensor:
+        return F.linear(self.standardize(x.to(self.weight.device)), self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ class LogisticProbe(Probe):
         model.fit(standardize(train.x).cpu().numpy().astype(np.float64), train.y.cpu().numpy())
         weight, bias = torch.from_numpy(model.coef_), torch.from_numpy(model.intercept_)
         if len(weight) == 1:  # two classes: scikit-learn keeps one row, positive for the second class
-            weight, bias = torch.cat([-weight, weight]), torch.cat([-bias, bias])
+            weight, bias = torch.cat([-weight, weight]) / 2, torch.cat([-bias, bias]) / 2  # the softmax is its sigmoid
         return FittedProbe(
             name="logistic",
             regularization=strength,

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedssl.comparison.rows import Row, baseline, shares
 from fedssl.comparison.run import differences
-from fedssl.runs.results import ACCURACIES, ENCODERS, MEASURES, Measure, mean_and_deviation
+from fedssl.runs.results import ACCURACIES, ENCODERS, MEASURES, RAW_PIXELS, Measure, mean_and_deviation
 from fedssl.utils.tables import Table
 
 NOTE = (
@@ -114,12 +114,14 @@ def _words(rows: list[Row]) -> tuple[dict[str, str], dict[str, list[str]]]:
 
 
 def _untrained(name: str, rows: list[Row], blank: int, measures: list[Measure]) -> list[list[str]]:
-    """Return the line of an untrained encoder; empty if the rows have different encoders.
+    """Return the line of a baseline; empty for untrained encoders if the rows have different ones.
 
-    One line serves all rows, since the weights at random initialisation depend on encoder and seed only.
+    One line serves all rows, since the weights at random initialisation depend on encoder and seed only, and pixels on
+    neither.
     """
     ended = [row for row in rows if row.results]
-    if not ended or differences([row.runs[0].configuration["model"]["init_args"]["encoder"] for row in ended]):
+    encoders = [row.runs[0].configuration["model"]["init_args"]["encoder"] for row in ended]
+    if not ended or (UNTRAINED[name] != RAW_PIXELS and differences(encoders)):
         return []
     # The row with most seeds gives the best mean.
     first = max((row.results for row in ended), key=len)

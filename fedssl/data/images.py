@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -43,6 +42,8 @@ class ImageData(LightningDataModule):
         eval_train_split: Split with the labelled images of the kNN bank and the probe.
         eval_test_split: Split with the test images of the final evaluation.
         eval_train_images: Use only this many labelled training images, drawn at random; ``None`` uses all.
+        eval_full_bank: Let kNN of the final evaluation vote with all labelled training images too (``knn_full``), where
+            ``eval_train_images`` leaves some out. Off by default: it encodes every one of them.
         validation_fraction: Part of the labelled training images held out as queries of the online kNN.
         eval_batch_size: Images in a batch of the evaluation.
         in_memory: Hold the images in memory; ``None`` decides by size.
@@ -72,6 +73,7 @@ class ImageData(LightningDataModule):
         eval_train_split: str = "train",
         eval_test_split: str = "test",
         eval_train_images: int | None = None,
+        eval_full_bank: bool = False,
         validation_fraction: float = 0.1,
         eval_batch_size: int = 256,
         in_memory: bool | None = None,
@@ -88,6 +90,7 @@ class ImageData(LightningDataModule):
         self.train_images, self.batch_size = train_images, batch_size
         self.eval_dataset = eval_dataset or dataset
         self.eval_splits, self.eval_train_images = (eval_train_split, eval_test_split), eval_train_images
+        self.eval_full_bank = eval_full_bank
         self.validation_fraction, self.eval_batch_size = validation_fraction, eval_batch_size
         self.in_memory, self.download = in_memory, download
         self.seed = run_seed(seed)
@@ -124,8 +127,15 @@ class ImageData(LightningDataModule):
         ]
 
     def test_dataloader(self) -> list[DataLoader]:
-        """Return loaders of the labelled training images and of the test images."""
-        return [in_order(images, self.eval_batch_size) for images in (self.eval_train, self.eval_test)]
+        """Return loaders of the labelled training and test images, and of voters for ``knn_full`` only, if wanted."""
+        loaded = [self.eval_train, self.eval_test, *([self._left_out()] if self.eval_full_bank else [])]
+        return [in_order(images, self.eval_batch_size) for images in loaded]
+
+    def _left_out(self) -> ImageSet:
+        """Return the labelled training images that ``eval_train_images`` leaves out."""
+        every = self._load(self.eval_dataset, self.eval_splits[0])
+        assert self.eval_train_images is not None
+        return every.subset(self._order(len(every), "eval train images")[self.eval_train_images :])
 
     def _load_pool(self) -> ImageSet:
         pool = self._some(self._load(self.dataset, self.split), self.train_images, "train images")
@@ -145,6 +155,11 @@ class ImageData(LightningDataModule):
                 )
         if bool((train.labels == train.labels[0]).all()):
             raise ValueError(f"{train.name} has one class only, nothing to tell apart: name another eval_dataset")
+        if self.eval_full_bank and self.eval_train_images in (None, len(train)):
+            raise ValueError(
+                f"eval_full_bank adds the labelled images that eval_train_images leaves out, which are none of "
+                f"{len(train)}: set --data.eval_train_images to less, or leave --data.eval_full_bank out"
+            )
         train = self._some(train, self.eval_train_images, "eval train images")
         if self._queries(len(train)) >= len(train):
             raise ValueError(
@@ -164,8 +179,10 @@ class ImageData(LightningDataModule):
             return images
         if not 1 <= number <= len(images):
             raise ValueError(f"{what.replace(' ', '_')} {number}: {images.name} has 1 to {len(images)}")
-        drawn = numpy_generator(self.seed, what).permutation(len(images))[:number]
-        return images.subset(torch.from_numpy(np.sort(drawn)))
+        return images.subset(self._order(len(images), what)[:number].sort().values)
+
+    def _order(self, number: int, what: str) -> Tensor:
+        return torch.from_numpy(numpy_generator(self.seed, what).permutation(number))
 
 
 class FederatedData(ImageData, ClientData):

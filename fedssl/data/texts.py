@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from fedssl.data.clients import ClientData, ClientDatasets, in_order
 from fedssl.data.datasets import TextSet, load_text, speeches
+from fedssl.data.datasets.texts import VOCABULARY
 from fedssl.data.partition import Partitioner, WholeClasses
 from fedssl.utils.seeding import numpy_generator, run_seed
 from ssl_methods import check_at_least
@@ -76,6 +77,11 @@ class FederatedText(ClientData):
             rng = numpy_generator(self.seed, "partition")
             parts = self.partition(self.pool.labels.numpy(), self.num_clients, rng)
             self.datasets = ClientDatasets([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of different characters."""
+        return VOCABULARY
 
     def val_dataloader(self) -> DataLoader:
         """Return a loader of the validation pieces."""

@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from fedssl.data.disclosure import may_show_images
 from fedssl.data.images import ImageData
+from fedssl.runs.baselines import print_caution
 from fedssl.runs.results import (
     accuracy_over_simulated_time,
     collect_results,
@@ -80,6 +81,7 @@ def finish_test(module: EvaluatedModule, folder: Path, seconds: float) -> None:
     results = collect_results(module, seconds)
     write_results(results, folder / "test.json")
     print_results(results, folder)
+    print_caution(results)
     print_shortfall(results)
 
 
@@ -108,6 +110,7 @@ def finish_fit(
     write_results(results, folder / RESULTS)
     print_results(results, folder)
     _report(module, data, folder, show_images)
+    print_caution(results)
     print_shortfall(results)
 
 

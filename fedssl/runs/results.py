@@ -23,14 +23,17 @@ from fedssl.utils.files import write_text
 from fedssl.utils.resources import peak_process_bytes
 from fedssl.utils.tables import Table
 from fedssl.utils.units import MIB
-from linear_eval import EvaluatedModule
+from linear_eval import EvaluatedModule, wilson
+from linear_eval.ngram import ORDER
 
 PACKAGES = ("fedssl", "torch", "torchvision", "pytorch-lightning", "lightly", "timm", "scikit-learn", "numpy")
 PROTOCOL = (
     "Accuracies in percent on the test images, measured once, after training (test/... in metrics.csv; eval/... is "
     "measured during training, on labelled training images held out as queries). kNN and probe learn from the labelled "
-    "training images. start_...: the loaded weights that training started from; random_init_...: random "
-    "initialisation, which is the start where there is no start_..."
+    "training images; centred: on features less the mean of those; full: kNN with all labelled training images. "
+    "start_...: the loaded weights that training started from; random_init_...: random initialisation, which is the "
+    "start where there is no start_..., and fine-tuned is training from scratch; raw_pixels_...: no encoder; "
+    "majority_...: always the most frequent class of the labelled training images"
 )
 
 
@@ -62,18 +65,18 @@ def collect_results(module: EvaluatedModule, wall_seconds: float) -> dict[str, A
 
 
 def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
-    """Collect the final evaluation; keys of untrained networks begin with ``start_`` or ``random_init_``."""
+    """Collect the final evaluation; keys of baselines begin with their name, see ``PROTOCOL``."""
     results: dict[str, Any] = {"protocol": PROTOCOL} if module.reports else {}
     for name, report in module.reports.items():
         prefix = "" if name == "encoder" else f"{name}_"
         results |= {prefix + key: value for key, value in report.as_dict().items()}
-    if module.perplexity:
+    if module.perplexity and module.ngram_perplexity:
         results |= module.perplexity.as_dict() | {"test_characters": module.perplexity.characters}
-    for name, found in (("classifier", module.classified), ("finetuned", module.finetuned)):
-        if found:
-            results |= {f"{name}_top1": found.accuracy, f"{name}_mean_per_class": found.mean_per_class_accuracy}
-    if module.classified:
-        results["classifier_per_class"] = list(module.classified.per_class_accuracy)
+        results |= {f"ngram_{key}": value for key, value in module.ngram_perplexity.as_dict().items()}
+    for name, found in module.classifiers.items():
+        results |= found.summary(name)
+    if "classifier" in module.classifiers:
+        results["classifier_per_class"] = list(module.classifiers["classifier"].per_class_accuracy)
     return results
 
 
@@ -150,25 +153,37 @@ class Measure:
         return spread(values, self.digits) if values else ""
 
 
-KNN, LINEAR = Measure("kNN top-1 %", "knn_top1"), Measure("linear top-1 %", "linear_top1")
-PER_CLASS, RANK = Measure("linear per class %", "linear_mean_per_class"), Measure("RankMe", "rankme")
-QUALITY = (KNN, LINEAR, PER_CLASS, Measure("linear F1 %", "linear_f1"), RANK, Measure("feature spread", "feature_std"))
+KNN, KNN_CENTRED = Measure("kNN top-1 %", "knn_top1"), Measure("centred kNN top-1 %", "knn_centred_top1")
+FULL = (Measure("full kNN top-1 %", "knn_full_top1"), Measure("full centred kNN top-1 %", "knn_full_centred_top1"))
+LINEAR, PER_CLASS = Measure("linear top-1 %", "linear_top1"), Measure("linear per class %", "linear_mean_per_class")
+RANK, RANK_CENTRED = Measure("RankMe", "rankme"), Measure("centred RankMe", "rankme_centred")
+UNEQUAL = (PER_CLASS, Measure("linear F1 %", "linear_f1"), Measure("linear AUROC %", "linear_auroc"))
+"""Measures that count rare classes like frequent ones."""
+QUALITY = (KNN, KNN_CENTRED, *FULL, LINEAR, *UNEQUAL, RANK, RANK_CENTRED, Measure("feature spread", "feature_std"))
 LANGUAGE = (
     Measure("perplexity a character", "perplexity", digits=3),
     Measure("bits a character", "bits_per_character", digits=3),
     Measure("held-out characters", "test_characters", digits=0),
 )
+LANGUAGE_MODELS = {"trained": "", f"{ORDER}-gram counter": "ngram_"}
+"""Prefix of each language model's keys in ``results.json``."""
 CLASSIFIED = (Measure("classifier top-1 %", "classifier_top1"), Measure("fine-tuned top-1 %", "finetuned_top1"))
-ACCURACIES = (KNN, LINEAR, *CLASSIFIED)
+ACCURACIES = (KNN, KNN_CENTRED, *FULL, LINEAR, *CLASSIFIED)
 TRAFFIC = (Measure("received MiB", "down_bytes_per_client", MIB), Measure("sent MiB", "up_bytes_per_client", MIB))
 MACS, KEPT = Measure("GMACs", "macs_per_client", 1e9), Measure("kept MiB", "peak_activation_bytes", MIB)
 COSTS = (*TRAFFIC, MACS, KEPT)
 """Measures that are compared with those of end-to-end training."""
 TIMES = (Measure("simulated min", "simulated_seconds", 60), Measure("wall s", "wall_seconds", digits=0))
 MEASURES = (*ACCURACIES, *COSTS, *TIMES)
-ENCODERS = {"trained": "", "start weights": "start_", "random init": "random_init_"}
-"""Prefix of each evaluated encoder's keys in ``results.json``."""
-CLASSIFIERS = {"trained classifier": "classifier", "fine-tuned": "finetuned"}
+RAW_PIXELS = "raw_pixels_"
+ENCODERS = {"trained": "", "start weights": "start_", "random init": "random_init_", "raw pixels": RAW_PIXELS}
+"""Prefix of each evaluated representation's keys in ``results.json``; of pixels kNN and probe are known only."""
+CLASSIFIERS = {
+    "trained classifier": "classifier",
+    "fine-tuned": "finetuned",
+    "from scratch": "random_init_finetuned",
+    "most frequent class": "majority",
+}
 """First part of each classifier's keys in ``results.json``, where a linear probe's keys have ``linear``."""
 
 
@@ -187,7 +202,8 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
     """Print tables of quality and cost, and the run folder."""
     console = console or Console()
     title = " ".join(str(results[key]) for key in ("scheme", "method", "encoder") if key in results)
-    console.print(quality_table(results, (KNN, LINEAR, PER_CLASS, RANK), title or "evaluation").rich())
+    measures = (KNN, KNN_CENTRED, *FULL, LINEAR, PER_CLASS, RANK)
+    console.print(quality_table(results, measures, title or "evaluation").rich())
     if "down_bytes_per_client" in results:
         console.print(cost_table(results, "cost of a device over the whole run").rich())
     if results.get("simulated_seconds"):
@@ -202,17 +218,37 @@ def print_shortfall(results: dict[str, Any]) -> None:
         Console().print(f"{UNFINISHED}: {lacks}", style="bold red", highlight=False, soft_wrap=True)
 
 
-def quality_table(results: dict[str, Any], measures: Sequence[Measure], title: str, caption: str = "") -> Table:
-    """Tabulate every evaluated encoder and classifier, or the language model."""
+def quality_table(
+    results: dict[str, Any], measures: Sequence[Measure], title: str, caption: str = "", intervals: bool = False
+) -> Table:
+    """Tabulate every evaluated representation and classifier, or the language model and the counter of n-grams.
+
+    Args:
+        results: Results of a run.
+        measures: Columns; those without a value are left out.
+        title: Title of the table.
+        caption: Explanation of the table.
+        intervals: Show the 95 % intervals of accuracies.
+    """
     if "perplexity" in results:
-        texts = [measure.text([results]) for measure in LANGUAGE]
-        return Table([measure.title for measure in LANGUAGE], [texts], title, caption, text_columns=0)
+        rows = [[name, *(each.text([results], key) for each in LANGUAGE)] for name, key in LANGUAGE_MODELS.items()]
+        return Table(["model", *(measure.title for measure in LANGUAGE)], rows, title, caption)
     keys = {name: [prefix + measure.key for measure in measures] for name, prefix in ENCODERS.items()}
     for name, part in CLASSIFIERS.items():
         keys[name] = [each.key.replace("linear", part) if "linear" in each.key else "" for each in measures]
-    rows = [[name, *(f"{results[key]:.2f}" if key in results else "" for key in row)] for name, row in keys.items()]
+    rows = [[name, *(_cell(results, key, intervals) for key in row)] for name, row in keys.items()]
     header = ["representation", *(measure.title for measure in measures)]
-    return Table(header, [row for row in rows if any(row[1:])], title, caption)
+    rows = [row for row in rows if any(row[1:])]
+    shown = [at for at in range(len(header)) if any(row[at] for row in rows)]
+    return Table([header[at] for at in shown], [[row[at] for at in shown] for row in rows], title, caption)
+
+
+def _cell(results: dict[str, Any], key: str, intervals: bool) -> str:
+    if key not in results:
+        return ""
+    # Means over classes have no interval of this kind: their images do not count the same.
+    limits = wilson(results[key], results["test_images"]) if intervals and key.endswith("_top1") else None
+    return f"{results[key]:.2f}" + (f" ({limits[0]:.1f} to {limits[1]:.1f})" if limits else "")
 
 
 def cost_table(results: dict[str, Any], title: str) -> Table:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from linear_eval import classification_metrics
+from linear_eval import classification_metrics, macro_auroc
 
 
 def test_three_classes_by_hand() -> None:
@@ -41,3 +41,12 @@ def test_absent_class_is_left_out_of_the_means_but_its_prediction_is_a_mistake()
 def test_refuses(target: list[int], predicted: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         classification_metrics(torch.tensor(target), torch.tensor(predicted), 3)
+
+
+def test_macro_auroc_by_hand() -> None:
+    target = torch.tensor([0, 0, 1, 2])
+    probabilities = torch.tensor([[0.6, 0.4], [0.2, 0.8], [0.3, 0.7], [0.5, 0.5]])
+    # Class 0: of its 4 pairs with others 2 are in order. Class 1: 2 of 3. Class 2 has no column, which is chance.
+    found = macro_auroc(target, probabilities, torch.tensor([0, 1]))
+    assert found == pytest.approx(100 * (2 / 4 + 2 / 3 + 1 / 2) / 3)
+    assert macro_auroc(target[:2], probabilities[:2], torch.tensor([0, 1])) is None

@@ -37,22 +37,33 @@ def test_report_on_separable_features() -> None:
         "logistic",
         LogisticProbe().fit(train).regularization,
     )
-    assert list(flat) == [
-        "knn_top1",
-        "knn_mean_per_class",
-        "linear_top1",
-        "linear_mean_per_class",
-        "linear_precision",
-        "linear_recall",
-        "linear_f1",
-        "feature_std",
-        "rankme",
-        "feature_dim",
-        "train_images",
-        "test_images",
-        "probe",
-        "probe_regularization",
-    ]
+    classifiers = {
+        f"{name}_{key}" for name in ("knn", "knn_centred", "linear") for key in ("top1", "mean_per_class", "f1")
+    }
+    assert set(flat) == classifiers | {
+        *("linear_precision", "linear_recall", "linear_auroc"),
+        *("feature_std", "rankme", "rankme_centred", "feature_dim"),
+        *("train_images", "test_images", "probe", "probe_regularization"),
+    }
+
+
+def test_centred_measures_are_those_of_features_less_the_mean_of_the_bank() -> None:
+    train, test = clusters(60, 3.0, 0), clusters(30, 3.0, 1)
+    far = torch.full((6,), 100.0)
+    mean = (train.x + far).mean(dim=0)
+    moved = knn_report(Features(train.x + far, train.y), Features(test.x + far, test.y), 3, SETTINGS)
+    centred = knn_report(train.shifted(mean - far), test.shifted(mean - far), 3, SETTINGS)
+    assert moved["knn_centred_top1"] == centred["knn_top1"]
+    assert moved["rankme_centred"] == pytest.approx(centred["rankme"], rel=1e-4)
+    assert moved["rankme"] < 2
+
+
+def test_the_full_bank_votes_and_teaches_the_probe_nothing() -> None:
+    whole, test = clusters(60, 3.0, 0), clusters(30, 3.0, 1)
+    few, rest = whole.select(torch.arange(20)), whole.select(torch.arange(20, 60))
+    report, all_of_it = evaluate_features(few, test, 3, SETTINGS, rest), evaluate_features(whole, test, 3, SETTINGS)
+    assert (report.knn_full, report.knn_full_centred) == (all_of_it.knn, all_of_it.knn_centred)
+    assert report.as_dict().items() >= evaluate_features(few, test, 3, SETTINGS).as_dict().items()
 
 
 @pytest.mark.parametrize("probe", ["logistic", "sgd"])
@@ -92,7 +103,7 @@ def test_settings_of_knn_are_used() -> None:
 def test_knn_report_agrees_with_the_whole_report() -> None:
     train, test = clusters(60, 3.0, 0), clusters(30, 3.0, 1)
     cheap, full = knn_report(train, test, 3, SETTINGS), evaluate_features(train, test, 3, SETTINGS).as_dict()
-    assert set(cheap) == {"knn_top1", "feature_std", "rankme"}
+    assert set(cheap) == {"knn_top1", "knn_centred_top1", "feature_std", "rankme", "rankme_centred"}
     assert all(cheap[key] == full[key] for key in cheap)
 
 

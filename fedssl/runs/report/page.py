@@ -81,7 +81,14 @@ class Section:
 
 
 def build_page(
-    title: str, summary: str, sections: Sequence[Section], *, facts: Sequence[Fact] = (), subtitle: str, footer: str
+    title: str,
+    summary: str,
+    sections: Sequence[Section],
+    *,
+    caution: str = "",
+    facts: Sequence[Fact] = (),
+    subtitle: str,
+    footer: str,
 ) -> str:
     """Render the page; equal arguments give equal pages.
 
@@ -89,11 +96,17 @@ def build_page(
         title: Heading, and name of the browser's tab.
         summary: Main result, for a reader of one sentence only.
         sections: Sections in order, with distinct titles; those without blocks are left out.
+        caution: Reason to doubt the main result, set apart below it; empty for none.
         facts: Numbers below the summary.
         subtitle: Description of the run in one line.
         footer: Origin of the page.
     """
-    shown = {"sections": [section for section in sections if section.blocks], "css": Markup(CSS), "facts": facts}
+    shown = {
+        "sections": [section for section in sections if section.blocks],
+        "css": Markup(CSS),
+        "facts": facts,
+        "caution": caution,
+    }
     template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(HTML)
     return template.render(title=title, summary=summary, subtitle=subtitle, footer=footer, **shown)
 
@@ -113,6 +126,9 @@ HTML = """<!doctype html>
 <h1>{{ title }}</h1>
 <p class="subtitle">{{ subtitle }}</p>
 <p class="summary">{{ summary }}</p>
+{% if caution %}
+<p class="caution">{{ caution }}</p>
+{% endif %}
 {% if facts %}
 <dl class="facts">
 {% for fact in facts %}
@@ -183,6 +199,7 @@ p {{ margin: 0 0 12px; max-width: 74ch; }}
 a {{ color: var(--link); text-decoration: none; }}
 .subtitle, .intro, figcaption, footer, small, dt {{ color: var(--muted); overflow-wrap: anywhere; }}
 .summary {{ font-size: 1.12rem; margin: 20px 0 24px; }}
+.caution {{ border-left: 4px solid {SERIES[1]}; padding-left: 14px; font-weight: 600; margin-bottom: 24px; }}
 .facts {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 12px; margin: 0 0 24px; }}
 .fact, pre {{ border: 1px solid var(--grid); border-radius: 10px; padding: 12px 14px; }}
 dt, small {{ display: block; font-size: 0.83rem; font-weight: 400; }}

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from fedssl.data.clients import ClientData
 from fedssl.data.disclosure import may_show_images, without_paths
 from fedssl.data.images import ImageData
+from fedssl.runs.baselines import caution
 from fedssl.runs.report import figures, representation, summary
 from fedssl.runs.report.figures import Line
 from fedssl.runs.report.page import REPORT, Block, Listing, Picture, Section, build_page
@@ -95,7 +96,8 @@ def write_run_report(record: RunRecord) -> Sequence[Section]:
     code = f"fedssl {results['versions'].get('fedssl', '')}, commit {results['commit'] or 'unknown'}"
     footer = f"Run {record.folder.resolve().name}, {code}, seed {results['seed']}."
     sentence, facts, subtitle = summary.sentence(record), summary.facts(record), _subtitle(record)
-    page = build_page(title, sentence, sections, facts=facts, subtitle=subtitle, footer=footer)
+    doubts = caution(results)
+    page = build_page(title, sentence, sections, caution=doubts, facts=facts, subtitle=subtitle, footer=footer)
     write_text(record.folder / REPORT, page)
     return sections
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedssl.runs.report.page import Fact
 from fedssl.runs.report.record import RunRecord
-from fedssl.runs.results import ENCODERS, KNN, LINEAR, QUALITY, quality_table
+from fedssl.runs.results import ENCODERS, FULL, KNN, LINEAR, QUALITY, quality_table
 from fedssl.training.endings import UNFINISHED, shortfall
 from fedssl.utils.tables import Table
 from fedssl.utils.units import MIB, format_bytes
@@ -109,7 +109,10 @@ def quality(results: dict[str, Any]) -> Table:
         f"{results['test_images']:,} test images, {results['train_images']:,} labelled training images, features of "
         f"width {results['feature_dim']}, probe: {probe}. Measured at the end of the run."
     )
-    return quality_table(results, QUALITY, "What the representation is worth", caption)
+    if any(measure.key in results for measure in FULL):
+        caption += " Full: all labelled training images vote."
+    caption += " Centred: less the mean of the features that vote. In brackets: 95 % intervals of the test images."
+    return quality_table(results, QUALITY, "What the representation is worth", caption, intervals=True)
 
 
 def stage_table(record: RunRecord) -> Table:

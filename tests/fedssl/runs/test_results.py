@@ -103,11 +103,14 @@ def test_fine_tuning_is_reported(centralized: CentralizedSSL) -> None:
     assert "finetuned_top1" not in evaluation_results(centralized)
     labels = torch.tensor([0, 1, 2, 0])
     tuned: ClassificationMetrics = classification_metrics(labels, torch.tensor([0, 1, 1, 0]), 3)
-    centralized.finetuned = tuned
+    centralized.classifiers = {"finetuned": tuned, "random_init_finetuned": tuned}
     results = evaluation_results(centralized)
     assert results["finetuned_top1"] == 75.0
     assert results["finetuned_mean_per_class"] == pytest.approx(200 / 3)
-    assert "fine-tuned" in printed(collect_results(centralized, 1.0), Path("x"))
+    assert results["random_init_finetuned_f1"] == tuned.f1
+    text = printed(collect_results(centralized, 1.0), Path("x"))
+    assert "fine-tuned" in text
+    assert "from scratch" in text
 
 
 def test_results_are_json(federated: FederatedSSL, tmp_path: Path) -> None:
