@@ -31,7 +31,7 @@ def caution(results: dict[str, Any]) -> str:
     if not doubts:
         return ""
     images = f"{results['test_images']:,} test images"
-    return f"Caution: the encoder is not above {'; nor above '.join(doubts)}, by 95 % intervals of {images}."
+    return f"Caution: the encoder is not clearly above {'; nor above '.join(doubts)}, by 95 % intervals of {images}."
 
 
 def _not_above(results: dict[str, Any], prefix: str) -> list[str]:

@@ -47,6 +47,14 @@ def test_means_deviations_and_shares(six_runs: list[Run]) -> None:
     }
 
 
+def test_raw_pixels_are_those_of_all_encoders() -> None:
+    pixels = {"raw_pixels_knn_top1": 97.0}
+    runs = [Run(Path(name), configuration(encoder={"name": name}), results() | pixels) for name in ("vit", "wider")]
+    [table] = make_tables(group_runs(runs))
+    assert [row[0] for row in table.rows] == ["raw pixels", "vit", "wider"]
+    assert table.rows[0][table.header.index("kNN top-1 %")] == "97.00"
+
+
 def test_a_share_has_a_decimal_where_it_is_small() -> None:
     assert (percent(1.5), percent(0.1), percent(0.0321)) == ("150 %", "10 %", "3.2 %")
 

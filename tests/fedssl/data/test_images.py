@@ -112,6 +112,16 @@ def test_eval_train_images_takes_a_random_part_of_the_labelled_images() -> None:
     assert len(few.pool) == IMAGES
 
 
+def test_the_full_bank_is_all_that_was_left_out() -> None:
+    data = loaded(eval_train_images=50, eval_full_bank=True)
+    first, _, rest = (torch.cat([images for images, _ in loader]) for loader in data.test_dataloader())
+    together, every = torch.cat([first, rest]), loaded().eval_train.gather(torch.arange(IMAGES))
+    assert sorted(together.flatten(1).tolist()) == sorted(every.flatten(1).tolist())
+    for number in (None, IMAGES):
+        with pytest.raises(ValueError, match=f"none of {IMAGES}: set --data.eval_train_images to less"):
+            loaded(eval_train_images=number, eval_full_bank=True)
+
+
 def test_an_item_of_the_loader_is_the_federation() -> None:
     data = loaded()
     items = list(data.train_dataloader())

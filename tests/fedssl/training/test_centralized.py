@@ -15,6 +15,7 @@ from fedssl.data.images import FederatedData, ImageData
 from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint
 from fedssl.training.pretraining import CentralizedSSL
 from layerwise import EncoderSpec
+from linear_eval import FinetuneSettings
 from ssl_methods import DigitsViews, StepOutput, Views
 
 pytestmark = [
@@ -117,3 +118,20 @@ def test_evaluation_sees_the_trained_encoder(make_module: Callable[..., Centrali
     metrics = trainer.callback_metrics
     assert metrics["eval/knn_top1"] > 20
     assert module.summary == {"scheme": "centralized", "method": "SimCLR"}
+
+
+def test_the_final_evaluation_has_baselines(vit_spec: EncoderSpec, methods: dict[str, Any]) -> None:
+    tuning = FinetuneSettings(epochs=1, warmup_epochs=0, batch_size=20)
+    optimizer = partial(AdamW, lr=1e-3)
+    module = CentralizedSSL(vit_spec, methods["SimCLR"], DigitsViews(), optimizer, finetuning=tuning, seed=0)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    trainer.test(module, ImageData(eval_train_images=40, eval_full_bank=True, seed=0), verbose=False)
+    assert list(module.reports) == ["encoder", "random_init", "raw_pixels"]
+    pixels = module.reports["raw_pixels"]
+    assert pixels.knn_full is not None
+    assert pixels.knn_full.accuracy > 97 > pixels.knn.accuracy > 50 > module.classifiers["majority"].accuracy
+    assert "rankme" not in pixels.as_dict()
+    # An encoder that was never trained is its own random initialisation.
+    assert module.classifiers["finetuned"] == module.classifiers["random_init_finetuned"]
+    assert module.reports["encoder"].linear == module.reports["random_init"].linear
+    assert trainer.callback_metrics["test/raw_pixels_knn_top1"].item() == pytest.approx(pixels.knn.accuracy)
