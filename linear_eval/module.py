@@ -265,10 +265,14 @@ class _Collected:
 
     def features(self, name: str) -> list[Features]:
         """Return the features of each loader."""
-        return [Features(*map(torch.cat, zip(*part, strict=True))) for part in self._features[name].values()]
+        return [_joined(part) for part in self._features[name].values()]
 
     def pop(self, name: str) -> list[Features]:
-        """Return the features of each loader, and forget them."""
-        found = self.features(name)
-        del self._features[name]
-        return found
+        """Return the features of each loader, and forget the batches of one before the next is joined."""
+        parts = self._features.pop(name)
+        return [_joined(parts.pop(loader)) for loader in sorted(parts)]
+
+
+def _joined(batches: list[Batch]) -> Features:
+    x, y = map(torch.cat, zip(*batches, strict=True))
+    return Features(x, y)

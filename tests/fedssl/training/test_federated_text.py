@@ -120,6 +120,7 @@ def test_a_run_is_evaluated_by_perplexity(data, scheme) -> None:
     assert results["bits_per_character"] == pytest.approx(mean / np.log(2))
     assert results["test_characters"] == 8 * len(text.eval_test)
     assert "knn_top1" not in results
+    assert 1 < results["ngram_perplexity"] < results["perplexity"]  # three texts that repeat a line, and two rounds
     print_results(results, Path())
 
 

@@ -82,5 +82,6 @@ def test_final_figures_have_keys_of_their_own(runs: tuple[Path, Path]) -> None:
         for prefix in ("", "start_", "random_init_"):
             (measured,) = [row[f"test/{prefix}{key}"] for row in rows if row[f"test/{prefix}{key}"]]
             assert float(measured) == pytest.approx(found[prefix + key], abs=1e-4)
-    assert {key for key in rows[0] if key.startswith("eval/")} == {"eval/knn_top1", "eval/feature_std", "eval/rankme"}
+    online = {f"eval/{key}" for key in ("knn_top1", "knn_centred_top1", "feature_std", "rankme", "rankme_centred")}
+    assert {key for key in rows[0] if key.startswith("eval/")} == online
     assert all(not row["eval/knn_top1"] for row in rows if row["test/knn_top1"])
