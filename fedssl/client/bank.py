@@ -134,6 +134,7 @@ class Rows:
             least, most = groups.aminmax(dim=2)
             step = (most - least) / LEVELS
             self._scales[0, rows], self._scales[1, rows] = least, step
+            # Equal values have a step of 0: their codes become 0, and the smallest value alone restores them.
             codes = (groups - least[..., None]) / step.clamp_min(torch.finfo(step.dtype).tiny)[..., None]
             values = codes.round_().clamp_(0, LEVELS).view_as(values)
         self._values[rows] = values.to(self._values.dtype)
@@ -143,6 +144,7 @@ class Rows:
         values = self._values[rows].float()
         if self._scales is not None:
             least, step = self._scales[:, rows, :, None]
+            # In place, since indexing has made a copy already and rows are read in every step.
             values.flatten(2).mul_(step).add_(least)
         return values
 
@@ -159,5 +161,6 @@ def _table(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> T
     needed, free = prod(shape) * dtype.itemsize, shutil.disk_usage(folder).free
     if needed > free:  # a mapped file that finds no space ends the process without a word
         raise OSError(f"{folder} has {format_bytes(free)} left, and a bank needs {format_bytes(needed)} there")
+    # The name goes at once and the mapping stays: the space is free when the table goes, even after a kill.
     with tempfile.NamedTemporaryFile(dir=folder, prefix="bank-") as file:
         return torch.from_file(file.name, shared=True, size=prod(shape), dtype=dtype).view(shape)

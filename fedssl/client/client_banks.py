@@ -62,6 +62,7 @@ class Bank:
 
     def _draw(self, rows: Rows, numbers: Tensor, generator: torch.Generator) -> Tensor:
         pair = torch.randint(self.pairs, (len(numbers),), generator=generator)
+        # The tables lie in main memory or in files, whatever the device.
         return rows.read(pair * self.images + numbers.cpu()).to(numbers.device)
 
 
@@ -114,6 +115,7 @@ class ClientBanks:
         Raises:
             InfeasibleBudgetError: The bank exceeds its budget.
         """
+        # A single image gives no step, so that its bank would never be read.
         if not task.frozen_ids or len(images) < 2:
             yield TrainingData(images)
             return
@@ -131,6 +133,7 @@ class ClientBanks:
     ) -> Bank:
         """Return the client's bank, filled anew if its content is out of date."""
         if task.stage.index != self._stage:
+            # Nobody returns to an earlier stage: its banks go now, and not one by one as their clients come again.
             self._banks, self._stage = {}, task.stage.index
         bank = self._banks.pop(task.client_id, None)
         if bank is None or bank.content != self.rule.content(task):
@@ -151,6 +154,7 @@ class ClientBanks:
                 found, cost = _hidden(method, images, chunk, book, key)
                 bank.macs += cost
                 if not bank.views:
+                    # Only the prefix's first outputs tell their shape.
                     bank.views = self._tables(task, len(images), found)
                 for rows, view in zip(bank.views, found, strict=True):
                     rows.write(pair * len(images) + int(chunk[0]), view)
@@ -169,4 +173,5 @@ def _hidden(method: Method, images: ImageSet, chunk: Tensor, book: CostBook, key
     inputs = method.inputs(images.gather(chunk).to(device), images.labels[chunk].to(device))
     hidden: list[Tensor] = []
     cost = book.step(replace(key, batch_size=len(chunk)), method, lambda: hidden.extend(method.run_prefix(inputs)))
+    # Integers are the method's targets, which the method takes from the labels again in every step.
     return tuple(each for each in hidden if each.is_floating_point()), cost.macs

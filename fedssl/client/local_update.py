@@ -111,6 +111,7 @@ class LocalUpdate:
             except NonFiniteLossError as error:
                 return Failure(task.client_id, str(error))
             except InfeasibleBudgetError as error:
+                # A budget that changes may suffice in a later round, so the client sits this one out.
                 return Failure(task.client_id, str(error), skipped=self.plans is not None and self.plans.changing)
         if report.steps == 0:
             return Failure(task.client_id, f"{len(images)} images are too few to contrast", skipped=True)
@@ -124,7 +125,9 @@ class LocalUpdate:
                 self._loaded[name] = content
         self.model.write(task.active)
         for name in task.active:
+            # Training will change it, so that what lies here afterwards has no known content.
             self._loaded.pop(name, None)
+        # Only on a change: attaching copies the active part for targets and alignment, which clients just refill.
         if task.stage != self._stage:
             self.step.attach(self.model, task.stage)
             self._stage = task.stage
@@ -141,10 +144,12 @@ class LocalUpdate:
         method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
         parameters = self.model.parameters(task.correction)
         corrections = [(parameters[key], t.to(parameters[key].device)) for key, t in flatten(task.correction).items()]
+        # Before the start rule writes: alignment and proximal term hold on to the weights that were received.
         self.step.begin_client(method, state.alignment if state else None, corrections)
         if self.start and state:
             weights = self.start.begin_client(flatten(task.active), state.weights, state.notes)
             self.model.write(unflatten(weights))
+        # After it: momentum targets start as copies of the weights that training starts from.
         method.begin_client()
 
     def _train(self, task: Task, images: SampleSet, state: ClientState | None) -> LoopReport:
@@ -158,6 +163,7 @@ class LocalUpdate:
             key = replace(key, remembers=remembers, banked=source.banked)
             report = train_epochs(method, source.images, self.epochs, size, shuffle, book, key, plans)
         before = self.client_states.get(task.client_id)
+        # Counted once for each content: a process that resumes, or takes a client over, fills the bank a second time.
         filled = before is None or before.bank != self._bank(task)
         return replace(report, macs=report.macs + (source.macs if filled else 0))
 
@@ -173,12 +179,14 @@ class LocalUpdate:
         bank = self._bank(task)
         before, alignment = self._state(task), self.step.remember(self.model.method)
         weights = flatten(self.model.read(task.active)) if self.start else {}
+        # Off the GPU, as there are as many as clients; cloned, because on the CPU they would still be the model's own.
         kept = {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
         if kept or alignment is not None or bank:
             notes = before.notes if before else {}
             self.client_states[task.client_id] = ClientState(list(task.active), alignment, kept, notes, bank)
 
     def _result(self, task: Task, num_images: int, report: LoopReport) -> Result:
+        # Not copied: the engine lets nobody train here before the server has taken the result.
         parts = self.model.read(self.model.trained_names(task.stage))
         return Result(
             task.client_id,

@@ -82,6 +82,7 @@ def dry_rounds(federation: Federation) -> list[DryRound]:
     rounds = []
     while not server.done:
         report = federation.round(engine)
+        # Not copied: every round begins with new notes.
         rounds.append(DryRound(server.current, report))
     return rounds
 
@@ -195,6 +196,7 @@ class Unobserved(Selector):
     """
 
     def __init__(self, selector: Selector) -> None:
+        # A copy, because planning must not begin the selector that the run itself will use.
         self._selector = copy.deepcopy(selector)
 
     def begin(self, num_clients: int, seed: int) -> None:
@@ -234,6 +236,7 @@ def _dry(settings: FederationSettings) -> FederationSettings:
 
 def _without_values(tensors: Mapping[str, Tensor]) -> Tensors:
     """Return one tensor of as many bytes."""
+    # One tensor instead of all: a dry run asks for bytes only, and adds them up for every client of every round.
     size = num_bytes({"": dict(tensors)})
     return {"bytes": torch.empty(size, dtype=torch.uint8, device="meta")} if size else {}
 

@@ -73,6 +73,7 @@ class Federation:
         self.settings, self.sizes = settings, list(sizes)
         self._predictor = predictor
         self.model = model or settings.build()
+        # Before the server: its fleet needs the forecast, and the forecast the memory budgets of the devices.
         self.profiles = self._own_profiles() if profiles is None else profiles
         self.server = Server(
             self.model,
@@ -98,6 +99,7 @@ class Federation:
         """Memory budget of the clients' steps, if there is one."""
         local, seed = self.settings.local, self.settings.seed
         steps = step_sizes(self.sizes, local.batch_size)
+        # Deferred: a run without a budget needs no predictor, which brings a second model.
         return local.memory.for_clients(lambda: self.predictor, steps, self.profiles, seed)
 
     @cached_property
@@ -109,6 +111,7 @@ class Federation:
     @cached_property
     def client(self) -> LocalUpdate:
         """Resident client, which trains one client after another; it reads frozen parts from the global model."""
+        # The content id needs no look: during a round the global model holds just what the tasks name.
         return make_client(self.settings, lambda name, content: self.model.read([name])[name], self.memory)
 
     def check_devices(self) -> None:
@@ -150,6 +153,7 @@ class Federation:
 
     def _announced(self, results: Iterator[Result | Failure], cohort: Cohort) -> Iterator[Result | Failure]:
         for result in results:
+            # After the yield, because the server asks for the next answer only when it has taken this one.
             yield result
             if self.on_client:
                 self.on_client(cohort, result.client_id)
@@ -167,6 +171,8 @@ class Federation:
 
     def _global_step(self) -> GlobalStep:
         server = self.settings.server
+        # Each once, as a tied weight is in several parts. Absent layers are among them from the start: without a
+        # gradient no optimizer moves them, and its state has one form in all checkpoints.
         parameters = dict.fromkeys(p for module in self.model.parts.values() for p in module.parameters())
         optimizer = server.optimizer(list(parameters))
         return AggregatedStep(self.model, server.aggregation, optimizer, server.max_update, server.measure_distance)
@@ -184,6 +190,7 @@ def make_client(
     """
     local = settings.local
     return LocalUpdate(
+        # A model of its own: clients overwrite it while the global one has to stay as it was sent.
         settings.build(),
         epochs=local.epochs,
         batch_size=local.batch_size,

@@ -123,6 +123,7 @@ class ServerSettings:
         measure_distance: Measure how far the local models of a round are apart.
     """
 
+    # Made anew each time: a rule holds the sums of its round, which two runs must not share.
     aggregation: Aggregation = field(default_factory=WeightedMean)
     max_update: float = MAX_UPDATE
     optimizer: OptimizerFactory = sgd
@@ -182,6 +183,7 @@ class FederationSettings:
     def predictor(self, model: PartitionedModel | None = None) -> StepPredictor:
         """Return a predictor of local steps with a model of its own, or one that takes over the given model."""
         local, corrected = self.local, self.server.aggregation.corrects
+        # A copy: attaching points an alignment at one model, and the resident client's must stay at its own.
         step = LocalStep(copy.deepcopy(local.alignment), local.proximal, corrected)
         return StepPredictor(model or self.build(), step, local.bank)
 

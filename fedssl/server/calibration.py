@@ -69,9 +69,11 @@ class Calibration:
         assert images is not None
         method = model.method
         model.attach_whole(stage)
+        # Queues and the like of the last calibration are in no checkpoint: a resumed run would differ from this one.
         model.client_state.reset()
         method.generator = torch_generator(seed, "calibrate-augment", round_)
         shuffle = torch_generator(seed, "calibrate-shuffle", round_)
+        # The loop takes the optimizer from the method, so the server's is lent to it and given back.
         clients_optimizer, method.optimizer_factory = (
             method.optimizer_factory,
             self.optimizer or method.optimizer_factory,
@@ -79,6 +81,7 @@ class Calibration:
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(derive_seed(seed, "calibrate", round_))
+                # A book that is thrown away: costs are those of clients, and the server's own steps stay out of them.
                 book, key = CostBook(), StepKey.at(stage)
                 return train_epochs(method, images, self.epochs, self.batch_size, shuffle, book, key)
         finally:

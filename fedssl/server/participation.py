@@ -82,6 +82,7 @@ class Participation:
             round_: Communication round, from 0.
             variants: Variants of the stage, largest first; each client holds the first one that its device can train.
         """
+        # Of all clients, not of the reachable ones: a cohort also reports whom its devices exclude.
         chosen = {client: self.choose(client, variants) for client in range(self.num_clients)}
         holding = {client: variants[each] for client, each in chosen.items() if each is not None}
         reachable = self._reachable(round_)
@@ -151,6 +152,7 @@ def cohort_size(participation: float, num_clients: int) -> int:
         return participation
     if not 0 < participation <= 1:
         raise ValueError(f"participation {participation} as a fraction must be above 0 and at most 1.0")
+    # Only a fraction of a client below the tolerance still gives 0.
     size = math.ceil(participation * num_clients - ROUNDING)
     if size < 1:
         one = f"{1 / num_clients:g} is one client"

@@ -78,6 +78,7 @@ class Server:
         self.scheme = scheme
         self.stages = fleet_stages(scheme, len(model.encoder.blocks), rounds, participation.fleet)
         self.options = [StageOptions(scheme, stage, seed) for stage in self.stages]
+        # A generator: pricing every client's variant takes time, and is needed only where a weight is tied.
         check_untied(model, (participation.trained(each.priced) for each in self.options))
         self.participation = participation
         self.step = step
@@ -92,6 +93,7 @@ class Server:
         self.failed_updates = 0
         self.quorum = 0
         self.stage_rounds: list[int] = [0] * len(self.stages)
+        # Apart from ``_entered``: a stage ends in one round, the next begins in another, with a checkpoint between.
         self._index = 0
         self._entered = -1
         self._holdings: dict[int, dict[str, str]] = {}
@@ -196,6 +198,7 @@ class Server:
         """Take the part of a client's result that has arrived; return the feedback for the selector."""
         client, seconds = result.client_id, 0.0
         asked = self.current.asked.get(client, [])
+        # Who was sent nothing has no download to time; the check below refuses its result.
         if self.participation.fleet and asked and isinstance(result, Result):
             delivery = self.participation.fleet.deliver(result, self.current.down_bytes[client])
             seconds = self.current.seconds[client] = delivery.seconds
@@ -214,12 +217,15 @@ class Server:
         self.current.up_bytes[client] = num_bytes(arrived.parts)
         self.ledger.received(arrived, self.current.up_bytes[client])
         wanted = self.participation.selector.wants_updates
+        # Sampled at once: the tensors may lie in the resident model, which the next client overwrites.
         update = sample_update(arrived, updates.reference) if wanted else None
         return [Outcome(client, arrived.num_images, arrived.squared_loss, seconds, update)]
 
     def _close_round(self, updates: ReceivedUpdates, moved: bool) -> RoundReport:
         """Observe the pace, calibrate if that is due, and close the books of the round."""
         stage, cohort = self.stage, self.current.cohort
+        # Before calibration, whose time may be the end of the stage, and which moves the same blocks. A round that
+        # moved nothing is no reading: it would look like convergence.
         reading = self.pace.observe(self._followed()) if self.pace and moved else None
         self.stage_rounds[stage.index] += 1
         over = self.stage_rounds[stage.index] >= stage.rounds or (reading is not None and reading.freeze)
@@ -242,6 +248,7 @@ class Server:
             pace=reading,
             distance=updates.distance.value() if updates.distance else math.nan,
         )
+        # After calibration, which still asks for the stage and the number of the round that ends.
         self.failed_updates += len(updates.failures)
         self.round += 1
         self._index += over
@@ -252,6 +259,7 @@ class Server:
             return None
         with self.times("calibration"):
             report = self.calibration.run(self.model, self.stage, self.auxiliary, self.round, self.seed)
+        # Calibration trains frozen parts too, so clients have to be sent them again.
         self._forget_ids([*self.model.trained_names(self.stage), *self.model.frozen_names(self.stage)])
         return report.loss
 
@@ -263,6 +271,7 @@ class Server:
         self.model.encoder.depth = stage.depth
         if stage.index == self._entered:
             return
+        # Before the pace controller looks: copied weights are where the new blocks start, and no training of theirs.
         if stage.index > 0 and grew(self.stages[stage.index - 1], stage):
             self._grow(self.stages[stage.index - 1], stage)
         self._entered = stage.index
@@ -329,6 +338,7 @@ class Server:
         if self.pace:
             self.pace.load_state_dict(state["pace"])
         self.times.restore(state["seconds"])
+        # The stage entered last, which was trained and is evaluated: ``_index`` may be at the next one already.
         self.model.encoder.depth = self.stages[max(self._entered, 0)].depth
         self._ids = {}
 

@@ -26,6 +26,7 @@ FORMAT = 2
 ORIGIN = "fedssl"
 """Key of what made a checkpoint."""
 
+# The newest can be damaged by the disk; then the message offers the one before.
 KEPT = 2
 
 
@@ -53,6 +54,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             # A rule's secret, such as the key of a private run's noise, is its owner's alone.
             secret = bool(checkpoint.get("server", {}).get("aggregation"))
             write_state(checkpoint | {ORIGIN: made}, target, private=secret)
+        # PyTorch reports a full disk as a ``RuntimeError``.
         except (OSError, RuntimeError) as error:
             last = _newest_usable(target.parent)
             hint = f"the last good checkpoint is {last}" if last else "there is no earlier checkpoint"
@@ -83,9 +85,11 @@ class RoundCheckpoint(ModelCheckpoint):
     def __init__(self, folder: Path) -> None:
         super().__init__(
             dirpath=folder,
+            # A bare number, which ``keep_newest`` reads; an epoch that is repeated replaces its file.
             filename="{epoch:05d}",
             save_top_k=-1,
             every_n_epochs=1,
+            # Left open, Lightning would choose the moment by the interval of validation.
             save_on_train_epoch_end=True,
             auto_insert_metric_name=False,
             enable_version_counter=False,
@@ -177,6 +181,7 @@ def checkpoints_of(folder: Path) -> list[Path]:
     found = []
     for path in folder.glob(PATTERN):
         with suppress(FileNotFoundError):  # a run at work deletes old ones
+            # By time: a run that was resumed from an earlier round has newer checkpoints with lower numbers.
             found.append((path.stat().st_mtime_ns, path.name, path))
     return [path for *_, path in sorted(found)]
 
@@ -190,6 +195,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def _read(path: Path) -> dict[str, Any]:
     checkpoint = read_state(path)
     check_origin(checkpoint)
+    # A Trainer without ``AtomicCheckpointIO`` notes no form; those checkpoints load, with fewer checks.
     if checkpoint[ORIGIN].get("form", form_of(checkpoint)) != form_of(checkpoint):
         raise UnusableStateError("was altered: its keys or types are not those that it was written with")
     for name, tensor in checkpoint["state_dict"].items():

@@ -80,6 +80,7 @@ class ProcessEngine(Engine):
             tasks = [server.make_task(c) for c in cohort.participants[start : start + self._world_size]]
             mine = tasks[self._rank] if self._rank < len(tasks) else None
             own = self._train(mine) if mine else None
+            # At most one client a rank in between: a result may lie in the resident model until it has been taken.
             for trainer in range(len(tasks)):
                 yield self._share(own, trainer)
 
@@ -131,6 +132,7 @@ class ProcessEngine(Engine):
         stream = io.BytesIO()
         if self._rank == source:
             torch.save(message, stream)
+        # Packed here and not by the collective's own pickle, which could not choose the device on arrival.
         packed = [stream.getvalue()]
         with lost_ranks():
             dist.broadcast_object_list(packed, source, device=self._device)
@@ -158,6 +160,7 @@ def lost_ranks() -> Iterator[None]:
 def _works(device: torch.device) -> bool:
     """Test if a device still computes: unlike lack of memory, an error in a CUDA kernel makes all later calls fail."""
     try:
+        # ``item`` waits for the device: kernels fail after their call has returned.
         torch.zeros(1, device=device).item()
     except RuntimeError:
         return False

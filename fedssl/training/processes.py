@@ -119,12 +119,14 @@ def check_trainer(trainer: Any, rounds: int) -> None:
             f"{type(trainer.strategy).__name__} cannot divide cohorts among {trainer.world_size} processes: use "
             "trainer.strategy ddp, in Python fedssl.training.processes.CohortStrategy()"
         )
+    # Half precision would need a gradient scaler, and local training steps its optimizers without Lightning.
     if trainer.precision not in ("32-true", "bf16-mixed"):
         raise ValueError(f"trainer.precision {trainer.precision} is not supported: use 32-true or bf16-mixed")
     for name, (harmless, instead) in UNREAD.items():
         value = getattr(trainer, name, "as a time")  # Lightning keeps times elsewhere
         if value not in harmless and not trainer.fast_dev_run:
             raise ValueError(f"trainer.{name} {value} has no effect in a federated run: {instead}")
+    # The only trace of the flag: the Trainer keeps no attribute of this name.
     if trainer._accelerator_connector._layer_sync is not None:
         raise ValueError("trainer.sync_batchnorm has no effect in a federated run: processes train different clients")
     check_intervals(trainer)
@@ -138,6 +140,7 @@ def check_intervals(trainer: Any) -> None:
     """
     for name, lowest in LEAST.items():
         value = getattr(trainer, name)
+        # Not ``value < lowest``, which NaN would pass.
         if value is not None and not value >= lowest:
             raise ValueError(f"trainer.{name} must be at least {lowest}, got {value}")
 
