@@ -39,6 +39,7 @@ class StepMeter:
     """
 
     def __init__(self, state: Iterable[Tensor]) -> None:
+        # Storages and not tensors: autograd also saves views of weights, such as their transposes.
         self._state = {tensor.untyped_storage()._cdata for tensor in state}
         self._saved = LiveBytes(())
         self._flops: Any = FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION)

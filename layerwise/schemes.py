@@ -221,6 +221,7 @@ def scheme_choices(num_blocks: int) -> list[Scheme]:
     Args:
         num_blocks: Number of blocks of the full encoder.
     """
+    # All blocks in one stage would be end-to-end training a second time.
     divisors = [size for size in range(1, num_blocks) if num_blocks % size == 0]
     several = [kind(size) for kind in (Progressive, LayerWise) for size in divisors]
     return [EndToEnd(), *several]

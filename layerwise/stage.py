@@ -69,6 +69,7 @@ class Stage:
         stem = ["stem"] if self.trains_stem else []
         newest = self.present[-1]
         blocks = [name for i in self.trained for name in self.adapter_parts(i) or [f"block.{i}"]]
+        # In the order of the forward pass: of a late result the last parts are the finished ones.
         return [*stem, *blocks, f"output.{newest}", "tail", f"reshape.{newest}"]
 
     def adapter_parts(self, block: int) -> list[str]:
@@ -174,6 +175,7 @@ def renew(module: nn.Module, seed: int) -> None:
     # Generators of different devices draw different numbers from one seed, so a copy on the CPU draws.
     fresh = copy.deepcopy(module).cpu()
     with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed the GPUs; those are not forked.
         torch.default_generator.manual_seed(seed)
         for layer in fresh.modules():
             reset = getattr(layer, "reset_parameters", None)

@@ -194,6 +194,7 @@ class Method(LightningModule):
         """Train ``backbone`` from now on, on top of the frozen ``prefix``; the heads stay."""
         self.prefix = prefix.requires_grad_(False)
         self.backbone = backbone.requires_grad_(True)
+        # Blocks that were in an earlier prefix are still in evaluation mode.
         self.train()
         self.begin_client()
 

@@ -24,6 +24,7 @@ class NumberedImages(ImageSet):
         images: Images of the client.
     """
 
+    # Numbers need no thread that reads them ahead.
     in_memory = True
 
     def __init__(self, images: ImageSet) -> None:
@@ -147,6 +148,7 @@ class ClientBanks:
         self, task: Task, method: Method, images: ImageSet, batch_size: int, book: CostBook, key: StepKey
     ) -> Bank:
         bank = Bank(self.rule.content(task), 0, [], len(images), self.rule.pairs)
+        # The period and not the round: whoever fills the bank again within it must draw the same views.
         numbers = [task.stage.index, self.rule.period(task.round), task.client_id]
         own, method.generator = method.generator, torch_generator(self._seed, "bank", *numbers)
         for pair in range(self.rule.pairs):

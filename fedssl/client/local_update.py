@@ -105,6 +105,7 @@ class LocalUpdate:
         state = self._state(task)
         self._start(task, state)
         with torch.random.fork_rng():
+            # Dropout layers know no generator but the global one, which the fork puts back.
             torch.manual_seed(derive_seed(self.seed, "local", task.round, task.client_id))
             try:
                 report = self._train(task, images, state)
@@ -120,6 +121,7 @@ class LocalUpdate:
 
     def _receive(self, task: Task) -> None:
         for name, content in task.frozen_ids.items():
+            # Client after client needs the same frozen parts: they are copied only when they change.
             if self._loaded.get(name) != content:
                 self.model.write({name: task.frozen.get(name) or self._recall(name, content)})
                 self._loaded[name] = content

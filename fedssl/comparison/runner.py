@@ -20,6 +20,7 @@ from fedssl.runs.run_lock import check_free
 from fedssl.training.endings import Ended, shortfall
 
 LOG = "log.txt"
+# Not ``-m fedssl``: only a run that a comparison starts has a parent to end with.
 CODE = (
     "from fedssl.training.endings import end_with_parent; end_with_parent(); from fedssl.__main__ import main; main()"
 )
@@ -103,9 +104,11 @@ class _Process:
     def __init__(self, run: GridRun, jobs: int) -> None:
         self.run = run
         run.folder.mkdir(parents=True, exist_ok=True)
+        # ``auto`` begins or goes on, whatever an earlier comparison has left in the folder.
         where = [f"--run_dir={run.folder}", "--ckpt_path=auto"]
         command = [*COMMAND, *run.arguments, f"--seed_everything={run.seed}", *where]
         threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
+        # The runs use the code that compares them, even where another version is installed.
         path = os.pathsep.join([str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])])
         environment = threads | os.environ | {"PYTHONPATH": path}
         with (run.folder / LOG).open("w") as log:

@@ -87,6 +87,7 @@ class FakeStep:
         self._shape = spec.input_shape
         with self._mode:
             corrections = [(p, torch.zeros_like(p)) for p in self._method.trained()] if step.corrected else []
+            # As if the client had trained before: with a memory, MOON's step has more to compute and to hold.
             self._copies = step.begin_client(self._method, step.remember(self._method), corrections)
             optimizer = self._method.configure_optimizers()
         assert isinstance(optimizer, Optimizer)
@@ -123,6 +124,7 @@ class FakeStep:
                 try:
                     self._run(self._inputs(batch_size), planned)
                 finally:
+                    # A refused action stops half-way, and its gradients would count as alive in the next step.
                     self._optimizer.zero_grad(set_to_none=True)
         peak, macs = max(self._live.levels), meter.cost().macs
         return PlanOutcome(peak, planned.peak_bytes, macs, observed.held, observed.inputs, observed.macs)
@@ -158,6 +160,7 @@ class FakeStep:
         def count(*_: Any) -> None:
             seen.append(tensor_bytes(p.grad for p in self._method.trained() if p.grad is not None))
 
+        # Only there are all gradients present: ``take_step`` drops them after the update.
         hook = self._optimizer.register_step_pre_hook(count)
         try:
             take_step(self._method, self._optimizer, inputs, Stopwatch(), planned)
@@ -176,6 +179,7 @@ class FakeStep:
         parameters = tensor_bytes(t for m in modules for t in (*m.parameters(), *m.buffers()))
         values = [value for state in self._optimizer.state.values() for value in state.values()]
         state = tensor_bytes(value for value in values if isinstance(value, Tensor))
+        # What a method holds beside the parts that travel: momentum target, and state of the client's own.
         copies = tensor_bytes(self._model) - parameters + tensor_bytes(self._copies)
         kept = cost.activation_bytes
         return StepPrediction(parameters, gradients, state, copies, kept, peak, cost.macs, filling_macs)
@@ -225,6 +229,7 @@ def _fake(mode: FakeTensorMode, method: Method, step: LocalStep) -> tuple[Method
     generator, method.generator = method.generator, torch.default_generator
     memo = {id(torch.default_generator): torch.default_generator}
     try:
+        # Both in one copy: the step's terms stay attached to the method that they are copied with.
         with FakeCopyMode(mode):
             return copy.deepcopy((method, step), memo)
     finally:

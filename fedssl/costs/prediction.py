@@ -67,6 +67,7 @@ class StepPredictor:
         frozen, trained = len(stage.frozen), len(stage.trained)
         if not self._alike:
             return self._cost(replace(stage, index=0, rounds=1), batch_size)
+        # A frozen stem has a frozen block behind it in every stage: the shallowest such stage has one.
         least = 0 if stage.trains_stem else 1
 
         def shallow(frozen: int, trained: int) -> StepPrediction:
@@ -107,6 +108,7 @@ class StepPredictor:
         """Return the shapes stored of one image; nothing is stored where nothing is frozen."""
         if not stage.frozen_parts():
             return []
+        # Blocks that are alike give outputs of one shape, which is the stem's.
         shallow = Stage(0, (0,), (0,), False, 1) if self._alike else replace(stage, index=0, rounds=1)
         return self.fake_step(shallow).hidden_shapes()
 
@@ -132,6 +134,7 @@ def _grows_evenly(model: PartitionedModel) -> bool:
     parts = model.encoder.parts()
     lasting = ("stem", "tail", *(name for name in parts if name.startswith("block.")))
     temporary = any(part.state_dict() for name, part in parts.items() if name not in lasting)
+    # Equal printouts mean equal layers and sizes; a cost does not depend on the weights.
     return not temporary and len({repr(block) for block in model.encoder.blocks}) == 1
 
 
@@ -151,12 +154,14 @@ def infer_step(traces: Mapping[int, StepTrace], batch_size: int) -> StepPredicti
     assert len(traces) == DEGREE + 1
     if len({len(trace.levels) for trace in traces.values()}) > 1:
         return None
+    # As fractions: the test for whole numbers below would mean nothing after rounding.
     weights = lagrange_weights(list(traces), batch_size)
     common = lcm(*(weight.denominator for weight in weights))
     first, second, third = (int(weight * common) for weight in weights)
     # The peak is no polynomial, as another operation may have it; it is the largest of the levels, which are.
     rows = [[*astuple(replace(trace.step, peak=0)), *trace.levels] for trace in traces.values()]
     scaled = [first * a + second * b + third * c for a, b, c in zip(*rows, strict=True)]
+    # Bytes and operations are whole; a remainder shows that some cost is no polynomial after all.
     if any(value % common for value in scaled):
         return None
     number = len(fields(StepPrediction))
@@ -207,6 +212,7 @@ class Forecast:
         """Return the need; it is computed once for each form of a stage and number of images."""
         form = self.predictor.canonical_stage(stage)
         if (form, num_images) not in self._needs:
+            # Of this stage's own parts: a block of another stage with the same form has as many bytes.
             self._needs[form, num_images] = self._compute(stage, num_images)
         return self._needs[form, num_images]
 

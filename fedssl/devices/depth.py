@@ -26,6 +26,7 @@ def choose_variant(extents: Sequence[Sequence[int]]) -> int:
     if not any(able):
         raise ValueError(f"no device can train even the least of {len(extents)} depths or ranks")
     kept = [[count for count, fits in zip(counts, able, strict=True) if fits] for counts in extents]
+    # Sums rank as averages would: every variant counts the same devices.
     averages = {index: (sum(counts), index) for index, counts in enumerate(kept) if all(counts)}
     if not averages:
         raise ValueError(f"each of {len(extents)} depths or ranks leaves out a device that another one fits")
@@ -36,6 +37,7 @@ def device_extents(scheme: Scheme, variants: Variants, fleet: Fleet) -> list[lis
     """Return for every variant how much each device trains of its last stage; 0 where nothing fits."""
     found = []
     for stages in variants:
+        # The last stage reaches deepest: a device that can train it has a share in all of the variant.
         choices = scheme.choices(stages[-1])
         chosen = [fleet.choose(client, choices) for client in range(len(fleet.profiles))]
         found.append([0 if each is None else choices[each].num_trained for each in chosen])
@@ -60,5 +62,6 @@ def fleet_stages(scheme: Scheme, num_blocks: int, rounds: int, fleet: Fleet | No
         return variants[-1]
     extents = device_extents(scheme, variants, fleet)
     if not any(map(any, extents)):
+        # Not even the least variant fits, so this raises, and with the shortage that ``choose_variant`` does not know.
         fleet.check([scheme.choices(variants[0][-1])[-1]])
     return variants[choose_variant(extents)]

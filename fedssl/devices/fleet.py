@@ -52,6 +52,7 @@ class Deadline:
         """
         if transfer_seconds + training_seconds <= self.seconds:
             return result
+        # Where training takes no time, the transfer alone is too long, and nothing arrives.
         share = max(0.0, self.seconds - transfer_seconds) / training_seconds if training_seconds else 0.0
         spent = int(result.macs * share)
         finished = int(len(result.parts) * share + ROUNDING) if self.late == "send_finished_layers" else 0
@@ -148,6 +149,7 @@ class Fleet:
 
     def holds(self, client: int, stage: Stage) -> bool:
         """Return True if a client's memory suffices for a stage, and its limits of upload and operations do."""
+        # A device without limits needs no forecast, for which steps would have to be run.
         return not self.profiles[client].limited or not self.shortage(client, stage)
 
     def shortage(self, client: int, stage: Stage) -> Shortage:
@@ -160,6 +162,7 @@ class Fleet:
 
     def reachable(self, rng: np.random.Generator) -> list[bool]:
         """Draw the devices that can be reached now."""
+        # One for every device, whatever its availability, so that a change of one leaves the others' draws alone.
         draws = rng.random(len(self.profiles))
         return [u < profile.available(self.now) for u, profile in zip(draws.tolist(), self.profiles, strict=True)]
 
@@ -180,6 +183,7 @@ class Fleet:
 
     def advance(self, seconds: list[float]) -> float:
         """Advance the clock to the end of a round, when its last client is done; return the round's duration."""
+        # An empty round takes time too: were the clock to stand still, devices that are off now would never come back.
         waiting = self.deadline.seconds if self.deadline else EMPTY_ROUND_SECONDS
         duration = max(seconds) if seconds else waiting
         self.now += duration

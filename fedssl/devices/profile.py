@@ -39,6 +39,7 @@ class DeviceProfile:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            # The limits are the fields that are infinite by default; ``not >`` refuses NaN, too.
             if field.default == math.inf and not value > 0:
                 raise ValueError(f"{field.name} of device {self.name!r} must be above 0, got {value}")
         if not all(0 <= p <= 1 for p in self._parts) or not any(self._parts):
@@ -60,6 +61,7 @@ class DeviceProfile:
     def available(self, at_seconds: float) -> float:
         """Return the probability of reaching the device ``at_seconds`` after the midnight on which the run began."""
         part = int(at_seconds % SECONDS_A_DAY * len(self._parts) / SECONDS_A_DAY)
+        # Just before midnight the division can round up to the end of the list.
         return self._parts[min(part, len(self._parts) - 1)]
 
     @property

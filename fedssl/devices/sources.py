@@ -129,6 +129,7 @@ class RandomDevices(DeviceSource):
 
     def _draw(self, name: str, rng: np.random.Generator) -> DeviceProfile:
         drawn: dict[str, Any] = {}
+        # A position for every range, used or not: leaving one range out keeps the draws of the others.
         for (field, limits), position in zip(self._ranges.items(), rng.random(len(self._ranges)), strict=True):
             if limits:
                 low, high = limits
@@ -154,6 +155,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError("no such file")
     if path.suffix == ".csv":
+        # Spreadsheets put a byte order mark in front, which would become part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as file:
             return list(csv.DictReader(file))
     if path.suffix not in (".yaml", ".yml"):
@@ -211,6 +213,7 @@ def assign(classes: Sequence[DeviceClass], num_clients: int) -> list[DeviceProfi
     counts = [each.count for each in classes]
     if classes[0].share is not None:
         shares = np.array([each.share for each in classes], dtype=float)
+        # Shares add up to 1 only within the tolerance.
         counts = apportion(shares / shares.sum(), num_clients).tolist()
     if sum(counts) != num_clients:
         raise ValueError(

@@ -132,6 +132,7 @@ class Federation:
         if self.memory:
             self.memory.check(self.server.cheapest_stages())
         if self.settings.local.bank:
+            # Every variant: devices choose by their memory, and know nothing of the bank's own budget.
             stages = [variant for options in self.server.options for variant in options.priced]
             self.predictor.check_bank(stages, max(self.sizes))
 

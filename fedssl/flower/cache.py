@@ -15,6 +15,7 @@ from fedssl.utils.files import UnusableStateError, read_state, write_atomically,
 
 logger = logging.getLogger(__name__)
 RUNS_KEPT = 3
+# Those of the round at work and of the server's two checkpoints, from either of which it may go on.
 MEMORIES_KEPT = 3
 NAME = re.compile(r"\w+(\.\w+)*")
 CONTENT = re.compile(r"[0-9a-f]{32}")
@@ -48,6 +49,7 @@ class ClientCache:
     def held(self) -> dict[str, str]:
         """Content id of every part in the cache."""
         stems = [path.stem.split("@") for path in sorted(self.folder.glob("*@*.safetensors"))]
+        # By their names alone; ``get`` looks at the content of what is needed, and a damaged part is sent again.
         return {name: content for name, content in stems if NAME.fullmatch(name) and CONTENT.fullmatch(content)}
 
     def get(self, name: str, content: str) -> Tensors | None:
@@ -57,6 +59,7 @@ class ClientCache:
             return None
         try:
             tensors = load_file(path)
+        # Whatever damage makes of a file, it ends as one with other content, below.
         except Exception:
             tensors = {}
         if content_id(tensors) == content:
@@ -74,6 +77,7 @@ class ClientCache:
         if content_id(tensors) != content:
             raise ValueError(f"the tensors of {name} are not those that their content id promises")
         write_atomically(path, lambda temporary: save_file(tensors, temporary))
+        # After the write: a kill in between leaves two contents, and never none.
         for other in self.folder.glob(f"{name}@*.safetensors"):
             if other != path:
                 other.unlink(missing_ok=True)

@@ -52,10 +52,13 @@ def work(node: Node, order: Order) -> Result | Failure | Lacking:
     task = order.task
     if task.client_id != node.client_id:
         raise ValueError(f"a task of client {task.client_id} reached client {node.client_id}")
+    # Before anything is stored or loaded for it. The server now believes that the frozen parts arrived; ``Lacking``
+    # corrects that when a later stage fits.
     if node.memory_bytes and order.needed_bytes > node.memory_bytes:
         needs, has = format_bytes(order.needed_bytes), format_bytes(node.memory_bytes)
         return Failure(task.client_id, f"declines stage {task.stage.index}: it needs {needs}, has {has}", declined=True)
     cache = ClientCache(node.cache, order.run_id, node.client_id)
+    # Stored even if other parts are lacking, so that the second message brings those only.
     for name, tensors in task.frozen.items():
         cache.put(name, task.frozen_ids[name], tensors)
     complete = _complete(task, cache)
@@ -90,7 +93,9 @@ class Worker:
     def train(self, task: Task, node: Node, cache: ClientCache) -> Result | Failure:
         """Train a client from the memory of its last round before this one."""
         local, remembered = self._local, cache.memory(task.round)
+        # One process may serve several clients, and none may start from what another remembers.
         local.load_state_dict(remembered or local.state_dict() | {"client_states": {}})
+        # Every time, as the nodes that share this process may have different devices.
         local.model.to(node.device)
         local.book.times.device = node.device
         with self._recipe.autocast(node.device):
@@ -110,6 +115,7 @@ class Worker:
         return data.datasets.clients[client_id]
 
 
+# Only one: a process that goes on to another run must not keep the model and the data of the last one.
 @lru_cache(maxsize=1)
 def worker(recipe: str, data_root: str | None) -> Worker:
     """Build the worker of a run, once in a process."""

@@ -70,6 +70,7 @@ class FlowerEngine(Engine):
         everyone, first = server.participation.num_clients, self._roster is None
         self._check(server)
         roster = self._roster = self._roster or self._make_roster(server)
+        # Not a setting of the run: on a resume its operator may ask for another number.
         server.quorum = self._settings.min_replies
         roster.ask_again()
         roster.refresh()
@@ -95,6 +96,7 @@ class FlowerEngine(Engine):
         waiting: dict[str, int] = {}
         for client in cohort.participants:
             self._send(server, client, waiting, arrived)
+        # Once all tasks are out, so that sending to a large cohort shortens nobody's time.
         started = time.monotonic()
         while waiting and not self._over(started, len(arrived)):
             if not self._collect(server, waiting, arrived):
@@ -105,6 +107,7 @@ class FlowerEngine(Engine):
             logger.warning("round %d ends without client %d: no answer after %.1f s", server.round, client, seconds)
         # The order of arrival would change floating-point sums; ascending ids give the result of one process.
         for client in sorted(arrived):
+            # Popped, so that a result is freed as soon as the server has added it.
             yield arrived.pop(client)
 
     def metrics(self, report: RoundReport) -> dict[str, float]:

@@ -61,9 +61,11 @@ class OwnImages(FederatedData):
         return np.zeros((self.num_clients, 0), dtype=int)
 
     def _load_pool(self) -> ImageSet:
+        # The server has no training images; those of the evaluation lend placeholders their shape.
         return self._load(self.eval_dataset, self.eval_splits[0])
 
     def _divide(self, pool: ImageSet) -> ClientDatasets:
         """Create placeholders of the assumed length, the clients' provisional weight; nobody trains on them."""
         stand_in = pool.subset(torch.zeros(self.images_per_client, dtype=torch.int64))
+        # Nothing is cut off the pool: calibration takes its images from a data set of its own.
         return ClientDatasets([stand_in] * self.num_clients, self._auxiliary(pool.subset(torch.arange(0))))

@@ -48,6 +48,7 @@ def write_recipe(config: dict[str, Any]) -> str:
     Raises:
         ValueError: The configuration is not that of a federated run.
     """
+    # Copied: what is left out below must stay in the caller's configuration.
     recipe = {key: copy.deepcopy(config[key]) for key in ("model", "data")}
     for key, name in (("model", "FederatedSSL"), ("data", "FederatedData or FederatedText")):
         if "init_args" not in recipe[key]:
@@ -66,6 +67,7 @@ def read_recipe(text: str, data_root: str | None = None) -> Recipe:
         text: Recipe from ``write_recipe``. Its classes are imported and called, so the server must be trusted.
         data_root: Folder of all data sets on this machine; ``None`` takes the recipe's.
     """
+    # First of all, because parsing already imports the classes that the text names.
     restrict_class_paths()
     recipe = yaml.safe_load(text)
     precision = recipe.pop("precision")

@@ -120,6 +120,7 @@ def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.
         if note["kind"] == "Lacking":
             return Lacking(client_id, _names(note["held"]))
         if note["kind"] == "Failure":
+            # On one line: the reason is logged, and a client must not write lines of its own into the server's log.
             reason = " ".join(str(note["reason"]).split())[:LONGEST_REASON]
             return Failure(client_id, reason, note["skipped"] is True, declined=note["declined"] is True)
         if note["kind"] != "Result":
@@ -128,6 +129,7 @@ def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.
         if size > most_bytes:
             raise ValueError(f"{size} bytes of tensors, its task takes {most_bytes}")
         return _result(note, _parts(content, "parts"), client_id)
+    # Of any kind: deeply nested text ends in a ``RecursionError``.
     except Exception as error:
         return malformed(client_id, error)
 
@@ -193,6 +195,7 @@ def _result(note: dict[str, Any], parts: Parts, client_id: int) -> Result:
 
 def _count(note: dict[str, Any], name: str) -> int:
     value = note[name]
+    # Neither ``isinstance``, for which JSON's true is 1, nor numbers beyond the integers of a tensor or a checkpoint.
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{name} is {value!r}")
     return value

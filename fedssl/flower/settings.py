@@ -56,6 +56,7 @@ class RoundSettings:
 def round_settings(config: Mapping[str, Any]) -> RoundSettings:
     """Read the round settings of a run configuration."""
     defaults = vars(RoundSettings())
+    # Converted, because in ``--run-config`` 300 is a whole number where 300.0 seconds are meant.
     return RoundSettings(**{name: type(one)(config[name.replace("_", "-")]) for name, one in defaults.items()})
 
 

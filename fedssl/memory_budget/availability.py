@@ -20,6 +20,7 @@ LEVEL = 1.1
 UNLIMITED = 2**60
 """Limits from here on are none: version 1 of cgroups writes a huge number."""
 
+# A container sees its own group at the root of the tree; on the machine itself the root has no limit.
 GROUP_FILES = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"))
 """Limit and use of a control group, in version 2 and in version 1."""
 
@@ -114,6 +115,7 @@ class Availability:
         # A trace is read as far back as the window in every round, so that a resumed run has the same budgets.
         if self._trace:
             return [self._trace[each % len(self._trace)] for each in range(max(0, round_ - WINDOW + 1), round_ + 1)]
+        # Read once a round: training itself takes memory, and clients of one round shall have one budget.
         if round_ not in self._readings:
             self._readings[round_] = available_memory()
         return [self._readings[each] for each in sorted(self._readings)]

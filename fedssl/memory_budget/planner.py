@@ -58,6 +58,7 @@ class ActivationPlanner:
         if unplanned <= budget:
             return None
         try:
+            # Keys of the cache: a stage with the same steps finds the plan of an earlier one.
             return self._planned(self.predictor.canonical_stage(stage), batch_size, int(budget))
         except InfeasibleBudgetError as error:
             least = error.floor_bytes
@@ -73,6 +74,7 @@ class ActivationPlanner:
 
     def _make_plan(self, form: Stage, batch_size: int, budget: int) -> ActivationPlan:
         search = self._search(form, batch_size)
+        # Fixed bits come with a budget of 0 bytes, which only says that every step gets a plan.
         if self._bits:
             return search.evenly(self._bits)
         # The last batch of an epoch is smaller: the largest one's actions serve it too, if they suffice.
@@ -100,6 +102,7 @@ class RoundPlans:
     def __init__(self, planner: ActivationPlanner, task: Task, method: Method, budget: float, seed: int) -> None:
         self._planner, self._task, self._method = planner, task, method
         self._budget, self._seed = budget, seed
+        # One a batch size, since the random numbers of its rounding continue from step to step.
         self._step = cache(self._make)
 
     def __call__(self, batch_size: int) -> PlannedStep | None:

@@ -117,6 +117,7 @@ class ClientBudgets:
     def need(self, stage: Stage, batch_size: int) -> int:
         """Return the memory that a device must have for a stage; plans are made only where some device has less."""
         unplanned = self.planner.peak_without_plan(stage, batch_size)
+        # 0 asks for fixed bits and ``None`` for the devices' own memory: neither says what a device must have.
         if self.setting.size and not self.changing:
             return int(min(unplanned, self.setting.size))
         enough = unplanned <= min((profile.memory_bytes for profile in self.profiles), default=inf)

@@ -60,6 +60,7 @@ def choices(planner: Planner) -> list[Choice]:
         tried = replace(
             local, alignment=local.alignment if alignment else None, proximal=local.proximal if proximal else 0.0
         )
+        # The planner's own predictor already knows the steps as configured.
         same = tried == local
         predictor = planner.predictor if same else replace(settings, local=tried).predictor(planner.model)
         for (name, stages), batch_size in product(candidates(planner), batch_sizes(planner)):

@@ -88,6 +88,7 @@ def _images_of_clients(data: ClientData, images_per_client: int | None) -> list[
         if images_per_client < 1:
             raise ValueError(f"images_per_client must be at least 1, got {images_per_client}")
         return [images_per_client] * data.num_clients
+    # A forecast must not begin with a download.
     data.download = False
     try:
         data.setup("fit")

@@ -113,6 +113,7 @@ class Planner:
         Raises:
             ValueError: No device has the memory.
         """
+        # End-to-end training is what a fleet often cannot hold: as a reference it must be priced all the same.
         federation = self.federation(scheme, None if limited else self._unlimited())
         federation.check_devices()
         server, reports = federation.server, [each.report for each in dry_rounds(federation)]
@@ -132,6 +133,7 @@ class Planner:
         largest = max(variants, key=lambda variant: variant.num_trained)
         step = self.predictor(largest, self.batch_size)
         bank = max(self.predictor.bank_bytes(own, size) for own, size in zip(variants, self.images, strict=True))
+        # Over all clients and not over those that took part: the mean is what a member of the federation can expect.
         costs = (sum(getattr(report, key) for report in reports) / len(self.images) for key in SUMS)
         return StagePlan(stage, step, bank, *costs)
 

@@ -67,6 +67,7 @@ def plan_figure(schemes: Mapping[str, Curves]) -> Figure:
 
 
 def _curves(planner: Planner, scheme: Scheme) -> Curves:
+    # A client with one image takes no step, and would show a run without costs.
     images = max(2, round(sum(planner.images) / len(planner.images)))
     federation = planner.federation(scheme, [], Participation([images]))
     needs = [federation.forecast(options.priced[0], images) for options in federation.server.options]

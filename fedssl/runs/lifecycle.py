@@ -62,6 +62,7 @@ class RunBeginning(Callback):
         self._begun = True
         changes = [f"# resumed with another {name}: {values}\n" for name, values in self._changes.items()]
         write_text(self._folder / CONFIG, "".join(changes) + yaml.safe_dump(self._configuration, sort_keys=False))
+        # Before W&B begins: an offline run gets these rows again, see ``log_again``.
         rows = self.csv.resume(trainer.global_step)
         if self._use_wandb:
             name = "-".join(self._folder.parts[-2:])

@@ -34,6 +34,7 @@ def made(folder: Path, exclusively: bool = False) -> Iterator[Path]:
     Raises:
         FileExistsError: The folder exists already, and ``exclusively`` is set.
     """
+    # Deepest first, as their removal needs it.
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=not exclusively)
     try:
@@ -71,6 +72,7 @@ def held(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
+            # While the lock is held: later, this could delete the file that the next process has just locked.
             (folder / LOCK).unlink(missing_ok=True)
 
 

@@ -80,6 +80,7 @@ class Calibration:
         )
         try:
             with torch.random.fork_rng():
+                # Dropout layers draw from the global generator, as in local training.
                 torch.manual_seed(derive_seed(seed, "calibrate", round_))
                 # A book that is thrown away: costs are those of clients, and the server's own steps stay out of them.
                 book, key = CostBook(), StepKey.at(stage)

@@ -60,6 +60,7 @@ def process_settings(strategy: Any, devices: Any) -> dict[str, Any]:
     if TorchElasticEnvironment.detect():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         settings = {"devices": here, "num_nodes": int(os.environ["WORLD_SIZE"]) // here}
+    # ``auto``, -1 and lists may mean one device or several, as only Lightning finds out; the strategy serves both.
     several = settings.get("num_nodes", 1) > 1 or str(settings.get("devices", devices)) != "1"
     if strategy == "ddp" or (strategy == "auto" and several):
         settings["strategy"] = CohortStrategy()

@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from layerwise.memory.layout import CHUNK, Chunk, Layout, layout_of
 
 WIDTHS = (8, 4, 2)
+# The exponents of float32 in two bytes: float16 would overflow on large activations.
 METADATA = torch.bfloat16
 OUTWARDS = 2**-8  # more than the relative rounding error of bfloat16
 
@@ -45,6 +46,7 @@ class StoredTensor:
             packed = torch.empty(self._layout.packed_bytes(bits), dtype=torch.uint8, device=tensor.device)
             self._packed = note(packed)
         else:
+            # The whole storage, since other saved tensors may be views of it and share this copy.
             flat = tensor.detach().as_strided((self._layout.numel,), (1,), 0)
             self._packed = compress(flat, self._layout, bits, generator)
             for each in self._packed.tensors():
@@ -138,6 +140,7 @@ def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generato
 
     def encode(chunk: Chunk, values: Tensor) -> list[Tensor]:
         scaled = _scale(values, _spread(low, chunk), _spread(step, chunk), generator)
+        # The noise can lift the largest value above the last code, which its bits could not hold.
         whole = torch.minimum(scaled, levels[:, None]).to(torch.uint8).flatten(0, 1)
         parts = [(whole if channels is None else whole.index_select(1, channels), width) for width, channels in classes]
         return [pack_bits(part.flatten(), width) for part, width in parts]
@@ -148,6 +151,7 @@ def compress(block: Tensor, layout: Layout, bits: int, generator: torch.Generato
 
 
 def _classes(spread: Tensor, layout: Layout, bits: int) -> Classes:
+    # An average at either end leaves nothing to distribute.
     if bits in (WIDTHS[0], WIDTHS[-1]):
         return [(bits, None)]
     widths = allocate_bits(layout.group_sizes(spread.device) @ spread.square() / 4, bits)
@@ -177,6 +181,7 @@ def _uniform(values: Tensor, generator: torch.Generator) -> Tensor:
     # One 64-bit draw serves four values: a quarter of the calls to the generator.
     drawn = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device)
     drawn.random_(-(2**63), None, generator=generator)
+    # The half centres the values in their intervals: without it their mean is below 1/2, and rounding is biased.
     return drawn.view(torch.int16)[: values.numel()].view(values.shape).float().add_(2**15 + 0.5).mul_(2**-16)
 
 

@@ -87,6 +87,7 @@ class Layout:
 
     def packed_bytes(self, bits: int) -> int:
         """Bound the compressed bytes from above: codes, 16-bit minimum and step a group, order of the channels."""
+        # Channels of up to three widths are packed apart, and the last byte of each may be partly empty.
         codes = sum(3 + -(-c.count * self.channels * self.inner * bits // 8) for c in self.chunks)
         groups = self.chunks[-1].groups.stop * self.channels
         return codes + 4 * groups + 4 * self.channels

@@ -16,6 +16,7 @@ BYTES_A_SECOND = 1e9
 CODEC_BYTES_A_SECOND = 7e8
 """Rates of a nominal device, about those of one server core: plans depend only on their ratios."""
 
+# Bit widths that may be used. Each tier allows a narrower one, which disturbs gradients more.
 TIERS = ((), *(WIDTHS[: count + 1] for count in range(len(WIDTHS))))
 RECOMPUTE = tuple(Action(kind) for kind in ("nothing", "cheap", "all"))
 
@@ -175,6 +176,7 @@ class Search:
             held = self.uniform(plain).held[name]
             macs = kept.segment_macs[name] if plain.recompute == "all" else 0
             saved = kept.held[name] - held
+            # Products cost their operations; all else that was dropped is bound by memory, and costs its bytes.
             seconds = macs / MACS_A_SECOND + max(0, saved) / BYTES_A_SECOND
             found.append(_Choice(plain, saved, seconds))
             # A segment that recomputes everything leaves its output only, which the next one compresses as its input.
@@ -196,6 +198,7 @@ class Search:
                 merit = (choice.saved - previous.saved) / max(1e-9, choice.seconds - previous.seconds)
                 moves.append((merit, name, choice))
                 previous = choice
+        # Along a hull merits fall and the sort is stable, so that a segment's moves keep their order.
         return [(name, choice.action) for _, name, choice in sorted(moves, key=lambda move: -move[0])]
 
 

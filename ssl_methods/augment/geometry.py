@@ -49,6 +49,7 @@ def crop_boxes(
     pixels = between(area, *scale) * image_height * image_width
     aspect = between(ratio, math.log(ratio_range[0]), math.log(ratio_range[1])).exp()
     aspect = aspect.clamp(pixels / image_height**2, image_width**2 / pixels)
+    # Rounding may carry a full-size box over the edge, and its place would become negative.
     width = (pixels * aspect).sqrt().clamp_max(image_width)
     height = (pixels / aspect).sqrt().clamp_max(image_height)
     return torch.stack([top * (image_height - height), left * (image_width - width), height, width], dim=1)
