@@ -37,7 +37,6 @@ def device_extents(scheme: Scheme, variants: Variants, fleet: Fleet) -> list[lis
     """Return for every variant how much each device trains of its last stage; 0 where nothing fits."""
     found = []
     for stages in variants:
-        # The last stage reaches deepest: a device that can train it has a share in all of the variant.
         choices = scheme.choices(stages[-1])
         chosen = [fleet.choose(client, choices) for client in range(len(fleet.profiles))]
         found.append([0 if each is None else choices[each].num_trained for each in chosen])

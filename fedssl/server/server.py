@@ -224,8 +224,8 @@ class Server:
     def _close_round(self, updates: ReceivedUpdates, moved: bool) -> RoundReport:
         """Observe the pace, calibrate if that is due, and close the books of the round."""
         stage, cohort = self.stage, self.current.cohort
-        # Before calibration, whose time may be the end of the stage, and which moves the same blocks. A round that
-        # moved nothing is no reading: it would look like convergence.
+        # Before calibration, which moves the same blocks and may be due only if this ends the stage. A round that moved
+        # nothing is no reading: it would look like convergence.
         reading = self.pace.observe(self._followed()) if self.pace and moved else None
         self.stage_rounds[stage.index] += 1
         over = self.stage_rounds[stage.index] >= stage.rounds or (reading is not None and reading.freeze)
