@@ -9,7 +9,7 @@ from fedssl.comparison import curves as figures
 from fedssl.comparison.curves import ACCURACY, band, layer_similarity, records
 from fedssl.comparison.rows import Row, baseline, shares
 from fedssl.comparison.run import differences
-from fedssl.comparison.table import ComparisonTable, make_tables, percent
+from fedssl.comparison.table import ComparisonTable, percent
 from fedssl.runs.report.page import Block, Picture, Section, build_page
 from fedssl.runs.report.representation import layer_heat_map
 from fedssl.runs.results import COSTS, KEPT, KNN, MACS, MEASURES
@@ -21,40 +21,36 @@ CKA = (
 )
 
 
-def comparison_page(rows: Sequence[Row], command: str) -> str:
+def comparison_page(tables: Sequence[ComparisonTable], rows: Sequence[Row], command: str) -> str:
     """Render the page.
 
     Args:
+        tables: Tables of the rows, one a data set.
         rows: Rows of the comparison.
         command: Command that reproduces the page.
     """
-    tables = make_tables(rows)
     runs = [run for row in rows for run in row.runs]
     done = sum(not run.failure for run in runs)
     return build_page(
         title=f"Comparison of {len(rows)} settings",
         subtitle=f"{done} of {len(runs)} runs · {' · '.join(table.title for table in tables)}",
-        summary=" ".join(sentence([row for row in rows if row.data_set == table.title]) for table in tables),
+        summary=" ".join(text for table in tables for text in (table.headline, lightest(rows, table.title)) if text),
         sections=[*(section for table in tables for section in _sections(table, rows, len(tables) > 1)), _origin(rows)],
         footer=command,
     )
 
 
-def sentence(rows: Sequence[Row]) -> str:
-    """Name the best row of a data set, and the accuracy and cost of the one that keeps least in memory."""
-    ended = [row for row in rows if KNN.values(row.results)]
-    if not ended:
-        return f"No run on {rows[0].data_set} has ended."
-    best = max(ended, key=lambda row: KNN.mean(row.results) or 0)
-    said = f"On {best.data_set}, {best.name} has the highest kNN accuracy, {KNN.text(best.results)} %"
-    priced = [row for row in ended if len(shares(row, rows)) == len(COSTS)]
+def lightest(rows: Sequence[Row], data_set: str) -> str:
+    """Give accuracy and cost of the row of a data set that keeps least in memory; empty without other rows."""
+    priced = [row for row in rows if row.data_set == data_set and len(shares(row, rows)) == len(COSTS)]
     light = min(priced, key=lambda row: KEPT.mean(row.results) or 0, default=None)
-    if light is None or baseline(light, rows) is light:
-        return f"{said}."
+    if light is None or baseline(light, rows) is light or not KNN.values(light.results):
+        return ""
     macs, kept = (shares(light, rows)[cost] for cost in (MACS, KEPT))
-    who = "" if light is best else f"; {light.name} reaches {KNN.text(light.results)} %"
-    costs = f"{percent(kept)} of the activations and {percent(macs)} of the operations of end-to-end training"
-    return f"{said}{who}, with {costs}."
+    return (
+        f"{light.name} keeps least in memory: {KNN.text(light.results)} % with {percent(kept)} of the activations and "
+        f"{percent(macs)} of the operations of end-to-end training."
+    )
 
 
 def _sections(table: ComparisonTable, rows: Sequence[Row], several: bool) -> list[Section]:
@@ -63,7 +59,7 @@ def _sections(table: ComparisonTable, rows: Sequence[Row], several: bool) -> lis
     groups = panels(own)
     common = "; ".join(f"{key}: {value}" for key, value in table.common.items())
     return [
-        Section(f"Results{suffix}", [replace(table, title="")], common),
+        Section(f"Results{suffix}", [replace(table, title=""), *table.further], common),
         Section(f"Not finished{suffix}", [Table(["run"], [[text] for text in table.failures])] * bool(table.failures)),
         Section(f"Accuracy over rounds{suffix}", [*_accuracy(groups)]),
         Section(f"Accuracy against cost{suffix}", [*_against_cost(groups)]),

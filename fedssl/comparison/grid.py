@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count, product
 from pathlib import Path
@@ -26,35 +27,64 @@ class Grid:
             (``-c lw_fedssl.yaml``); later axes override earlier ones.
         seeds: Seeds; each combination is run once with each of them.
         settings: Arguments that every run gets after those of its choices.
+        tune: Further axes, of which no choice is a row: for each row, the choice (or combination of choices) with the
+            highest kNN accuracy on validation images is taken.
+        tuning_seeds: Seeds of the tuning runs; all differ from ``seeds``.
+        tuning_settings: Arguments that tuning runs get last, such as fewer rounds.
 
     Raises:
-        ValueError: An axis, choice or seed is missing, a seed is negative or doubled, or arguments set what the
-            comparison itself decides.
+        ValueError: An axis, choice or seed is missing, a seed is negative or doubled, tuning and comparison share a
+            seed or an axis, or arguments set what the comparison itself decides.
     """
 
     axes: Choices = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0])
     settings: str = ""
+    tune: Choices = field(default_factory=dict)
+    tuning_seeds: list[int] = field(default_factory=list)
+    tuning_settings: str = ""
 
     def __post_init__(self) -> None:
-        empty = [axis for axis, choices in self.axes.items() if not choices]
-        if not self.axes or empty:
-            raise ValueError(f"axes needs at least one choice on each axis, got {self.axes}")
+        axes = self.axes | self.tune
+        if not self.axes or not all(axes.values()):
+            raise ValueError(f"axes needs at least one choice on each axis, got {axes}")
         if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be different numbers of at least 0, got {self.seeds}")
-        for text in [self.settings, *(text for choices in self.axes.values() for text in choices.values())]:
+        self._check_tuning()
+        texts = [text for choices in axes.values() for text in choices.values()]
+        for text in [self.settings, self.tuning_settings, *texts]:
             for argument in shlex.split(text or ""):
                 if argument.partition("=")[0] in OURS:
                     raise ValueError(f"{argument}: the comparison itself decides about {', '.join(OURS)}")
 
-    def rows(self) -> list[tuple[dict[str, str], list[str]]]:
-        """Return the choices of each combination by axis, and their joined arguments."""
+    def _check_tuning(self) -> None:
+        if bool(self.tune) != bool(self.tuning_seeds) or (self.tuning_settings and not self.tune):
+            raise ValueError(
+                f"tune and tuning_seeds belong together, and tuning_settings to both: got tune {self.tune}, "
+                f"tuning_seeds {self.tuning_seeds}, tuning_settings {self.tuning_settings!r}"
+            )
+        if shared := {*self.seeds} & {*self.tuning_seeds}:
+            raise ValueError(f"tuning_seeds must differ from seeds, got {shared} in both")
+        if names := {*self.axes} & {*self.tune}:
+            raise ValueError(f"tune and axes must have different names, got {names} in both")
+
+    def rows(self, chosen: Sequence[Mapping[str, str]] = ()) -> list[tuple[dict[str, str], list[str]]]:
+        """Return the choices of each combination by axis, and their joined arguments.
+
+        Args:
+            chosen: Choice by axis of ``tune``, for each row.
+        """
         rows = []
-        for chosen in product(*(choices.items() for choices in self.axes.values())):
-            names, texts = zip(*chosen, strict=True)
-            arguments = shlex.split(" ".join(filter(None, [*texts, self.settings])))
+        for index, picked in enumerate(product(*(choices.items() for choices in self.axes.values()))):
+            names, texts = zip(*picked, strict=True)
+            tuned = [self.tune[axis][choice] for axis, choice in chosen[index].items()] if chosen else []
+            arguments = shlex.split(" ".join(filter(None, [*texts, *tuned, self.settings])))
             rows.append((dict(zip(self.axes, names, strict=True)), arguments))
         return rows
+
+    def tuning(self) -> Grid:
+        """Return the grid of the tuning runs: the tuned axes vary fastest."""
+        return Grid(self.axes | self.tune, self.tuning_seeds, f"{self.settings} {self.tuning_settings}")
 
 
 @dataclass(frozen=True)
@@ -81,14 +111,19 @@ class GridRun:
         return is_finished(self.folder)
 
 
-def plan_grid(grid: Grid, parent: Path) -> list[list[GridRun]]:
+def plan_grid(grid: Grid, parent: Path, chosen: Sequence[Mapping[str, str]] = ()) -> list[list[GridRun]]:
     """Plan the runs of each row, one for each seed.
+
+    Args:
+        grid: Axes and seeds.
+        parent: Folder of the runs' folders.
+        chosen: Choice by axis of ``tune``, for each row.
 
     Raises:
         ValueError: ``fit`` would refuse a run, or two rows are the same.
     """
     runs = []
-    for labels, arguments in grid.rows():
+    for labels, arguments in grid.rows(chosen):
         name = ", ".join(labels.values())
         runs += [GridRun(name, arguments, seed, parent / f"{slug(name)}-seed{seed}") for seed in grid.seeds]
     placed, seeds = place(runs), len(grid.seeds)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fedssl.comparison.run import Run, comparable, differences
+from fedssl.comparison.trials import Trial, best
 from fedssl.runs.results import COSTS, Measure
 
 SCHEME, METHOD = "scheme", "SSL method"
@@ -23,15 +24,21 @@ class Row:
     Args:
         labels: Texts that tell the row from the others, by the heading of their column.
         runs: Runs, one a seed.
+        trials: Trials of the settings that were tuned for this row.
     """
 
     labels: dict[str, str]
     runs: list[Run]
+    trials: Sequence[Trial] = ()
 
     @property
     def name(self) -> str:
         """Labels in one text."""
         return ", ".join(text for text in self.labels.values() if text)
+
+    def is_called(self, text: str) -> bool:
+        """Tell if a text is the row's name or one of its labels."""
+        return text in (self.name, *self.labels.values())
 
     @property
     def results(self) -> list[dict[str, Any]]:
@@ -60,7 +67,14 @@ class Row:
         ended = [run for run in self.runs if run.results]
         keys = ended[0].facts if ended else ()
         facts = {key: "; ".join(dict.fromkeys(run.facts[key] for run in ended)) for key in keys}
+        chosen = best(self.trials)
+        facts |= chosen.choices if chosen else {}
         return facts | {"seeds": ", ".join(str(run.seed) for run in ended)} if ended else {}
+
+    def by_seed(self, measure: Measure) -> dict[int, float]:
+        """Return a measure of the runs that have it, by their seed."""
+        found = {run.seed: measure.values([run.results]) for run in self.runs if run.results}
+        return {seed: values[0] for seed, values in found.items() if values}
 
     @property
     def failures(self) -> list[str]:
@@ -103,8 +117,41 @@ def baseline(row: Row, rows: Sequence[Row]) -> Row | None:
     It has the same data set, method and encoder, and runs of a single stage. Among several such rows, the one with most
     labels in common is taken, then the first.
     """
-    alike = [other for other in rows if other.results and other.kind == row.kind and other.stages == 1]
-    return max(alike, key=lambda other: len(row.labels.items() & other.labels.items()), default=None)
+    return _closest(row, (other for other in rows if other.results and other.kind == row.kind and other.stages == 1))
+
+
+def reference(row: Row, rows: Sequence[Row], called: str | None = None) -> Row | None:
+    """Find the row that a row's accuracies are set against; ``None`` if there is none.
+
+    Args:
+        row: Row to compare.
+        rows: All rows of the comparison.
+        called: Name, or one label, of the reference; among several rows with this label the one with most labels in
+            common is taken. ``None`` takes the row of end-to-end training.
+    """
+    if called is None:
+        return baseline(row, rows)
+    return _closest(row, (other for other in rows if other.data_set == row.data_set and other.is_called(called)))
+
+
+def check_reference(called: str | None, every: Sequence[Mapping[str, str]]) -> None:
+    """Check that a reference is a row.
+
+    Args:
+        called: Name or label of the reference; ``None`` for end-to-end training.
+        every: Labels of all rows.
+
+    Raises:
+        ValueError: No row has this name or label.
+    """
+    rows = [Row(dict(labels), []) for labels in every]
+    if called is not None and not any(row.is_called(called) for row in rows):
+        names = " | ".join(row.name for row in rows)
+        raise ValueError(f"--reference {called!r} is no row and no choice; rows are: {names}")
+
+
+def _closest(row: Row, candidates: Iterable[Row]) -> Row | None:
+    return max(candidates, key=lambda other: len(row.labels.items() & other.labels.items()), default=None)
 
 
 def shares(row: Row, rows: Sequence[Row]) -> dict[Measure, float]:

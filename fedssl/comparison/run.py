@@ -17,6 +17,10 @@ from fedssl.training.checkpoints import checkpoints_of
 from fedssl.training.endings import shortfall
 
 Configuration = dict[str, Any]
+TUNING = "tuning"
+"""Folder of the tuning runs in that of a comparison."""
+ASIDE = {"wandb", TUNING}
+"""Folders whose configurations are none of a comparison's runs."""
 WHERE = ("run_dir", "ckpt_path", "weights_only", "changed_settings", "show_images")
 """Settings of output and resume, which change no result; ``trainer.logger`` is one too."""
 
@@ -103,7 +107,7 @@ def find_folders(places: Sequence[Path]) -> list[Path]:
     found: dict[Path, None] = {}
     for place in places:
         files = sorted(place.rglob(CONFIG))
-        below = [path.parent for path in files if "wandb" not in path.relative_to(place).parts]
+        below = [path.parent for path in files if ASIDE.isdisjoint(path.relative_to(place).parts)]
         if not below:
             raise ValueError(f"there is no run in {place}: a run's folder holds {CONFIG}")
         found |= dict.fromkeys(below)

@@ -8,18 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fedssl.comparison.rows import Row, baseline, shares
+from fedssl.comparison.differences import difference, headline, table_of_differences
+from fedssl.comparison.equal_cost import at_equal_cost, table_at_equal_cost
+from fedssl.comparison.rows import Row, baseline, reference, shares
 from fedssl.comparison.run import differences
-from fedssl.runs.results import ACCURACIES, ENCODERS, MEASURES, RAW_PIXELS, Measure, mean_and_deviation
+from fedssl.comparison.trials import table_of_trials
+from fedssl.runs.baselines import BASELINES, MAJORITY
+from fedssl.runs.results import ACCURACIES, MEASURES, RAW_PIXELS, Measure, mean_and_deviation
 from fedssl.utils.tables import Table
 
 NOTE = (
-    "Mean ± standard deviation over seeds, values of the last round. Costs are those of a client over the whole run "
-    "(mean over clients); kept: most activations that a step keeps for backward. In brackets: share of the cost of "
-    "end-to-end training with the same method."
+    "Mean ± standard deviation over seeds, values of the last round; intervals, elsewhere, stand in square brackets. "
+    "Costs are those of a client over the whole run (mean over clients); kept: most activations that a step keeps for "
+    "backward. In brackets: share of the cost of end-to-end training with the same method."
 )
 FAILED = "not finished"
-UNTRAINED = {name: prefix for name, prefix in ENCODERS.items() if prefix}
+WITHOUT_ENCODER = (RAW_PIXELS, MAJORITY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,16 +33,25 @@ class ComparisonTable(Table):
     Args:
         common: Facts that all rows share, by name.
         failures: Runs without results, with the reason.
+        headline: Sentence on which row is best, if any.
+        further: Paired differences, accuracies at equal cost and trials of the tuning, as far as there are any.
     """
 
     common: dict[str, str]
     failures: list[str]
+    headline: str
+    further: list[Table]
 
 
-def make_tables(rows: Sequence[Row]) -> list[ComparisonTable]:
-    """Build one table for each data set."""
+def make_tables(rows: Sequence[Row], called: str | None = None) -> list[ComparisonTable]:
+    """Build one table for each data set.
+
+    Args:
+        rows: Rows of the comparison.
+        called: Name or label of the row that differences are taken to; ``None`` for end-to-end training.
+    """
     names = list(dict.fromkeys(row.data_set for row in rows))
-    return [_table(name, [row for row in rows if row.data_set == name]) for name in names]
+    return [_table(name, [row for row in rows if row.data_set == name], called) for name in names]
 
 
 def for_terminal(table: ComparisonTable) -> Table:
@@ -57,15 +70,31 @@ def as_markdown(tables: Sequence[ComparisonTable], command: str) -> str:
     """
     lines: list[str] = []
     for table in tables:
-        lines += [f"## {table.title}", "", *(f"- {key}: {value}" for key, value in table.common.items()), ""]
+        lines += [
+            f"## {table.title}",
+            "",
+            table.headline,
+            "",
+            *(f"- {key}: {value}" for key, value in table.common.items()),
+            "",
+        ]
         lines += [*table.markdown(), ""]
         lines += [*(f"- {FAILED}: {failure}" for failure in table.failures), ""] if table.failures else []
-    return "\n".join(["# Comparison", "", *lines, NOTE, "", f"`{command}`", ""])
+        lines += [NOTE, ""]
+        for each in table.further:
+            lines += [f"### {each.title}", "", *each.markdown(), "", each.caption, ""]
+    return "\n".join(["# Comparison", "", *lines, f"`{command}`", ""])
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """Format rows as CSV, for programs: a line a row, numbers in full, and empty fields for unknown values."""
-    lines = [_record(row, rows) for row in rows]
+def as_csv(rows: Sequence[Row], called: str | None = None) -> str:
+    """Format rows as CSV, for programs: a line a row, numbers in full, and empty fields for unknown values.
+
+    Args:
+        rows: Rows of the comparison.
+        called: Name or label of the row that differences are taken to; ``None`` for end-to-end training.
+    """
+    sets = [[other for other in rows if other.data_set == row.data_set] for row in rows]
+    lines = [_record(row, others, called) for row, others in zip(rows, sets, strict=True)]
     columns = list(dict.fromkeys(key for line in lines for key in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -74,12 +103,14 @@ def as_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _table(data_set: str, rows: list[Row]) -> ComparisonTable:
+def _table(data_set: str, rows: list[Row], called: str | None) -> ComparisonTable:
     common, words = _words(rows)
     measures = [measure for measure in MEASURES if any(measure.values(row.results) for row in rows)]
-    cells = [line for name in UNTRAINED for line in _untrained(name, rows, len(words) - 1, measures)]
+    cells = [line for name in BASELINES for line in _baseline(name, rows, len(words) - 1, measures)]
     for row, *texts in zip(rows, *words.values(), strict=True):
         cells.append([*texts, *(cell(measure, row, rows) for measure in measures)])
+    tried = table_of_trials({row.name: row.trials for row in rows})
+    further = (table_of_differences(rows, called), table_at_equal_cost(rows), tried)
     return ComparisonTable(
         [*words, *(measure.title for measure in measures)],
         cells,
@@ -88,6 +119,8 @@ def _table(data_set: str, rows: list[Row]) -> ComparisonTable:
         text_columns=len(words),
         common=common,
         failures=[f"{row.name}, {failure}" for row in rows for failure in row.failures],
+        headline=headline(rows),
+        further=[each for each in further if each],
     )
 
 
@@ -113,19 +146,23 @@ def _words(rows: list[Row]) -> tuple[dict[str, str], dict[str, list[str]]]:
     return common, columns
 
 
-def _untrained(name: str, rows: list[Row], blank: int, measures: list[Measure]) -> list[list[str]]:
-    """Return the line of a baseline; empty for untrained encoders if the rows have different ones.
+def _baseline(name: str, rows: list[Row], blank: int, measures: list[Measure]) -> list[list[str]]:
+    """Return the line of a baseline; empty if the runs do not have it, or have it of different encoders.
 
-    One line serves all rows, since the weights at random initialisation depend on encoder and seed only, and pixels on
-    neither.
+    One line serves all rows: the weights at random initialisation depend on encoder and seed only, and what needs no
+    encoder on the data.
     """
-    ended = [row for row in rows if row.results]
+    ended, prefix = [row for row in rows if row.results], BASELINES[name]
     encoders = [row.runs[0].configuration["model"]["init_args"]["encoder"] for row in ended]
-    if not ended or (UNTRAINED[name] != RAW_PIXELS and differences(encoders)):
+    if not ended or (prefix not in WITHOUT_ENCODER and differences(encoders)):
         return []
     # The row with most seeds gives the best mean.
     first = max((row.results for row in ended), key=len)
-    texts = [measure.text(first, UNTRAINED[name]) if measure in ACCURACIES else "" for measure in measures]
+    if prefix == MAJORITY:  # one accuracy, whatever is measured of the rows
+        most_frequent = Measure(name, f"{MAJORITY}top1").text(first)
+        texts = [most_frequent if measure in ACCURACIES else "" for measure in measures]
+    else:
+        texts = [measure.text(first, prefix) if measure in ACCURACIES else "" for measure in measures]
     return [[name, *[""] * blank, *texts]] if any(texts) else []
 
 
@@ -142,11 +179,30 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.1f} %"
 
 
-def _record(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+def _record(row: Row, rows: Sequence[Row], called: str | None) -> dict[str, Any]:
     record: dict[str, Any] = {"data set": row.data_set} | row.labels | row.facts
     known = shares(row, rows)
     for measure in MEASURES:
         if values := measure.values(row.results):
             record[f"{measure.title} mean"], record[f"{measure.title} sd"] = mean_and_deviation(values)
             record |= {f"{measure.title} share": known[measure]} if measure in known else {}
+    record |= _differences(row, reference(row, rows, called))
+    for heading, validated in at_equal_cost(rows).items():
+        if found := validated[row.name]:
+            title = f"validation kNN % at {heading}"
+            record[f"{title} mean"], record[f"{title} sd"] = mean_and_deviation(found)
     return record | {FAILED: "; ".join(row.failures), "folders": " ".join(str(run.folder) for run in row.runs)}
+
+
+def _differences(row: Row, other: Row | None) -> dict[str, Any]:
+    """Return a row's paired differences to its reference, with the ends of their intervals."""
+    if other is None or other is row:
+        return {}
+    record: dict[str, Any] = {"reference": other.name}
+    for measure in ACCURACIES:
+        if found := difference(row, other, measure):
+            title = f"{measure.title} difference"
+            record |= {title: found.mean, f"{title} seeds": found.number}
+            if found.interval:
+                record[f"{title} low"], record[f"{title} high"] = found.interval
+    return record
