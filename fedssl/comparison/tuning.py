@@ -52,10 +52,9 @@ def tune(grid: Grid, planned: list[list[list[GridRun]]], jobs: int) -> list[list
 def _trial(choices: dict[str, str], runs: Sequence[GridRun], failed: dict[Path, str]) -> Trial:
     found = {run.seed: validation(run_of(run, failed)) for run in runs if run.folder not in failed}
     known = [knn for knn in found.values() if knn is not None]
-    lost = [
-        f"seed {run.seed}: {failed.get(run.folder, 'no evaluation')}" for run in runs if found.get(run.seed) is None
-    ]
-    return Trial(choices, [] if lost else known, "; ".join(lost))
+    lost = [seed for seed in (run.seed for run in runs) if found.get(seed) is None]
+    why = {run.seed: failed.get(run.folder, "no evaluation") for run in runs}
+    return Trial(choices, [] if lost else known, "; ".join(f"seed {seed}: {why[seed]}" for seed in lost))
 
 
 def check_validated(name: str, configuration: Configuration) -> None:

@@ -51,6 +51,7 @@ def test_runs_are_compared_from_their_folders(
         (["-c", "comparison.yaml", "--settings=--model.roundss=3"], "roundss"),
         (["-c", "comparison.yaml", "runs/a"], "compare needs either"),
         (["-c", "comparizon.yaml"], "no configuration"),
+        (["-c", "comparison.yaml", "--reference=layerwise"], "--reference 'layerwise' is no row and no choice"),
         (["nowhere"], "there is no run in nowhere"),
         (["-c", "lw_fedssl.yaml"], "model"),
     ],

@@ -106,11 +106,41 @@ def test_markdown(six_runs: list[Run]) -> None:
     assert text.endswith("`python train.py compare x`\n")
 
 
+def test_baselines_without_an_encoder_serve_rows_of_all_encoders(six_runs: list[Run]) -> None:
+    full, cheap = group_runs(six_runs)
+    found = {"raw_pixels_knn_top1": 97.0, "majority_linear_top1": 10.0}
+    wider = [replace(run, configuration=configuration(run.seed, encoder={"name": "wide"})) for run in cheap.runs]
+    known = [replace(run, results=run.results | found) for run in full.runs]
+    [table] = make_tables([Row(full.labels, known), Row(cheap.labels, wider)])
+    at = table.header.index("kNN top-1 %")
+    shown = {line[0]: line[at : at + 2] for line in table.rows[:2]}
+    assert shown == {"raw pixels": ["97.00", ""], "most frequent class": ["", "10.00"]}
+
+
+def test_centralised_training_has_differences_but_no_costs(six_runs: list[Run]) -> None:
+    federal = ("clients", "rounds", "local_epochs", "stage_rounds", "down_", "up_", "macs_", "peak_")
+    runs = []
+    for seed, knn in enumerate((93.0, 94.0, 95.0)):
+        found = {key: each for key, each in results(seed, "centralized", knn).items() if not key.startswith(federal)}
+        central = configuration(seed)
+        central["model"]["class_path"] = "fedssl.CentralizedSSL"
+        del central["data"]["init_args"]["partition"]
+        runs.append(Run(Path(f"c{seed}"), central, found))
+    rows = [*group_runs(six_runs), Row({"scheme": "centralised"}, runs)]
+    [table] = make_tables(rows)
+    line = dict(zip(table.header, table.rows[-1], strict=True))
+    assert (line["kNN top-1 %"], line["GMACs"], line["clients"]) == ("94.00 ± 1.00", "", "")
+    [differences] = table.further
+    assert differences.rows[-1][:4] == ["centralised", "end-to-end", "3", "+2.00 [-0.48, +4.48]"]
+
+
 def test_csv_has_full_numbers(six_runs: list[Run]) -> None:
     full, cheap = csv.DictReader(io.StringIO(as_csv(group_runs(six_runs))))
     assert (full["scheme"], full["data set"], full["not finished"]) == ("end-to-end", "digits", "")
     assert float(full["kNN top-1 % sd"]) == 2
     assert float(cheap["received MiB mean"]) == 20
     assert float(cheap["received MiB share"]) == 0.25
+    assert (float(cheap["kNN top-1 % difference"]), cheap["kNN top-1 % difference seeds"]) == (-4, "2")
+    assert (cheap["reference"], full["reference"]) == ("end-to-end", "")
     assert cheap["not finished"] == "seed 2: no memory"
     assert cheap["folders"] == "l0 l1 l2"

@@ -64,6 +64,7 @@ def test_other_data_are_told_apart() -> None:
 def test_runs_are_found_in_folders_of_runs(make_run: MakeRun, tmp_path: Path) -> None:
     first, second = make_run("set/a", configuration()), make_run("set/b", configuration())
     make_run("set/a/wandb/run", configuration())
+    make_run("set/tuning/c", configuration())
     assert find_folders([second, tmp_path / "set"]) == [second, first]
     with pytest.raises(ValueError, match=r"there is no run in .*nothing"):
         find_folders([tmp_path / "nothing"])
