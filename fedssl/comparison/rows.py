@@ -103,8 +103,8 @@ def group_runs(runs: Sequence[Run]) -> list[Row]:
 def _labels(groups: list[list[Run]]) -> list[dict[str, str]]:
     """Return scheme, method and settings in which the groups differ; the scheme if nothing differs."""
     different = differences([group[0].configuration | {"seed_everything": None} for group in groups])
-    # The number of epochs follows from the rounds and would only repeat them.
-    hidden = {*NAMED, *([EPOCHS] if ROUNDS in different else [])}
+    # The classes of model and data follow from the scheme, the epochs from the rounds: they would only repeat them.
+    hidden = {*NAMED, "model", "data", *([EPOCHS] if ROUNDS in different else [])}
     shown = {re.sub(r"^(model|trainer)\.", "", key): each for key, each in different.items() if key not in hidden}
     every = [_names(group[0]) | {key: texts[at] for key, texts in shown.items()} for at, group in enumerate(groups)]
     telling = [key for key in every[0] if len({labels[key] for labels in every}) > 1] or [SCHEME]
