@@ -21,6 +21,7 @@ from fedssl.server.aggregation import (
     WeightedMean,
 )
 from fedssl.server.calibration import Calibration
+from fedssl.server.lr_schedule import LRSchedule
 from fedssl.server.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import CentralizedSSL
@@ -49,6 +50,7 @@ __all__ = [
     "GlobalAlignment",
     "ImageData",
     "Krum",
+    "LRSchedule",
     "MoonAlignment",
     "NormWeightedMean",
     "PowerLaw",

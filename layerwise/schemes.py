@@ -147,7 +147,8 @@ class Progressive(Scheme):
         renew_heads: As for every scheme. ProgFed has a new head for every stage.
         layer_budget: As for every scheme. The draw is among trained blocks here (the "DD" rows of LW-FedSSL).
         warm_up_rounds: Rounds after each growth in which only the new blocks and the heads are trained (ProgFed). They
-            form a stage of their own and count among the run's rounds (our deviation: the paper's code adds them).
+            form a stage of their own at the full learning rate, and count among the run's rounds (our deviation: the
+            paper's code adds them).
         long_last_stage: ProgFed's schedule: with T rounds besides warm-up and S stages, T / 2S rounds for every stage
             but the last and T (S + 1) / 2S for the last, instead of T / S for each.
 
@@ -182,7 +183,7 @@ class Progressive(Scheme):
         if start == 0 or self.warm_up_rounds == 0:
             return []
         # Older blocks stay frozen, so that the gradients of untrained new blocks do not disturb them.
-        return [Stage(index, tuple(range(end)), tuple(range(start, end)), False, self.warm_up_rounds)]
+        return [Stage(index, tuple(range(end)), tuple(range(start, end)), False, self.warm_up_rounds, full_lr=True)]
 
     def _durations(self, num_stages: int, rounds: int) -> list[int]:
         warm_up = self.warm_up_rounds * (num_stages - 1)

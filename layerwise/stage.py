@@ -26,6 +26,8 @@ class Stage:
         rounds: Communication rounds of the stage.
         adapters: Low-rank adapters of each trained block that are trained in its place (LoRA); 0 trains the block
             itself.
+        full_lr: True if clients train at the full learning rate, whose schedule does not count these rounds: warm-up
+            of new blocks.
     """
 
     index: int
@@ -34,6 +36,7 @@ class Stage:
     trains_stem: bool
     rounds: int
     adapters: int = 0
+    full_lr: bool = False
 
     def __post_init__(self) -> None:
         assert self.trained, self

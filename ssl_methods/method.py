@@ -80,6 +80,8 @@ class Method(LightningModule):
         num_views: Number of inputs that pass the network, such as views of an image; targets may follow them.
         loss_terms: Further losses of a step, functions of (views after the prefix, step output).
         corrections: Parameters, each with a tensor that is added to its gradient before every optimizer step.
+        clip_norm: Largest L2 norm of all gradients together, corrections included; longer ones are scaled down to it
+            before every optimizer step. ``None``: no limit.
         generator: Source of the augmentation's random numbers.
         views_in_paper: Views of a sample that LW-FedSSL's resource figures count.
     """
@@ -99,6 +101,7 @@ class Method(LightningModule):
         self.optimizer_factory = foundation.optimizer
         self.loss_terms: list[Callable[[Any, StepOutput], Tensor]] = []
         self.corrections: list[tuple[nn.Parameter, Tensor]] = []
+        self.clip_norm: float | None = None
         self.generator = torch.Generator()
 
     @abstractmethod
@@ -225,10 +228,12 @@ class Method(LightningModule):
         return self.loss_of(self.inputs(images, labels))
 
     def configure_optimizers(self) -> Optimizer:
-        """Make a fresh optimizer over the trained parameters; it corrects their gradients before it steps."""
+        """Make a fresh optimizer over the trained parameters; it corrects and clips gradients before it steps."""
         optimizer = self.optimizer_factory(self.trained())
         if self.corrections:
             optimizer.register_step_pre_hook(self._correct)
+        if self.clip_norm is not None:
+            optimizer.register_step_pre_hook(self._clip)
         return optimizer
 
     def setup(self, stage: str) -> None:
@@ -249,6 +254,10 @@ class Method(LightningModule):
         for parameter, correction in self.corrections:
             if parameter.grad is not None:
                 parameter.grad.add_(correction)
+
+    def _clip(self, *_: Any) -> None:
+        assert self.clip_norm is not None
+        nn.utils.clip_grad_norm_(self.trained(), self.clip_norm)
 
 
 def check_augment(method: Method, augment: Augmentation | None) -> None:

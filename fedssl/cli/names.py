@@ -31,6 +31,7 @@ from fedssl.data.partition import Partitioner
 from fedssl.devices import Deadline, DeviceSource
 from fedssl.server.aggregation import Aggregation
 from fedssl.server.calibration import Calibration
+from fedssl.server.lr_schedule import LRSchedule
 from fedssl.server.selection import Selector
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
@@ -57,6 +58,7 @@ PLACES: dict[str, tuple[type, ...]] = {
     "model.selector": (Selector,),
     "model.devices": (DeviceSource,),
     "model.deadline": (Deadline,),
+    "model.lr_schedule": (LRSchedule,),
     "model.bank": (ActivationBank,),
     "model.pace": (BlockPerturbation,),
     "model.start": (StartRule,),

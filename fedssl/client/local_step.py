@@ -26,11 +26,13 @@ class LocalStep:
         alignment: Representation alignment, if any.
         proximal: mu of the FedProx term; 0 switches it off.
         corrected: The server sends a correction of the gradients with every task.
+        clip_norm: Largest global norm of the final gradient, see ``Method``; ``None``: no limit.
     """
 
     alignment: Alignment | None = None
     proximal: float = 0.0
     corrected: bool = False
+    clip_norm: float | None = None
 
     def attach(self, model: PartitionedModel, stage: Stage) -> Method:
         """Point the model's method and the alignment's copies at a stage, and return the method."""
@@ -50,7 +52,7 @@ class LocalStep:
         Returns:
             The tensors that the client holds for them.
         """
-        method.loss_terms, method.corrections = [], list(corrections)
+        method.loss_terms, method.corrections, method.clip_norm = [], list(corrections), self.clip_norm
         held = [correction for _, correction in corrections]
         if self.alignment:
             self.alignment.begin_client(_contrastive(method), state)

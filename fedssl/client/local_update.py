@@ -163,7 +163,7 @@ class LocalUpdate:
         remembers = state is not None and state.alignment is not None
         with banked as source:
             key = replace(key, remembers=remembers, banked=source.banked)
-            report = train_epochs(method, source.images, self.epochs, size, shuffle, book, key, plans)
+            report = train_epochs(method, source.images, self.epochs, size, shuffle, book, key, plans, task.lr_factor)
         before = self.client_states.get(task.client_id)
         # Counted once for each content: a process that resumes, or takes a client over, fills the bank a second time.
         filled = before is None or before.bank != self._bank(task)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fedssl.client.local_step import take_step
 from fedssl.client.step_costs import CostBook, StepKey
@@ -89,6 +90,7 @@ def train_epochs(
     book: CostBook,
     key: StepKey,
     plans: StepPlans | None = None,
+    lr_factor: float = 1.0,
 ) -> LoopReport:
     """Train a method on one client's images, with a fresh optimizer.
 
@@ -103,12 +105,14 @@ def train_epochs(
         book: Where step costs are looked up and noted.
         key: Of the steps, but for what a batch and its plan add.
         plans: Keep the steps within a memory budget; ``None``: there is none.
+        lr_factor: Factor of the optimizer's learning rate.
 
     Raises:
         NonFiniteLossError: The loss of an epoch is not finite.
         InfeasibleBudgetError: A step cannot be kept within the memory budget.
     """
     optimizer, times = method.configure_optimizers(), book.times
+    scale_lr(optimizer, lr_factor)
     device = next(method.backbone.parameters()).device
     losses = torch.zeros(2, device=device)
     steps, macs, activation_bytes = 0, 0, 0
@@ -139,6 +143,12 @@ def train_epochs(
             )
     loss, squared_loss = (losses / steps).tolist() if steps else (math.nan, math.nan)
     return LoopReport(loss, squared_loss, steps, macs, activation_bytes)
+
+
+def scale_lr(optimizer: Optimizer, factor: float) -> None:
+    """Multiply the learning rates of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
 
 
 def shuffled_batches(images: SampleSet, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

@@ -168,7 +168,7 @@ class CountedStep(GlobalStep):
         """Return one tensor a part, of as many bytes as its parameters."""
         return self._model.gradients(names) if self._corrects else {}
 
-    def begin_round(self, names: list[str]) -> ReceivedUpdates:
+    def begin_round(self, names: list[str], lr_factor: float = 1.0) -> ReceivedUpdates:
         """Open a round whose updates are only counted."""
         return CountedUpdates({}, _not_handed_on)
 

@@ -84,6 +84,7 @@ class Federation:
             calibration=settings.server.calibration,
             auxiliary=auxiliary,
             pace=settings.server.pace,
+            lr_schedule=settings.local.lr_schedule,
             seed=settings.seed,
         )
         self.on_client: Callable[[Cohort, int], None] | None = None
@@ -197,7 +198,7 @@ def make_client(
         batch_size=local.batch_size,
         seed=settings.seed,
         recall=recall,
-        step=LocalStep(local.alignment, local.proximal),
+        step=LocalStep(local.alignment, local.proximal, clip_norm=local.gradient_clip_norm),
         start=local.start,
         plans=plans,
         bank=local.bank,

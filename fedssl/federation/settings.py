@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from fedssl.memory_budget.setting import MemoryBudget
 from fedssl.protocol.parts import MethodFactory, PartitionedModel, build_model
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
+from fedssl.server.lr_schedule import LRSchedule
 from fedssl.server.participation import check_dropout
 from fedssl.server.selection import Selector
 from fedssl.server.updates import MAX_UPDATE, check_max_update
@@ -63,6 +65,8 @@ class LocalSettings:
         batch_size: Images a step.
         alignment: Representation alignment; ``None`` switches it off.
         proximal: mu of the FedProx term; 0 switches it off.
+        lr_schedule: Learning rate over the rounds.
+        gradient_clip_norm: Largest L2 norm of a step's gradient, corrections included; ``None``: no limit.
         start: Weights that clients start a round from; ``None``: the global ones.
         bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
         memory: Memory budget of a step.
@@ -72,6 +76,8 @@ class LocalSettings:
     batch_size: int = 64
     alignment: Alignment | None = None
     proximal: float = 0.0
+    lr_schedule: LRSchedule = LRSchedule()  # noqa: RUF009 (frozen)
+    gradient_clip_norm: float | None = None
     start: StartRule | None = None
     bank: ActivationBank | None = None
     memory: MemoryBudget = MemoryBudget()  # noqa: RUF009 (frozen)
@@ -80,6 +86,8 @@ class LocalSettings:
         check_at_least(1, local_epochs=self.epochs)
         check_at_least(2, batch_size=self.batch_size)
         check_at_least(0, LARGEST_WEIGHT, proximal=self.proximal)
+        if self.gradient_clip_norm is not None and not 0 < self.gradient_clip_norm < math.inf:
+            raise ValueError(f"gradient_clip_norm must be above 0, got {self.gradient_clip_norm}; null sets no limit")
         if self.memory != MemoryBudget() and self.bank:
             raise ValueError(
                 "a memory_budget plans steps that run the frozen prefix: leave out the bank, or the budget"
@@ -184,7 +192,7 @@ class FederationSettings:
         """Return a predictor of local steps with a model of its own, or one that takes over the given model."""
         local, corrected = self.local, self.server.aggregation.corrects
         # A copy: attaching points an alignment at one model, and the resident client's must stay at its own.
-        step = LocalStep(copy.deepcopy(local.alignment), local.proximal, corrected)
+        step = LocalStep(copy.deepcopy(local.alignment), local.proximal, corrected, local.gradient_clip_norm)
         return StepPredictor(model or self.build(), step, local.bank)
 
     def check(self, model: PartitionedModel) -> None:
@@ -195,7 +203,7 @@ class FederationSettings:
         """
         method, local = model.method, self.local
         self.scheme.check(model.encoder)
-        self.scheme.stages(len(model.encoder.blocks), self.rounds)
+        local.lr_schedule.check(self.scheme.stages(len(model.encoder.blocks), self.rounds))
         if local.start:
             local.start.check(model.heads)
         if local.alignment and not isinstance(method, SSLMethod):

@@ -82,7 +82,7 @@ def encode_order(order: Order) -> RecordDict:
     task = order.task
     note = {"client_id": task.client_id, "round": task.round, "stage": asdict(task.stage)}
     note |= {"frozen_ids": task.frozen_ids, "run_id": order.run_id, "recipe": order.recipe}
-    note |= {"needed_bytes": order.needed_bytes}
+    note |= {"needed_bytes": order.needed_bytes, "lr_factor": task.lr_factor}
     return _pack(note, active=task.active, frozen=task.frozen, correction=task.correction)
 
 
@@ -92,7 +92,8 @@ def decode_order(content: RecordDict) -> Order:
     fields = note["stage"]
     stage = Stage(**fields | {"present": tuple(fields["present"]), "trained": tuple(fields["trained"])})
     active, frozen, correction = (_parts(content, name) for name in ("active", "frozen", "correction"))
-    task = Task(note["client_id"], note["round"], stage, active, note["frozen_ids"], frozen, correction)
+    fixed = note["client_id"], note["round"], stage, active, note["frozen_ids"], frozen, correction
+    task = Task(*fixed, note["lr_factor"])
     return Order(task, note["run_id"], note["recipe"], note["needed_bytes"])
 
 

@@ -30,6 +30,7 @@ class Task:
         frozen: Tensors of those frozen parts that the client does not hold yet.
         correction: Tensors that the client adds to the gradients of the trained parameters before each optimizer step;
             empty unless the aggregation rule sends some.
+        lr_factor: Factor of the optimizer's learning rate in this round.
     """
 
     client_id: int
@@ -39,6 +40,7 @@ class Task:
     frozen_ids: dict[str, str]
     frozen: Parts
     correction: Parts = field(default_factory=dict)
+    lr_factor: float = 1.0
 
 
 @dataclass(frozen=True)

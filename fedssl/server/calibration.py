@@ -26,7 +26,8 @@ class Calibration:
         epochs: Passes over the auxiliary images.
         batch_size: Images a step.
         when: Time of calibration: after every ``round``, or after the last round of every ``stage``.
-        optimizer: Optimizer of the calibration; ``None`` takes that of the clients.
+        optimizer: Optimizer of the calibration; ``None`` takes that of the clients. Its learning rate follows the
+            clients' schedule.
     """
 
     epochs: int = 1
@@ -59,7 +60,13 @@ class Calibration:
         return trained if self.when == "round" else last_of_stage
 
     def run(
-        self, model: PartitionedModel, stage: Stage, images: SampleSet | None, round_: int, seed: int
+        self,
+        model: PartitionedModel,
+        stage: Stage,
+        images: SampleSet | None,
+        round_: int,
+        seed: int,
+        lr_factor: float = 1.0,
     ) -> LoopReport:
         """Calibrate the global model in place.
 
@@ -83,7 +90,7 @@ class Calibration:
                 # Dropout layers draw from the global generator, as in local training.
                 torch.manual_seed(derive_seed(seed, "calibrate", round_))
                 # A book that is thrown away: costs are those of clients, and the server's own steps stay out of them.
-                book, key = CostBook(), StepKey.at(stage)
-                return train_epochs(method, images, self.epochs, self.batch_size, shuffle, book, key)
+                book, key, size = CostBook(), StepKey.at(stage), self.batch_size
+                return train_epochs(method, images, self.epochs, size, shuffle, book, key, lr_factor=lr_factor)
         finally:
             method.optimizer_factory = clients_optimizer

@@ -46,8 +46,8 @@ class GlobalStep(ABC):
         """
 
     @abstractmethod
-    def begin_round(self, names: list[str]) -> ReceivedUpdates:
-        """Open a round in which these parts are trained."""
+    def begin_round(self, names: list[str], lr_factor: float = 1.0) -> ReceivedUpdates:
+        """Open a round in which these parts are trained, at a multiple of the clients' learning rate."""
 
     @abstractmethod
     def correction(self, client_id: int, names: list[str]) -> Parts:
@@ -104,12 +104,12 @@ class AggregatedStep(GlobalStep):
         """Ask the rule."""
         return unflatten(self.rule.correction(client_id, self.model.parameters(names)))
 
-    def begin_round(self, names: list[str]) -> ReceivedUpdates:
+    def begin_round(self, names: list[str], lr_factor: float = 1.0) -> ReceivedUpdates:
         """Begin a round of the rule with the global tensors."""
         reference = flatten(self.model.read(names))
         self.rule.begin_round({key: tensor for key, tensor in reference.items() if tensor.is_floating_point()})
         distance = ClientDistance(reference, self.model.parameters(names)) if self.measure_distance else None
-        return ReceivedUpdates(reference, self.rule.add, self.max_update, distance)
+        return ReceivedUpdates(reference, self.rule.add, self.max_update, distance, lr_factor)
 
     def finish(self, updates: ReceivedUpdates, round_: int, step: Callable[[], Any] | None = None) -> set[str]:
         """Aggregate the updates and step the optimizer."""

@@ -17,6 +17,7 @@ class OpenRound:
 
     Args:
         cohort: Its clients.
+        lr_factor: Factor of their learning rate.
         asked: Parts that each client was asked to train, in forward order, the heads last.
         down_bytes: Sent to each client.
         up_bytes: Received from each client whose update counts.
@@ -24,6 +25,7 @@ class OpenRound:
     """
 
     cohort: Cohort = Cohort(())  # noqa: RUF009 (frozen)
+    lr_factor: float = 1.0
     asked: dict[int, list[str]] = field(default_factory=dict)
     down_bytes: dict[int, int] = field(default_factory=dict)
     up_bytes: dict[int, int] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class RoundReport:
     Args:
         round: Communication round, from 0.
         stage: Index of its stage.
+        lr_factor: Factor of the clients' learning rate.
         trained: Clients whose results were aggregated.
         dropped: Clients that were selected but could not be reached.
         ineligible: Clients whose memory cannot hold the stage.
@@ -63,6 +66,7 @@ class RoundReport:
 
     round: int
     stage: int
+    lr_factor: float
     trained: tuple[int, ...]
     dropped: tuple[int, ...]
     ineligible: tuple[int, ...]
@@ -85,6 +89,7 @@ def round_metrics(report: RoundReport) -> dict[str, float]:
     metrics: dict[str, float] = {
         "round": report.round,
         "stage": report.stage,
+        "client/lr_factor": report.lr_factor,
         "client/participants": len(report.trained),
         "client/dropped": len(report.dropped),
         "client/failed": len(report.failures),

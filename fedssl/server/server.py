@@ -18,6 +18,7 @@ from fedssl.server.aggregation import Aggregation
 from fedssl.server.calibration import Calibration
 from fedssl.server.client_stage import StageOptions, check_untied
 from fedssl.server.global_step import GlobalStep
+from fedssl.server.lr_schedule import LRSchedule
 from fedssl.server.participation import Cohort, Participation
 from fedssl.server.rounds import Ledger, OpenRound, RoundReport
 from fedssl.server.selection import Outcome
@@ -46,6 +47,7 @@ class Server:
         calibration: Server-side calibration, if any.
         auxiliary: Unlabelled images for calibration.
         pace: Ends a stage before its last round once its blocks have converged; ``None`` never does.
+        lr_schedule: Learning rate of clients and calibration over the rounds.
         seed: Seed of the run.
 
     Attributes:
@@ -68,6 +70,7 @@ class Server:
         calibration: Calibration | None = None,
         auxiliary: SampleSet | None = None,
         pace: BlockPerturbation | None = None,
+        lr_schedule: LRSchedule = LRSchedule(),  # noqa: B008 (frozen)
         seed: int = 0,
     ) -> None:
         if calibration:
@@ -85,6 +88,7 @@ class Server:
         self.calibration = calibration
         self.auxiliary = auxiliary
         self.pace = pace
+        self.lr_schedule = lr_schedule
         self.seed = seed
         self.round = 0
         self.current = OpenRound()
@@ -132,7 +136,8 @@ class Server:
     def begin_round(self) -> Cohort:
         """Grow the model if a stage begins, and draw this round's clients."""
         self._enter(self.stage)
-        self.current = OpenRound(self.participation.draw(self.round, self._options.priced))
+        lr_factor = self.lr_schedule.in_stage(self.stages, self.stage.index, self.stage_rounds[self.stage.index])
+        self.current = OpenRound(self.participation.draw(self.round, self._options.priced), lr_factor)
         return self.current.cohort
 
     def make_task(self, client_id: int) -> Task:
@@ -143,7 +148,8 @@ class Server:
         needed = {name: self._part_id(name) for name in self.model.frozen_names(stage)}
         missing = [name for name, content in needed.items() if held.get(name) != content]
         active, frozen = self.model.read(self.model.trained_names(stage)), self.model.read(missing)
-        task = Task(client_id, self.round, stage, active, needed, frozen, self.step.correction(client_id, list(active)))
+        correction = self.step.correction(client_id, list(active))
+        task = Task(client_id, self.round, stage, active, needed, frozen, correction, self.current.lr_factor)
         # Noted before any answer: a client that lost its frozen parts says so, see ``set_holdings``.
         held.update(needed)
         self.ledger.sent(client_id, self.current.sent(task))
@@ -167,7 +173,7 @@ class Server:
                 empty one, and so does any of a rule that always steps.
             NonFiniteModelError: The round broke the global model; its last checkpoint is good.
         """
-        updates, outcomes = self.step.begin_round(self.model.trained_names(self.stage)), []
+        updates, outcomes = self.step.begin_round(self.model.trained_names(self.stage), self.current.lr_factor), []
         for result in results:
             with self.times("aggregation"):
                 outcomes += self._take(result, updates)
@@ -232,6 +238,7 @@ class Server:
         report = RoundReport(
             round=self.round,
             stage=stage.index,
+            lr_factor=self.current.lr_factor,
             trained=tuple(updates.trained),
             dropped=cohort.dropped,
             ineligible=cohort.ineligible,
@@ -258,7 +265,8 @@ class Server:
         if not self.calibration or not self.calibration.due(trained, last_of_stage):
             return None
         with self.times("calibration"):
-            report = self.calibration.run(self.model, self.stage, self.auxiliary, self.round, self.seed)
+            run, lr_factor = self.calibration.run, self.current.lr_factor
+            report = run(self.model, self.stage, self.auxiliary, self.round, self.seed, lr_factor)
         # Calibration trains frozen parts too, so clients have to be sent them again.
         self._forget_ids([*self.model.trained_names(self.stage), *self.model.frozen_names(self.stage)])
         return report.loss

@@ -41,6 +41,7 @@ class ReceivedUpdates:
         max_update: A client is dropped if a tensor of its update changed by more, as a root mean square, in units of
             one plus that of the global tensor.
         distance: Measures how far the good updates are apart; ``None`` does not.
+        lr_factor: Factor of the clients' learning rate.
 
     Attributes:
         given: Keys of the floating-point tensors that some client gave.
@@ -52,6 +53,7 @@ class ReceivedUpdates:
         add: Callable[[Update], None],
         max_update: float = MAX_UPDATE,
         distance: ClientDistance | None = None,
+        lr_factor: float = 1.0,
     ) -> None:
         self.reference = reference
         self.distance = distance
@@ -64,6 +66,7 @@ class ReceivedUpdates:
         self.activation_bytes = 0
         self._hand_on = add
         self._max_update = max_update
+        self._lr_factor = lr_factor
         self._images = 0
         self._loss = 0.0
 
@@ -108,7 +111,8 @@ class ReceivedUpdates:
         counters: Tensors = {}
         for key, tensor in flatten(result.parts).items():
             (floating if self.reference[key].is_floating_point() else counters)[key] = tensor
-        self._hand_on(Update(result.client_id, floating, result.num_images, result.steps, result.loss))
+        did = result.num_images, result.steps, result.loss
+        self._hand_on(Update(result.client_id, floating, *did, self._lr_factor))
         self.given.update(floating)
         if self.distance:
             self.distance.add(floating)

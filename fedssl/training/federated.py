@@ -28,6 +28,7 @@ from fedssl.memory_budget.setting import MemoryBudget
 from fedssl.protocol.parts import MethodFactory, PartitionedModel
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
+from fedssl.server.lr_schedule import LRSchedule, linear_scaling
 from fedssl.server.rounds import RoundReport, round_metrics
 from fedssl.server.selection import Selector
 from fedssl.server.server import AllClientsFailedError
@@ -61,6 +62,11 @@ class FederatedSSL(Pretraining):
         rounds: Communication rounds of the whole run; the most there can be if ``pace`` is set.
         local_epochs: Epochs each client trains in a round.
         batch_size: Images a local step.
+        base_batch_size: Batch that the optimizer's learning rate is meant for: clients use lr * batch_size /
+            base_batch_size. ``None``: they use lr.
+        lr_schedule: Warm-up and cosine of the clients' learning rate over the rounds; constant by default.
+        gradient_clip_norm: Largest L2 norm of a local step's gradient, over all trained layers together, alignment,
+            proximal term and corrections included; ``None``: no limit.
         participation: Clients a round: an ``int`` is a number, a ``float`` a fraction of all.
         dropout: Probability that a selected client cannot be reached.
         selector: Chooses each round's clients among those that can take part; ``None`` draws them at random.
@@ -96,6 +102,9 @@ class FederatedSSL(Pretraining):
         rounds: int,
         local_epochs: int = 1,
         batch_size: int = 64,
+        base_batch_size: int | None = None,
+        lr_schedule: LRSchedule = LRSchedule(),  # noqa: B008 (frozen)
+        gradient_clip_norm: float | None = None,
         participation: int | float = 1.0,
         dropout: float = 0.0,
         selector: Selector | None = None,
@@ -118,6 +127,7 @@ class FederatedSSL(Pretraining):
         seed: int | None = None,
     ) -> None:
         seed, encoder = run_seed(seed), scheme.adapt(encoder)
+        optimizer = linear_scaling(optimizer, batch_size, base_batch_size)
         model = ModelSettings(
             encoder=encoder, method=method, augment=augment, optimizer=optimizer, micro_batch=micro_batch
         )
@@ -126,6 +136,8 @@ class FederatedSSL(Pretraining):
             batch_size=batch_size,
             alignment=alignment,
             proximal=proximal,
+            lr_schedule=lr_schedule,
+            gradient_clip_norm=gradient_clip_norm,
             start=start,
             bank=bank,
             memory=MemoryBudget.parse(memory_budget, devices),

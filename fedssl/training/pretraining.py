@@ -10,10 +10,12 @@ import torch
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from fedssl.data.clients import ClientData
 from fedssl.data.images import ImageData
 from fedssl.protocol.parts import MethodFactory, PartitionedModel, build_model
+from fedssl.server.lr_schedule import LRSchedule, linear_scaling
 from fedssl.training.checkpoints import ORIGIN, check_origin, origin
 from fedssl.training.endings import RunProgress, batches_left_out, reason_of_end, whole_epochs
 from fedssl.training.export import export_encoder, export_text_encoder
@@ -167,13 +169,26 @@ class Pretraining(EvaluatedModule):
 class CentralizedSSL(Pretraining):
     """Training of the whole encoder on all images in one place; the yardstick of the federated schemes.
 
+    Gradients are clipped by Lightning's ``trainer.gradient_clip_val``.
+
     Args:
         *args: Arguments of ``Pretraining``.
+        base_batch_size: Batch that the optimizer's learning rate is meant for: lr * data.batch_size / base_batch_size
+            is used. ``None``: lr.
+        lr_schedule: Warm-up and cosine of the learning rate over the epochs; constant by default.
         **kwargs: Keyword arguments of ``Pretraining``.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        base_batch_size: int | None = None,
+        lr_schedule: LRSchedule = LRSchedule(),  # noqa: B008 (frozen)
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.base_batch_size = base_batch_size
+        self.lr_schedule = lr_schedule
         self.method = self.model.method
         self.method.begin_client()
 
@@ -197,6 +212,10 @@ class CentralizedSSL(Pretraining):
                 f"CentralizedSSL needs ImageData, got {type(data).__name__}: use FederatedSSL with one client"
             )
         check_trains(self.trainer)
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.lr_schedule.check_length(self._epochs, "epochs of trainer.max_epochs")
+        factory = self._recipe[3]
+        self.method.optimizer_factory = linear_scaling(factory, data.batch_size, self.base_batch_size)
         self.prepare(data)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -216,8 +235,23 @@ class CentralizedSSL(Pretraining):
                 check_same(checkpoint["run"], self._settings())
 
     def _settings(self) -> dict[str, Any]:
-        optimizer = describe_optimizer(self.configure_optimizers())
-        return {"method": type(self.method).__name__, "optimizer": optimizer, "seed": self.seed}
+        optimizer = describe_optimizer(self.method.configure_optimizers())
+        settings = {"method": type(self.method).__name__, "optimizer": optimizer, "seed": self.seed}
+        decays = self.lr_schedule.cosine_to is not None
+        return settings | ({"epochs of the cosine": self._epochs} if decays else {})
+
+    @property
+    def _epochs(self) -> int:
+        """Epochs that the schedule takes.
+
+        Raises:
+            ValueError: The schedule needs their number, and the Trainer has none.
+        """
+        epochs = self.trainer.max_epochs
+        assert epochs is not None
+        if epochs < 0 and self.lr_schedule != LRSchedule():
+            raise ValueError("model.lr_schedule goes by epochs: set trainer.max_epochs, not trainer.max_steps alone")
+        return epochs if epochs >= 0 else 1
 
     def on_train_epoch_start(self) -> None:
         """Seed every epoch on its own, so that a resumed run continues as it would have."""
@@ -238,8 +272,7 @@ class CentralizedSSL(Pretraining):
         super().optimizer_step(*args, **kwargs)
         self.method.after_step()
 
-    def configure_optimizers(self) -> Optimizer:
-        """Create the method's optimizer."""
-        optimizer = self.method.configure_optimizers()
-        assert isinstance(optimizer, Optimizer)
-        return optimizer
+    def configure_optimizers(self) -> tuple[list[Optimizer], list[LambdaLR]]:
+        """Create the method's optimizer, and its schedule over the epochs."""
+        optimizer, epochs = self.method.configure_optimizers(), self._epochs
+        return [optimizer], [LambdaLR(optimizer, lambda done: self.lr_schedule.factor(done, epochs))]

@@ -11,9 +11,9 @@ from layerwise import Progressive, Stage, build_encoder, grew, layer_shares, spl
 def test_warm_up_trains_the_new_blocks_only():
     assert Progressive(2, warm_up_rounds=3).stages(6, 12) == [
         Stage(0, (0, 1), (0, 1), True, 2),
-        Stage(1, (0, 1, 2, 3), (2, 3), False, 3),
+        Stage(1, (0, 1, 2, 3), (2, 3), False, 3, full_lr=True),
         Stage(2, (0, 1, 2, 3), (0, 1, 2, 3), True, 2),
-        Stage(3, (0, 1, 2, 3, 4, 5), (4, 5), False, 3),
+        Stage(3, (0, 1, 2, 3, 4, 5), (4, 5), False, 3, full_lr=True),
         Stage(4, (0, 1, 2, 3, 4, 5), (0, 1, 2, 3, 4, 5), True, 2),
     ]
 

@@ -19,15 +19,17 @@ class FedNova(Aggregation):
     - SGD with FedProx's term, eta mu = alpha: (1 - (1 - alpha)^tau_i) / alpha, and tau_eff = sum_i p_i tau_i, as in the
       authors' code. The paper treats momentum and this term apart, so both at once are refused.
 
-    These are exact for a constant learning rate without weight decay or Nesterov momentum, because clients start every
-    round with a fresh optimizer. Our reading is everything else. Adaptive optimizers count as SGD, as if their steps
-    were equally long. Where clients give different layers, shares and tau_eff are those of a layer's givers. What no
-    gradient moves, batch norm's statistics and a method's state, has the plain weighted mean: a step of it may be
-    longer than any client's, and a variance must not fall below zero. Clients' numbers of steps are their own claims.
+    These are exact without weight decay or Nesterov momentum, because clients start every round with a fresh optimizer
+    and keep its learning rate for the round. Our reading is everything else. Adaptive optimizers count as SGD, as if
+    their steps were equally long. Where clients give different layers, shares and tau_eff are those of a layer's
+    givers. What no gradient moves, batch norm's statistics and a method's state, has the plain weighted mean: a step of
+    it may be longer than any client's, and a variance must not fall below zero. Clients' numbers of steps are their own
+    claims.
 
     Args:
         momentum: rho of the clients' optimizer.
-        proximal: alpha, the clients' learning rate times ``--model.proximal``.
+        proximal: alpha, the optimizer's learning rate times ``--model.proximal``; the round's factor of the rate
+            multiplies it.
 
     Raises:
         ValueError: A number is out of its range, or both are set.
@@ -47,7 +49,7 @@ class FedNova(Aggregation):
         self._steps: dict[str, float] = {}
 
     def add(self, update: Update) -> None:
-        length = path_length(update.steps, self.momentum, self.proximal)
+        length = path_length(update.steps, self.momentum, self.proximal * update.lr_factor)
         effective = update.steps if self.proximal else length
         for key, tensor in update.tensors.items():
             divisor, steps = (length, effective) if moved_by_gradients(key) else (1.0, 1.0)

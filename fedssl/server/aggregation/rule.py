@@ -27,6 +27,7 @@ class Update:
         num_images: Images it trained on, no more than the division gave it.
         steps: Optimizer steps it took, by its own account.
         loss: Mean training loss over these steps, likewise.
+        lr_factor: Factor of its optimizer's learning rate in this round.
     """
 
     client_id: int
@@ -34,6 +35,7 @@ class Update:
     num_images: int
     steps: int
     loss: float
+    lr_factor: float = 1.0
 
 
 class Aggregation(ABC):

@@ -33,9 +33,10 @@ class SCAFFOLD(WeightedMean):
     server, and of its checkpoints: the trained parameters of the stage once for each client, on the CPU.
 
     Clients must use SGD, whose changes of the weights are sums of gradients. Our reading: with momentum, K is the sum
-    of the weights with which gradients add up, see :func:`fedssl.server.aggregation.fednova.path_length`; weight decay
-    and FedProx's term count as gradients; every tensor has variates of its own, which are forgotten when a stage no
-    longer trains it. Clients weigh the same, as in the paper. Numbers of steps are the clients' own claims.
+    of the weights with which gradients add up, see :func:`fedssl.server.aggregation.fednova.path_length`; lr is that of
+    the round; weight decay and FedProx's term count as gradients, and clipped gradients as what is left of them; every
+    tensor has variates of its own, which are forgotten when a stage no longer trains it. Clients weigh the same, as in
+    the paper. Numbers of steps are the clients' own claims.
     """
 
     corrects = True
@@ -74,7 +75,7 @@ class SCAFFOLD(WeightedMean):
     def add(self, update: Update) -> None:
         super().add(replace(update, num_images=1))
         own = self._own.setdefault(update.client_id, {})
-        length = self._lr * path_length(update.steps, self._momentum)
+        length = self._lr * update.lr_factor * path_length(update.steps, self._momentum)
         for key, tensor in update.tensors.items():
             if moved_by_gradients(key):
                 gradient = -difference_to(self._reference[key], tensor).cpu() / length

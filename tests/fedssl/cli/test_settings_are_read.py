@@ -82,7 +82,8 @@ def test_of_a_federated_run(model: dict[str, Any], vit_spec: EncoderSpec) -> Non
     groups = {name: watched(getattr(module.settings, name), read.setdefault(name, set())) for name in GROUPS}
     watched(module.settings, read["run"])
     run(watched(module, read["module"]), data)
-    assert settings(FederatedSSL) <= {*_flat(groups), "scheme", "rounds", "seed", "evaluation", "finetuning"}
+    others = {"scheme", "rounds", "seed", "evaluation", "finetuning", "base_batch_size"}  # the last is in the optimizer
+    assert settings(FederatedSSL) <= {*_flat(groups)} | others
     assert {"scheme", "rounds", "seed", *GROUPS} <= read["run"]
     assert {"evaluation", "finetuning"} <= read["module"]
     unread = {(name, field) for name, group in groups.items() for field in vars(group)}
