@@ -203,7 +203,7 @@ class FederationSettings:
         """
         method, local = model.method, self.local
         self.scheme.check(model.encoder)
-        local.lr_schedule.check(self.scheme.stages(len(model.encoder.blocks), self.rounds))
+        self.scheme.stages(len(model.encoder.blocks), self.rounds)
         if local.start:
             local.start.check(model.heads)
         if local.alignment and not isinstance(method, SSLMethod):

@@ -56,7 +56,7 @@ class Server:
         quorum: Usable results that a round needs in which a client failed or was late; 0: one, if a client failed.
 
     Raises:
-        ValueError: The scheme does not fit the encoder or the rounds, or calibration has no images.
+        ValueError: The scheme or the schedule does not fit the encoder or the rounds, or calibration has no images.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class Server:
         self.model = model
         self.scheme = scheme
         self.stages = fleet_stages(scheme, len(model.encoder.blocks), rounds, participation.fleet)
+        lr_schedule.check(self.stages)
         self.options = [StageOptions(scheme, stage, seed) for stage in self.stages]
         # A generator: pricing every client's variant takes time, and is needed only where a weight is tied.
         check_untied(model, (participation.trained(each.priced) for each in self.options))

@@ -32,6 +32,7 @@ from fedssl.protocol.messages import Failure, Result, Task, flatten
 from fedssl.protocol.parts import PartitionedModel, build_model
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
+from fedssl.server.lr_schedule import LRSchedule
 from fedssl.server.participation import Cohort
 from fedssl.server.rounds import RoundReport
 from fedssl.server.selection import Selector
@@ -195,6 +196,8 @@ def make_small_world(
     auxiliary: int = 6,
     alignment: Alignment | None = None,
     proximal: float = 0.0,
+    lr_schedule: LRSchedule = LRSchedule(),  # noqa: B008 (frozen)
+    gradient_clip_norm: float | None = None,
     epochs: int = 1,
     seed: int = 0,
     augment: TwoViews | None = None,
@@ -202,6 +205,7 @@ def make_small_world(
 ) -> World:
     """A federation of clients of the given sizes."""
     local = {"epochs": epochs, "alignment": copy.copy(alignment), "proximal": proximal, "start": start, "bank": bank}
+    local |= {"lr_schedule": lr_schedule, "gradient_clip_norm": gradient_clip_norm}
     cohort = {"participation": cohort_size or len(sizes), "dropout": dropout, "selector": selector}
     cohort |= {"devices": Given(devices) if devices else None, "deadline": deadline}
     server = {"aggregation": aggregation or WeightedMean(), "optimizer": server_optimizer}

@@ -35,7 +35,10 @@ RUNS = {
     "FedNova": ("lw_fedssl.yaml", ("--model.aggregation=FedNova", "--model.rounds=2")),
     "SCAFFOLD": (
         "lw_fedssl.yaml",
-        ("--model.aggregation=SCAFFOLD", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.05"),
+        (
+            *("--model.aggregation=SCAFFOLD", "--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.05"),
+            *("--model.lr_schedule.cosine_to=0.1", "--model.base_batch_size=8", "--model.gradient_clip_norm=1.0"),
+        ),
     ),
     "last layers": ("lw_fedssl.yaml", LAST_LAYERS),
     "end-to-end": ("fedssl.yaml", ("--model.start=fedssl.FedEMA", "--model.method=BYOL", "--model.dropout=0.2")),

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch.optim import AdamW
 
 from fedssl.data.images import FederatedData, ImageData
+from fedssl.server.lr_schedule import LRSchedule
 from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint
 from fedssl.training.pretraining import CentralizedSSL
 from layerwise import EncoderSpec
@@ -26,9 +27,9 @@ pytestmark = [
 
 @pytest.fixture
 def make_module(vit_spec: EncoderSpec, methods: dict[str, Any]) -> Callable[..., CentralizedSSL]:
-    def make(method: Any = "SimCLR", seed: int = 0, lr: float = 1e-3) -> CentralizedSSL:
+    def make(method: Any = "SimCLR", seed: int = 0, lr: float = 1e-3, **settings: Any) -> CentralizedSSL:
         factory = methods[method] if isinstance(method, str) else method
-        return CentralizedSSL(vit_spec, factory, DigitsViews(), partial(AdamW, lr=lr), seed=seed)
+        return CentralizedSSL(vit_spec, factory, DigitsViews(), partial(AdamW, lr=lr), seed=seed, **settings)
 
     return make
 
@@ -93,6 +94,42 @@ def test_training_resumes_bit_for_bit(method: str, make_module: Callable[..., Ce
     fitted(whole, 3, callbacks=[RoundCheckpoint(tmp_path)], **settings)
     fitted(resumed, 3, tmp_path / "00001.ckpt", callbacks=[RoundCheckpoint(tmp_path / "resumed")], **settings)
     assert equal_weights(whole, resumed)
+
+
+def test_the_learning_rate_follows_its_schedule_and_batch_and_resumes(
+    make_module: Callable[..., CentralizedSSL], tmp_path: Path
+) -> None:
+    """Batches of 8 halve a rate for 16; after a warm-up epoch comes half a cosine over two, which ends at a tenth."""
+
+    class Rates(Callback):
+        def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+            seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    seen: list[float] = []
+    schedule = LRSchedule(warm_up=1, cosine_to=0.1)
+    whole, resumed = (make_module(lr=1.0e-3, base_batch_size=16, lr_schedule=schedule) for _ in range(2))
+    settings: dict[str, Any] = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
+    fitted(whole, 3, callbacks=[RoundCheckpoint(tmp_path), Rates()], **settings)
+    assert seen == pytest.approx([0.25e-3] * 3 + [0.5e-3] * 3 + [0.275e-3] * 3)
+    fitted(resumed, 3, tmp_path / "00001.ckpt", callbacks=[RoundCheckpoint(tmp_path / "resumed"), Rates()], **settings)
+    assert seen[9:] == seen[6:9]
+    assert equal_weights(whole, resumed)
+    with pytest.raises(ValueError, match="epochs of the cosine"):
+        fitted(make_module(lr_schedule=schedule, base_batch_size=16), 4, tmp_path / "00001.ckpt", **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_epochs": 2}, r"warm_up must be below the 2 epochs of trainer\.max_epochs, got 2"),
+        ({"max_epochs": -1, "max_steps": 3}, r"lr_schedule goes by epochs: set trainer\.max_epochs"),
+    ],
+)
+def test_a_schedule_must_fit_the_epochs(
+    settings: dict[str, Any], message: str, make_module: Callable[..., CentralizedSSL]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fitted(make_module(lr_schedule=LRSchedule(warm_up=2)), **settings)
 
 
 def test_a_loss_that_is_not_finite_is_an_error(

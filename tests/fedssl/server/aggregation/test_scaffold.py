@@ -71,6 +71,15 @@ def test_momentum_counts_as_longer_steps() -> None:
     assert corrections(rule) == [pytest.approx(0.25 - 1), *[pytest.approx(0.25)] * 3]
 
 
+def test_a_rounds_own_learning_rate_counts() -> None:
+    """Two steps of 1/2 x 1/2 under a gradient of 1."""
+    rule = begun()
+    rule.begin_round({W: torch.tensor([10.0])})
+    rule.add(update_of({W: torch.tensor([9.5])}, 1, 2, client_id=0, lr_factor=0.5))
+    rule.finish()
+    assert corrections(rule) == [0.25 - 1, 0.25, 0.25, 0.25]
+
+
 def test_statistics_have_the_mean_and_no_variate() -> None:
     rule, key = begun(), "a/norm.running_mean"
     rule.begin_round({key: torch.tensor([0.0])})
