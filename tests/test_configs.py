@@ -142,6 +142,25 @@ def test_it_runs_and_goes_on_bit_for_bit_after_a_kill(
     resume_half_way(command, run)
 
 
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("lw_fedssl_v4", 3.0e-4),
+        ("lw_fedssl_bloodmnist", 7.5e-5),
+        ("small_bloodmnist", 1.0e-3),
+        ("small_cifar10", 1.0e-3),
+        ("small_resnet", 2.0e-3),
+    ],
+)
+def test_rates_of_the_paper_are_for_batches_of_256(name: str, rate: float) -> None:
+    """And those of a layer over a paper's file have that file's base."""
+    path = PAPER / f"{name}.yaml"
+    below, above = (yaml.safe_load((PAPER / f"{file}.yaml").read_text()) for file in (LAYERS.get(path, name), name))
+    settings = below["model"]["init_args"] | above["model"]["init_args"]
+    assert settings["base_batch_size"] == 256
+    assert settings["optimizer"]["init_args"]["lr"] * settings["batch_size"] / 256 == rate
+
+
 @pytest.mark.slow
 def test_the_comparison_runs(tmp_path: Path) -> None:
     tiny = " ".join(f"'{setting}'" for setting in [*TINY_FEDERATION, "--trainer.logger=false"])
