@@ -1,17 +1,18 @@
-"""Cost of a client over a run, counted as papers count: LW-FedSSL (arXiv 2401.11647, table 2), and FLL in layers.
+"""Cost of a client over a run, counted as papers count: LW-FedSSL (arXiv 2401.11647, version 4), and FLL in layers.
 
 ``layerwise.meter`` and a run's messages measure the operations and bytes of this code. This module predicts the figures
 that the paper would print for a model. It reads them off the modules; nothing is executed.
 
 Operations are multiply-accumulates (printed as "FLOPs") of one sample in the online branch: products of linear layers,
 convolutions and attention, layer and group norm at 5 an element, batch norm at 2. Backward costs twice the forward
-pass, frozen parts run forward only, heads are trained in every round. A ViT's class token is left out: the tokens that
-the stem puts before the patch tokens are cut off in front of the first block. Activations, pooling, biases and residual
-sums are free. Batch norm at 2 is our reading: one sample is normalised by running statistics, a scale and a shift.
+pass, frozen parts (the stem of later stages among them) run forward only, heads are trained in every round. A ViT's
+class token is left out: the tokens that the stem puts before the patch tokens are cut off in front of the first block.
+Activations, pooling, biases and residual sums are free.
 
 Traffic is the state dict of everything trained, batch statistics and their counters included. The final norm (``tail``)
-travels with the stem: in the first stage only for layer-wise training, always for the other schemes. In this it differs
-from ``Stage.trained_parts``, by which it travels in every stage.
+and the temporary layers of narrow stages (``reshape``) count in neither; in this it differs from
+``Stage.trained_parts``, by which both are trained and travel in every stage. No text of the paper says so: these are
+the rules under which the figures of tables 2 to 6, 10 and 11 come out (docs/cost.md).
 """
 
 from __future__ import annotations
@@ -30,10 +31,13 @@ from layerwise.image_encoder import ViTTail
 from layerwise.stage import Stage
 
 NORM_MACS = {nn.LayerNorm: 5, nn.GroupNorm: 5, nn.BatchNorm1d: 2, nn.BatchNorm2d: 2}
-"""Multiply-accumulates for each normalised element."""
+"""Multiply-accumulates for each normalised element; a batch norm applies running statistics, a scale and a shift."""
 
 TRAINING_PASSES = 3
 """Cost of a trained part in forward passes: forward once, backward twice."""
+
+ALIGNED_VIEWS = 2
+"""Views that representation alignment takes through the received model, however many the objective counts."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -104,7 +108,9 @@ def paper_cost(
     heads: Mapping[str, nn.Module],
     local_epochs: int,
     views: int,
+    *,
     downloads_all: bool = False,
+    aligned: bool = False,
 ) -> PaperCost:
     """Return the cost of one client that takes part in every round of ``stages``: a whole run, or a part of it.
 
@@ -117,6 +123,8 @@ def paper_cost(
         views: Number of views of a sample that are counted. The paper counts one for MoCo v3 and BYOL, two for SimCLR.
         downloads_all: Count the frozen parts in every round's download: the paper's worst case of layer-wise training,
             a client that holds nothing yet. Schemes without frozen parts cost the same.
+        aligned: Count representation alignment: a forward pass of both views through the present blocks below the
+            newest. The paper prints two sums and no rule (table 6); this one gives both.
 
     Raises:
         ValueError: ``local_epochs`` or ``views`` is less than 1.
@@ -127,8 +135,13 @@ def paper_cost(
         raise ValueError(f"views must be at least 1, got {views}")
     parts = part_costs(encoder)
     head = sum(head_costs(heads, *encoder.spec.positions, encoder.feature_dim).values(), PartCost())
-    rounds = [(_round_cost(parts, head, stage, local_epochs * views, downloads_all), stage.rounds) for stage in stages]
-    return sum((cost * number for cost, number in rounds), PaperCost())
+    total = PaperCost()
+    for stage in stages:
+        macs = views * _sample_macs(parts, head, stage) + (_alignment_macs(parts, stage) if aligned else 0)
+        sent = sum((parts[name] for name in _counted(stage)), head).size
+        frozen = sum(parts[name].size for name in stage.frozen_parts()) if downloads_all else 0
+        total += PaperCost(macs * local_epochs, sent + frozen, sent) * stage.rounds
+    return total
 
 
 def layer_shares(encoder: StagedEncoder, stages: Sequence[Stage]) -> list[LayerShare]:
@@ -181,18 +194,21 @@ def head_costs(heads: Mapping[str, nn.Module], *feature_shape: int) -> dict[str,
     return costs
 
 
-def _round_cost(
-    parts: Mapping[str, PartCost], head: PartCost, stage: Stage, passes: int, downloads_all: bool
-) -> PaperCost:
-    names = stage.trained_parts()
-    frozen = sum((parts[name] for name in stage.frozen_parts()), PartCost())
-    trained = sum((parts[name] for name in names), head)
-    sent = sum((parts[name] for name in names if stage.trains_stem or name != "tail"), head)
-    received = frozen + trained if downloads_all else sent
+def _counted(stage: Stage) -> list[str]:
+    """Return the trained parts that the paper counts: all but the final norm and the reshaping layer."""
+    return [name for name in stage.trained_parts() if name != "tail" and not name.startswith("reshape.")]
+
+
+def _sample_macs(parts: Mapping[str, PartCost], head: PartCost, stage: Stage) -> int:
+    trained = sum((parts[name] for name in _counted(stage)), head).macs
+    frozen = sum(parts[name].macs for name in stage.frozen_parts())
     # Gradients of adapters flow back through their frozen blocks: one more pass of those, for the input's gradient.
     adapted = sum(parts[f"block.{i}"].macs for i in stage.trained) if stage.adapters else 0
-    macs = (TRAINING_PASSES * trained.macs + frozen.macs + adapted) * passes
-    return PaperCost(macs, received.size, sent.size)
+    return TRAINING_PASSES * trained + frozen + adapted
+
+
+def _alignment_macs(parts: Mapping[str, PartCost], stage: Stage) -> int:
+    return ALIGNED_VIEWS * sum(parts[f"block.{i}"].macs for i in stage.present[:-1])
 
 
 def _on_meta(module: ModuleT) -> ModuleT:

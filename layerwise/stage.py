@@ -67,7 +67,7 @@ class Stage:
         """Return the names of the encoder parts that travel both ways in every round.
 
         The final norm (``tail``) is among them in every stage (our reading): it normalises a different block's output
-        in each stage. The paper's traffic figures count it in the first stage only.
+        in each stage. The paper's figures do not count it.
         """
         stem = ["stem"] if self.trains_stem else []
         newest = self.present[-1]

@@ -170,20 +170,20 @@ def plan_as_dict(planner: Planner) -> dict[str, Any]:
 def paper_convention(planner: Planner) -> dict[str, Any]:
     """Return the figures that the papers would print for this run.
 
-    These are those of LW-FedSSL (:mod:`layerwise.paper_cost`), and for each stage the shares of end-to-end training in
-    units of layers, as FLL counts (:func:`layerwise.layer_shares`).
+    These are those of LW-FedSSL (:mod:`layerwise.paper_cost`), with representation alignment if it is on, and for each
+    stage the shares of end-to-end training in units of layers, as FLL counts (:func:`layerwise.layer_shares`).
     """
     model, settings = planner.model, planner.settings
     heads, views = model.method.heads(), model.method.views_in_paper
+    aligned = settings.local.alignment is not None
 
     def stages_of(scheme: Scheme) -> list[Stage]:
         stages = scheme.stages(planner.num_blocks, settings.rounds)
         return [StageOptions(scheme, stage, settings.seed).priced[0] for stage in stages]
 
     def figures(scheme: Scheme) -> dict[str, float]:
-        stages = stages_of(scheme)
-        cost = paper_cost(model.encoder, stages, heads, settings.local.epochs, views)
-        worst = paper_cost(model.encoder, stages, heads, settings.local.epochs, views, downloads_all=True)
+        run = (model.encoder, stages_of(scheme), heads, settings.local.epochs, views)
+        cost, worst = (paper_cost(*run, downloads_all=every, aligned=aligned) for every in (False, True))
         return {"gflops": cost.gflops, "traffic_gb": cost.traffic_gb, "worst_traffic_gb": worst.traffic_gb}
 
     planned, whole = figures(settings.scheme), figures(reference_scheme())

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from lightly.models.modules import MoCoProjectionHead
 
-from layerwise import EncoderSpec, EndToEnd, LayerWise, Progressive, build_encoder, layer_shares, paper_cost
+from layerwise import EncoderSpec, EndToEnd, LayerWise, build_encoder, layer_shares
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +57,3 @@ def test_unequal_blocks_count_as_what_they_are(resnet):
     sizes = [sum(tensor.nbytes for tensor in block.state_dict().values()) for block in resnet.blocks]
     assert first.communication == sizes[0] / sum(sizes)
     assert last.communication == (sum(sizes) + sizes[3]) / (2 * sum(sizes))
-
-
-@pytest.mark.parametrize(
-    ("scheme", "operations", "traffic"), [(Progressive, 0.73, 0.79), (LayerWise, 0.80, 1.00)]
-)  # fmt: skip
-def test_depth_dropout_as_lw_fedssl_prints_it(vit_tiny, scheme, operations, traffic):
-    """The "DD" rows of version 4: budget 6 of 12, MoCo v3, in the convention of table 2."""
-    heads = {
-        "projector": MoCoProjectionHead(192, 512, 256, 3, True),
-        "predictor": MoCoProjectionHead(256, 512, 256, 2, True),
-    }
-    rng, budgeted = np.random.default_rng(0), scheme(layer_budget=6)
-    stages = budgeted.stages(12, 180)
-    plain = paper_cost(vit_tiny, stages, heads, 3, 1)
-    dropped = paper_cost(vit_tiny, [budgeted.for_client(stage, rng) for stage in stages], heads, 3, 1)
-    assert round(dropped.macs / plain.macs, 2) == operations
-    assert round(dropped.traffic_gb / plain.traffic_gb, 2) == traffic

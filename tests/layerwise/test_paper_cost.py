@@ -1,7 +1,8 @@
-"""The resource figures of LW-FedSSL, table 2, out of the modules; every formula also by hand for a tiny model."""
+"""The resource figures of LW-FedSSL (version 4) out of the modules; every formula also by hand for a tiny model."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from lightly.models.modules import BYOLPredictionHead, MoCoProjectionHead, SimCLRProjectionHead
@@ -14,18 +15,51 @@ FLOAT, COUNTER = 4, 8  # bytes
 SCHEMES = {"end-to-end": EndToEnd(), "layer-wise": LayerWise(), "progressive": Progressive()}
 ROUNDS, EPOCHS = 180, 3
 
+TRAFFIC_TOLERANCE = 0.005
+"""Relative: traffic that does not round to the printed figure is above it, by 0.01 GB as printed."""
+
 # (method, scheme, GFLOPs, GB) as printed.
 TABLE_2 = [
-    ("moco", "end-to-end", 586, 8.40),
-    ("moco", "layer-wise", 139, 1.66),
-    ("moco", "progressive", 318, 5.04),
-    ("simclr", "end-to-end", 1169, 8.03),
-    ("simclr", "layer-wise", 278, 1.29),
-    ("simclr", "progressive", 635, 4.68),
-    ("byol", "end-to-end", 586, 8.40),
-    ("byol", "layer-wise", 139, 1.66),
-    ("byol", "progressive", 318, 5.04),
+    ("moco", EndToEnd(), 586, 8.40),
+    ("moco", LayerWise(), 139, 1.66),
+    ("moco", Progressive(), 318, 5.04),
+    ("simclr", EndToEnd(), 1169, 8.03),
+    ("simclr", LayerWise(), 278, 1.29),
+    ("simclr", Progressive(), 635, 4.68),
+    ("byol", EndToEnd(), 586, 8.40),
+    ("byol", LayerWise(), 139, 1.66),
+    ("byol", Progressive(), 318, 5.04),
 ]
+
+# Layers added a stage; depth dropout to half of the layers.
+TABLES_3_AND_6 = [
+    ("moco", LayerWise(2), 180, 2.27),
+    ("moco", LayerWise(3), 220, 2.88),
+    ("moco", LayerWise(4), 261, 3.49),
+    ("moco", LayerWise(6), 342, 4.71),
+    ("moco", Progressive(2), 342, 5.35),
+    ("moco", Progressive(3), 367, 5.65),
+    ("moco", Progressive(4), 391, 5.96),
+    ("moco", Progressive(6), 440, 6.57),
+    ("moco", LayerWise(layer_budget=6), 111, 1.66),
+    ("moco", Progressive(layer_budget=6), 233, 3.97),
+]
+
+# BloodMNIST: (image size, patch size, scheme, GFLOPs, GB). Table 11 prints 2028 GFLOPs for the last row, end-to-end
+# training's, beside the factor 0.55: a misprint, 0.55 x 2028 is 1115.
+TABLES_10_AND_11 = [
+    (64, 4, EndToEnd(), 2705, 8.45),
+    (64, 4, LayerWise(), 640, 1.66),
+    (64, 4, Progressive(), 1468, 5.09),
+    (128, 8, EndToEnd(), 2717, 8.48),
+    (128, 8, LayerWise(), 645, 1.66),
+    (128, 8, Progressive(), 1479, 5.13),
+    (224, 16, EndToEnd(), 2028, 8.62),
+    (224, 16, LayerWise(), 487, 1.67),
+    (224, 16, Progressive(), None, 5.26),
+]
+
+TABLE_4 = [(EndToEnd(), 41, 11.09), (LayerWise(), 17, 3.41), (Progressive(), 27, 4.24)]
 
 
 def paper_heads(method, width=192):
@@ -53,10 +87,22 @@ def vit_block_macs(T, D):
     return 12 * T * D * D + 2 * T * T * D + 2 * 5 * T * D
 
 
+def paper_vit(image_size=32, patch_size=4):
+    """The paper's encoder."""
+    return build_encoder(EncoderSpec(image_size=image_size, options={"patch_size": patch_size, "qkv_bias": False}), 0)
+
+
 @pytest.fixture(scope="module")
 def vit_tiny():
-    """The paper's encoder."""
-    return build_encoder(EncoderSpec(options={"patch_size": 4, "qkv_bias": False}), seed=0)
+    return paper_vit()
+
+
+def printed_run(encoder, scheme, method="moco", rounds=ROUNDS, **options):
+    """A client's cost of a run with the paper's heads; with a layer budget, of some client."""
+    heads, views = paper_heads(method, encoder.feature_dim)
+    rng = np.random.default_rng(0)
+    stages = [scheme.for_client(stage, rng) for stage in scheme.stages(len(encoder.blocks), rounds)]
+    return paper_cost(encoder, stages, heads, EPOCHS, views, **options)
 
 
 @pytest.fixture
@@ -64,37 +110,54 @@ def token_vit(token_spec):
     return build_encoder(token_spec, seed=0)
 
 
+@pytest.mark.parametrize(("method", "scheme", "gflops", "gigabytes"), TABLE_2 + TABLES_3_AND_6)
+def test_tables_2_3_and_6(vit_tiny, method, scheme, gflops, gigabytes):
+    """All operations round to the printed figure but for end-to-end SimCLR's, which are 0.1 % above it."""
+    cost = printed_run(vit_tiny, scheme, method)
+    assert round(cost.gflops) == (1170 if gflops == 1169 else gflops)
+    assert cost.traffic_gb == pytest.approx(gigabytes, rel=TRAFFIC_TOLERANCE)
+
+
 @pytest.mark.parametrize(("method", "scheme", "gflops", "gigabytes"), TABLE_2)
-def test_table_2(vit_tiny, method, scheme, gflops, gigabytes):
-    heads, views = paper_heads(method)
-    cost = paper_cost(vit_tiny, SCHEMES[scheme].stages(12, ROUNDS), heads, EPOCHS, views)
-    assert cost.gflops == pytest.approx(gflops, rel=0.005)
+def test_traffic_of_table_2_as_printed(vit_tiny, method, scheme, gflops, gigabytes):
+    assert f"{printed_run(vit_tiny, scheme, method).traffic_gb:.2f}" == f"{gigabytes:.2f}"
+
+
+@pytest.mark.parametrize(("image", "patch", "scheme", "gflops", "gigabytes"), TABLES_10_AND_11)
+def test_tables_10_and_11(image, patch, scheme, gflops, gigabytes):
+    cost = printed_run(paper_vit(image, patch), scheme)
+    assert round(cost.gflops) == (gflops or 1120)
+    assert cost.traffic_gb == pytest.approx(gigabytes, rel=TRAFFIC_TOLERANCE)
+
+
+@pytest.mark.parametrize(("scheme", "gflops", "gigabytes"), TABLE_4)
+def test_table_4(resnet, scheme, gflops, gigabytes):
+    """ResNet-18 in 4 stages of 30 rounds: timm's stem, and neither reshaping layers nor pooling are counted."""
+    cost = printed_run(resnet, scheme, rounds=120)
+    assert round(cost.gflops) == gflops
     assert f"{cost.traffic_gb:.2f}" == f"{gigabytes:.2f}"
 
 
-@pytest.mark.parametrize(("method", "scheme", "gflops", "gigabytes"), [row for row in TABLE_2 if row[0] != "simclr"])
-def test_table_2_as_printed(vit_tiny, method, scheme, gflops, gigabytes):
-    """All but SimCLR's end-to-end (1170) and progressive (636) operations, which are 0.1 % above the printed ones."""
-    heads, views = paper_heads(method)
-    assert round(paper_cost(vit_tiny, SCHEMES[scheme].stages(12, ROUNDS), heads, EPOCHS, views).gflops) == gflops
+@pytest.mark.parametrize(("scheme", "gflops"), [(LayerWise(), 318), (Progressive(), 496)])
+def test_representation_alignment_of_table_6(vit_tiny, scheme, gflops):
+    aligned, plain = (printed_run(vit_tiny, scheme, aligned=flag) for flag in (True, False))
+    assert round(aligned.gflops) == gflops
+    assert (aligned.down_bytes, aligned.up_bytes) == (plain.down_bytes, plain.up_bytes)
 
 
 @pytest.mark.parametrize("method", ["moco", "byol"])
-def test_worst_case_traffic_of_layer_wise_training(vit_tiny, method):
-    heads, views = paper_heads(method)
-    stages = LayerWise().stages(12, ROUNDS)
-    worst = paper_cost(vit_tiny, stages, heads, EPOCHS, views, downloads_all=True)
-    usual = paper_cost(vit_tiny, stages, heads, EPOCHS, views)
+def test_table_5(vit_tiny, method):
+    """A client of layer-wise training that downloads all present layers in every round."""
+    worst, usual = (printed_run(vit_tiny, LayerWise(), method, downloads_all=flag) for flag in (True, False))
     assert f"{worst.traffic_gb:.2f}" == "3.35"
     assert (worst.up_bytes, worst.macs) == (usual.up_bytes, usual.macs)
-    progressive = paper_cost(vit_tiny, Progressive().stages(12, ROUNDS), heads, EPOCHS, views)
-    assert worst.down_bytes == progressive.down_bytes
+    assert worst.down_bytes == printed_run(vit_tiny, Progressive(), method).down_bytes
 
 
 @pytest.mark.parametrize("scheme", ["end-to-end", "progressive"])
 def test_worst_case_changes_nothing_where_nothing_is_frozen(token_vit, scheme):
     stages = SCHEMES[scheme].stages(4, 8)
-    usual, worst = (round_costs(token_vit, stages, tiny_head(), 1, 1, flag) for flag in (False, True))
+    usual, worst = (round_costs(token_vit, stages, tiny_head(), 1, 1, downloads_all=flag) for flag in (False, True))
     assert usual == worst
 
 
@@ -117,22 +180,24 @@ def test_heads_are_chained():
 
 
 def test_layer_wise_rounds_by_hand(token_vit):
-    """Stem and norm travel in the first stage only; the norm and the head are trained in every stage."""
+    """The stem is trained and travels in the first stage only, the head in every stage; the final norm never counts."""
     parts = part_costs(token_vit)
-    stem, block, tail = parts["stem"], parts["block.0"], parts["tail"]
+    stem, block = parts["stem"], parts["block.0"]
     head = head_costs(tiny_head(), 32)["head"]
     first, _, third, _ = round_costs(token_vit, LayerWise().stages(4, 8), tiny_head(), local_epochs=3, views=2)
-    everything = stem.size + block.size + tail.size + head.size
-    assert first == PaperCost(6 * 3 * (stem.macs + block.macs + tail.macs + head.macs), everything, everything)
-    macs = 6 * (stem.macs + 2 * block.macs + 3 * (block.macs + tail.macs + head.macs))
+    everything = stem.size + block.size + head.size
+    assert first == PaperCost(6 * 3 * (stem.macs + block.macs + head.macs), everything, everything)
+    macs = 6 * (stem.macs + 2 * block.macs + 3 * (block.macs + head.macs))
     assert third == PaperCost(macs, block.size + head.size, block.size + head.size)
     worst = round_costs(token_vit, LayerWise().stages(4, 8), tiny_head(), 3, 2, downloads_all=True)[2]
     assert worst == PaperCost(macs, everything + 2 * block.size, block.size + head.size)
+    aligned = round_costs(token_vit, LayerWise().stages(4, 8), tiny_head(), 3, 2, aligned=True)[2]
+    assert aligned == PaperCost(macs + 3 * 2 * 2 * block.macs, block.size + head.size, block.size + head.size)
 
 
 def test_progressive_and_end_to_end_rounds_by_hand(token_vit):
     parts = part_costs(token_vit)
-    rest = sum((parts["stem"], parts["tail"], head_costs(tiny_head(), 32)["head"]), PartCost())
+    rest = parts["stem"] + head_costs(tiny_head(), 32)["head"]
     block = parts["block.0"]
 
     def trained(blocks):
@@ -161,17 +226,17 @@ def test_blocks_per_stage(token_spec, together):
     encoder = build_encoder(EncoderSpec(token_spec.name, 16, 1, "learned", options), seed=0)
     rounds, number = 24, 12 // together
     parts = part_costs(encoder)
-    stem, block, tail = parts["stem"], parts["block.0"], parts["tail"]
+    stem, block = parts["stem"], parts["block.0"]
 
     grown = paper_cost(encoder, Progressive(together).stages(12, rounds), {}, 1, 1)
-    assert grown.macs == rounds * 3 * (stem.macs + tail.macs) + rounds * 3 * block.macs * (12 + together) // 2
-    assert grown.down_bytes == rounds * (stem.size + tail.size) + rounds * block.size * (12 + together) // 2
+    assert grown.macs == rounds * 3 * stem.macs + rounds * 3 * block.macs * (12 + together) // 2
+    assert grown.down_bytes == rounds * stem.size + rounds * block.size * (12 + together) // 2
 
     layered = paper_cost(encoder, LayerWise(together).stages(12, rounds), {}, 1, 1)
     stem_macs = stem.macs * (rounds + 2 * rounds // number)
     block_macs = rounds * block.macs * (12 - together) // 2 + rounds * 3 * together * block.macs
-    assert layered.macs == stem_macs + block_macs + rounds * 3 * tail.macs
-    sent = rounds * together * block.size + rounds // number * (stem.size + tail.size)
+    assert layered.macs == stem_macs + block_macs
+    sent = rounds * together * block.size + rounds // number * stem.size
     assert (layered.down_bytes, layered.up_bytes) == (sent, sent)
 
 
@@ -210,19 +275,14 @@ def test_parts_of_resnet18_by_hand(resnet):
     assert parts["reshape.1"] == PartCost(128 * 512, FLOAT * (128 * 512 + 512))
 
 
-def test_resnet18_in_four_stages(resnet):
-    """The temporary layer of a stage is trained and travels with it; the last stage has none."""
+def test_reshaping_layers_are_not_counted(resnet):
     parts = part_costs(resnet)
-    heads, views = paper_heads("moco", width=512)
-    head = sum(head_costs(heads, 512).values(), PartCost())
-    _, second, _, fourth = round_costs(resnet, LayerWise().stages(4, 120), heads, 1, views)
-    trained = parts["block.1"] + parts["reshape.1"] + head
-    assert second.macs == parts["stem"].macs + parts["block.0"].macs + 3 * trained.macs
-    assert second.down_bytes == second.up_bytes == trained.size
-    assert fourth.up_bytes == (parts["block.3"] + head).size
-    costs = {name: paper_cost(resnet, scheme.stages(4, 120), heads, 3, 1) for name, scheme in SCHEMES.items()}
-    assert costs["layer-wise"].macs < costs["progressive"].macs < costs["end-to-end"].macs
-    assert costs["layer-wise"].traffic_gb < costs["progressive"].traffic_gb < costs["end-to-end"].traffic_gb
+    head = head_costs(tiny_head(512), 512)["head"]
+    second = round_costs(resnet, LayerWise().stages(4, 4), tiny_head(512), 1, 1)[1]
+    trained = parts["block.1"] + head
+    assert second == PaperCost(
+        parts["stem"].macs + parts["block.0"].macs + 3 * trained.macs, trained.size, trained.size
+    )
 
 
 def test_units():
