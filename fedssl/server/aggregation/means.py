@@ -8,11 +8,10 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fedssl.protocol.messages import Tensors
-from fedssl.server.aggregation.rule import Aggregation, Update, difference_to
+from fedssl.protocol.messages import Tensors, part_of
+from fedssl.server.aggregation.rule import Aggregation, Update, difference_to, moved_by_gradients
 
 
 class WeightedMean(Aggregation):
@@ -156,7 +155,9 @@ class LDAWA(Aggregation):
 
     w_l = mean over clients of cos(w_l, w_{k,l}) w_{k,l}: every client's layer is scaled by the cosine between it and
     the global layer that was sent out. Clients weigh the same, and the cosines are not normalised, as in the authors'
-    code: a layer that turns also shrinks. A layer is one tensor; where one of the two is zero the cosine counts as 1.
+    code: a layer that turns also shrinks. A layer is the parameters of a part, such as a transformer block (our
+    reading; a bias or a norm with a cosine of its own would shrink by a fifth in a round). Batch statistics are
+    averaged as they are. Where one of the two layers is zero the cosine counts as 1.
     """
 
     def begin_round(self, reference: Tensors) -> None:
@@ -165,9 +166,10 @@ class LDAWA(Aggregation):
         self._counts: dict[str, int] = {}
 
     def add(self, update: Update) -> None:
+        moved = {key: tensor for key, tensor in update.tensors.items() if moved_by_gradients(key)}
+        cosines = angular_weights(self._reference, moved)
         for key, tensor in update.tensors.items():
-            own = tensor.to(self._reference[key].device).float()
-            scaled = own * angular_weight(self._reference[key].float(), own)
+            scaled = tensor.to(self._reference[key].device).float() * (cosines[part_of(key)] if key in moved else 1)
             self._sums[key] = self._sums[key].add_(scaled) if key in self._sums else scaled
             self._counts[key] = self._counts.get(key, 0) + 1
 
@@ -178,7 +180,11 @@ class LDAWA(Aggregation):
         }
 
 
-def angular_weight(reference: Tensor, own: Tensor) -> Tensor:
-    """Return the cosine between two tensors of one shape, 1 where either is zero."""
-    cosine = F.cosine_similarity(reference.flatten(), own.flatten(), dim=0)
-    return cosine.where(reference.any() & own.any(), cosine.new_ones(()))
+def angular_weights(reference: Tensors, own: Tensors) -> dict[str, float]:
+    """Return the cosine between each part of ``own`` and the reference's; 1 where either is zero."""
+    products: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for key, tensor in own.items():
+        mine, theirs = tensor.to(reference[key].device).double().flatten(), reference[key].double().flatten()
+        for place, (left, right) in enumerate(((mine, theirs), (mine, mine), (theirs, theirs))):
+            products[part_of(key)][place] += float(left @ right)
+    return {part: dot / (a * b) ** 0.5 if a and b else 1.0 for part, (dot, a, b) in products.items()}

@@ -8,7 +8,7 @@ from torch import Tensor
 from updates import update_of
 
 from fedssl.server.aggregation import LDAWA
-from fedssl.server.aggregation.means import angular_weight
+from fedssl.server.aggregation.means import angular_weights
 
 Tensors = dict[str, Tensor]
 
@@ -27,6 +27,24 @@ def test_by_hand() -> None:
     clients = [{"w": torch.tensor(value)} for value in ([5.0, 0.0], [3.0, 4.0], [0.0, 7.0])]
     mean = (torch.tensor([5.0, 0.0]) + 0.6 * torch.tensor([3.0, 4.0])) / 3
     assert torch.allclose(aggregate(reference, *clients)["w"], mean)
+
+
+def test_a_part_has_one_cosine_and_batch_statistics_none() -> None:
+    """The cosine of weight (3, 4) alone with (4, 0) is 3 / 5; with a bias of 12, where 0 was, it is 3 / 13."""
+    reference = {
+        "block.0/w": torch.tensor([4.0, 0.0]),
+        "block.0/b": torch.zeros(1),
+        "block.0/running_mean": torch.ones(1),
+    }
+    client = {
+        "block.0/w": torch.tensor([3.0, 4.0]),
+        "block.0/b": torch.tensor([12.0]),
+        "block.0/running_mean": -torch.ones(1),
+    }
+    result = aggregate(reference, client)
+    assert torch.allclose(result["block.0/w"], torch.tensor([3.0, 4.0]) * 3 / 13)
+    assert torch.allclose(result["block.0/b"], torch.tensor([12.0]) * 3 / 13)
+    assert torch.equal(result["block.0/running_mean"], -torch.ones(1))
 
 
 def test_equals_a_plain_loop_where_some_layers_are_missing() -> None:
@@ -58,10 +76,14 @@ def test_a_client_that_did_not_move_is_given_back() -> None:
 
 def test_angular_weights() -> None:
     ones, zeros = torch.ones(3, 3), torch.zeros(3, 3)
-    assert angular_weight(ones, 0.01 * ones).item() == pytest.approx(1.0)
-    assert angular_weight(ones, -ones).item() == pytest.approx(-1.0)
-    assert angular_weight(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])).item() == pytest.approx(math.sqrt(0.5))
-    assert [angular_weight(a, b).item() for a, b in ((zeros, ones), (ones, zeros), (zeros, zeros))] == [1.0, 1.0, 1.0]
+
+    def cosine(reference: Tensor, own: Tensor) -> float:
+        return angular_weights({"w": reference}, {"w": own})["w"]
+
+    assert cosine(ones, 0.01 * ones) == pytest.approx(1.0)
+    assert cosine(ones, -ones) == pytest.approx(-1.0)
+    assert cosine(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])) == pytest.approx(math.sqrt(0.5))
+    assert [cosine(a, b) for a, b in ((zeros, ones), (ones, zeros), (zeros, zeros))] == [1.0, 1.0, 1.0]
 
 
 def test_a_bias_that_starts_at_zero_can_leave_it() -> None:
