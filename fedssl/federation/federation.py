@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedssl.federation.settings import FederationSettings
 from fedssl.memory_budget.setting import ClientBudgets
 from fedssl.protocol.messages import Failure, Result, Tensors
 from fedssl.protocol.parts import PartitionedModel
+from fedssl.server.calibration import Calibration
 from fedssl.server.global_step import AggregatedStep, GlobalStep
 from fedssl.server.participation import Cohort, Participation
 from fedssl.server.rounds import RoundReport
@@ -81,13 +83,20 @@ class Federation:
             rounds=settings.rounds,
             participation=participation or self._participation(),
             step=step or self._global_step(),
-            calibration=settings.server.calibration,
+            calibration=self._calibration(),
             auxiliary=auxiliary,
             pace=settings.server.pace,
             lr_schedule=settings.local.lr_schedule,
             seed=settings.seed,
         )
         self.on_client: Callable[[Cohort, int], None] | None = None
+
+    def _calibration(self) -> Calibration | None:
+        """Return the calibration with the clients' epochs and batch size where it has none of its own."""
+        own, local = self.settings.server.calibration, self.settings.local
+        if own is None:
+            return None
+        return replace(own, epochs=own.epochs or local.epochs, batch_size=own.batch_size or local.batch_size)
 
     @property
     def predictor(self) -> StepPredictor:

@@ -23,21 +23,22 @@ class Calibration:
     Time and duration are our reading: the paper's third version has the mechanism but gives no details.
 
     Args:
-        epochs: Passes over the auxiliary images.
-        batch_size: Images a step.
+        epochs: Passes over the auxiliary images; ``None``: as many as a client's local epochs.
+        batch_size: Images a step; ``None``: the clients'.
         when: Time of calibration: after every ``round``, or after the last round of every ``stage``.
         optimizer: Optimizer of the calibration; ``None`` takes that of the clients. Its learning rate follows the
             clients' schedule.
     """
 
-    epochs: int = 1
-    batch_size: int = 64
+    epochs: int | None = None
+    batch_size: int | None = None
     when: Literal["round", "stage"] = "round"
     optimizer: OptimizerFactory | None = None
 
     def __post_init__(self) -> None:
-        check_at_least(1, **{"calibration.epochs": self.epochs})
-        check_at_least(2, **{"calibration.batch_size": self.batch_size})
+        for name, least in (("epochs", 1), ("batch_size", 2)):
+            if (value := getattr(self, name)) is not None:
+                check_at_least(least, **{f"calibration.{name}": value})
         if self.optimizer:
             check_optimizer("calibration.optimizer", self.optimizer)
         if self.when not in ("round", "stage"):
@@ -74,6 +75,8 @@ class Calibration:
             NonFiniteLossError: The loss is not finite.
         """
         assert images is not None
+        assert self.epochs is not None
+        assert self.batch_size is not None
         method = model.method
         model.attach_whole(stage)
         # Queues and the like of the last calibration are in no checkpoint: a resumed run would differ from this one.

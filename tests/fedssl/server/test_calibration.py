@@ -30,7 +30,7 @@ def test_all_present_layers_move_and_no_absent_ones(
 ) -> None:
     model = make_model(method)
     before = snapshot(model)
-    report = Calibration(batch_size=4).run(model, stage, noise(8), 0, seed=0)
+    report = Calibration(epochs=1, batch_size=4).run(model, stage, noise(8), 0, seed=0)
     present = {"stem", "tail", *model.heads, *(f"block.{i}" for i in stage.present)}
     assert changed_parts(before, snapshot(model)) == present
     assert report.steps == 2
@@ -43,7 +43,7 @@ def test_every_tensor_of_the_frozen_prefix_is_trained(
     model = make_model()
     model.attach(STAGES[2])
     before = snapshot(model)
-    Calibration(batch_size=4).run(model, STAGES[2], noise(8), 0, seed=0)
+    Calibration(epochs=1, batch_size=4).run(model, STAGES[2], noise(8), 0, seed=0)
     after = snapshot(model)
     frozen = flatten(model.read(model.frozen_names(STAGES[2])))
     assert len(frozen) == 3 + 2 * 12
@@ -79,7 +79,7 @@ def test_own_optimizer_is_honoured_and_the_clients_one_comes_back(
 
     model = make_model()
     clients, before = model.method.optimizer_factory, snapshot(model)
-    Calibration(batch_size=4, optimizer=still).run(model, STAGES[0], noise(8), 0, seed=0)
+    Calibration(epochs=1, batch_size=4, optimizer=still).run(model, STAGES[0], noise(8), 0, seed=0)
     assert made[1:] == [3 + 12 + 2 + 6]  # the first was made to look at
     assert model.method.optimizer_factory is clients
     assert all(
@@ -95,7 +95,7 @@ def test_without_an_own_optimizer_it_takes_the_clients_one(
     slow, fast = (make_model(optimizer=partial(SGD, lr=lr)) for lr in (1e-30, 0.1))
     before = snapshot(slow)
     for model in (slow, fast):
-        Calibration(batch_size=4).run(model, STAGES[0], noise(8), 0, seed=0)
+        Calibration(epochs=1, batch_size=4).run(model, STAGES[0], noise(8), 0, seed=0)
     assert torch.allclose(snapshot(slow)["stem/model.pos_embed"], before["stem/model.pos_embed"], atol=1e-20)
     assert not torch.equal(snapshot(fast)["stem/model.pos_embed"], before["stem/model.pos_embed"])
 
@@ -111,7 +111,7 @@ def test_nan_is_an_error_and_the_clients_optimizer_comes_back(
     model = make_model(Broken)
     clients = model.method.optimizer_factory
     with pytest.raises(NonFiniteLossError, match="loss nan"):
-        Calibration(optimizer=partial(SGD, lr=1.0)).run(model, STAGES[0], noise(8), 0, seed=0)
+        Calibration(epochs=1, batch_size=4, optimizer=partial(SGD, lr=1.0)).run(model, STAGES[0], noise(8), 0, seed=0)
     assert model.method.optimizer_factory is clients
 
 
@@ -151,6 +151,12 @@ def test_frozen_layers_move_between_rounds_only_with_calibration(make_world: Cal
         moved[name] = changed_parts(before, world.weights())
     assert moved["off"] == {"block.2", "tail", "head.projector"}
     assert moved["on"] == moved["off"] | {"stem", "block.0", "block.1"}
+
+
+def test_epochs_and_batch_are_the_clients_unless_set(make_world: Callable[..., Any]) -> None:
+    world = make_world(epochs=2, calibration=Calibration(when="stage"))
+    assert world.server.calibration == Calibration(2, 4, "stage")
+    assert make_world(calibration=Calibration(3, 8)).server.calibration == Calibration(3, 8)
 
 
 def test_clients_optimizer_survives_a_run(make_world: Callable[..., Any]) -> None:
