@@ -25,8 +25,8 @@ class Scheme(ABC):
         rounds_per_stage: Rounds of each stage; ``None`` shares the run's rounds equally.
         weight_transfer: Initialise a new layer from the weights of the layer before it, where the shapes agree, instead
             of at random (our reading: on in v3, off in v4 of the paper).
-        renew_heads: Re-initialise projection and prediction heads in each stage instead of carrying them over (the
-            paper is silent; carrying them over is our reading).
+        renew_heads: Re-initialise projection and prediction heads in each stage instead of carrying them over, as the
+            paper's algorithms 1 and 3 do.
         layer_budget: Most blocks that a client holds; a draw for each client and round leaves out the others (depth
             dropout, Guo et al., arXiv 2309.05213). ``None`` leaves out none.
 

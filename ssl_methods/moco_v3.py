@@ -16,7 +16,8 @@ class MoCoV3(MomentumMethod):
     """MoCo v3 (Chen et al. 2021, arXiv 2104.02057) as LW-FedSSL uses it (algorithms 2 and 4, section 4).
 
     Differences from the original: the patch embedding is trained, the momentum is constant, the loss is not
-    multiplied by 2 * temperature, and the target starts as a copy of the online branch in every round.
+    multiplied by 2 * temperature, the target starts as a copy of the online branch in every round, and the batch norms
+    at the end of the heads have a scale and a shift.
 
     Args:
         foundation: Backbone, augmentation and optimizer.
