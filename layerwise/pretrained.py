@@ -14,6 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 IN_FOLDER = "model.safetensors"
+HEADS_IN_FOLDER = "heads.safetensors"
+CHECKSUMS = {IN_FOLDER: "sha256", HEADS_IN_FOLDER: "heads_sha256"}
+"""Entries of ``config.json`` with the checksums of the files beside it."""
+
 PICKLED = (".pth", ".pt", ".bin")
 WRAPPERS = ("state_dict", "model", "state_dict_ema")
 """Keys under which training scripts store a model's tensors beside other objects."""
@@ -48,15 +52,36 @@ def load_pretrained(model: nn.Module, path: Path) -> None:
     model.load_state_dict(kept)
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def load_heads(heads: nn.Module, path: Path) -> None:
+    """Load the heads of an objective from a file; they must be those of the same objective and sizes.
+
+    Args:
+        heads: Modules by name, whose parameters and buffers are overwritten.
+        path: File as ``load_pretrained`` takes; or a folder with ``heads.safetensors``, such as the ``encoder`` folder of
+            a run.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file holds no tensors by name, or their names or shapes differ from the heads'.
+    """
+    state, own = read_weights(path, HEADS_IN_FOLDER), heads.state_dict()
+    _check(own, state, path, "heads", "objective")
+    heads.load_state_dict(state)
+
+
+def read_weights(path: Path, in_folder: str = IN_FOLDER) -> dict[str, Tensor]:
     """Read the tensors of a file by name; nothing but tensors is unpickled.
+
+    Args:
+        path: File, or a folder with it.
+        in_folder: Name of the file in a folder.
 
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: The file holds no tensors by name, or its checksum differs from that in the ``config.json`` beside
             it.
     """
-    file = path / IN_FOLDER if path.is_dir() else path
+    file = path / in_folder if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"there are no pretrained weights at {file}")
     if file.suffix not in (".safetensors", *PICKLED):
@@ -75,7 +100,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _check_sha256(file: Path) -> None:
     """Compare the checksum that runs note in ``config.json``, as a ``.safetensors`` file has none of its own."""
     config = file.with_name("config.json")
-    noted = re.search(r'"sha256": "(\w+)"', config.read_text()) if file.name == IN_FOLDER and config.is_file() else None
+    entry = CHECKSUMS.get(file.name)
+    noted = re.search(rf'"{entry}": "(\w+)"', config.read_text()) if entry and config.is_file() else None
     with file.open("rb") as weights:
         if noted and hashlib.file_digest(weights, "sha256").hexdigest() != noted[1]:
             raise ValueError(f"weights {file} are damaged or were exchanged: {config} has another sha256")
@@ -92,16 +118,20 @@ def _is_left_out(name: str, depth: int) -> bool:
     return bool(CLASSIFIER.match(name)) or (block is not None and 0 < depth <= int(block[1]))
 
 
-def _check(own: dict[str, Tensor], given: dict[str, Tensor], path: Path) -> None:
+def _check(
+    own: dict[str, Tensor], given: dict[str, Tensor], path: Path, what: str = "weights", owner: str = "encoder"
+) -> None:
     missing, unknown = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     if missing or unknown:
         parts = [f"lack {_some(missing)}"] if missing else []
-        parts += [f"have {_some(unknown)} that the encoder has not"] if unknown else []
-        raise ValueError(f"weights {path} {' and '.join(parts)}: they are of another architecture or depth")
-    other = [name for name in own if own[name].shape != given[name].shape]
-    if other:
-        shapes = [f"{name} {tuple(given[name].shape)}, not {tuple(own[name].shape)}" for name in other]
-        raise ValueError(f"weights {path} do not fit the encoder: {_some(shapes)}; set model.encoder as they were made")
+        parts += [f"have {_some(unknown)} that the {owner} has not"] if unknown else []
+        other = "architecture or depth" if owner == "encoder" else owner
+        raise ValueError(f"{what} {path} {' and '.join(parts)}: they are of another {other}")
+    differing = [name for name in own if own[name].shape != given[name].shape]
+    if differing:
+        shapes = [f"{name} {tuple(given[name].shape)}, not {tuple(own[name].shape)}" for name in differing]
+        setting = "model.encoder" if owner == "encoder" else "model.method"
+        raise ValueError(f"{what} {path} do not fit the {owner}: {_some(shapes)}; set {setting} as they were made")
 
 
 def _some(names: list[str]) -> str:

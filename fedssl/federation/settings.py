@@ -42,6 +42,7 @@ class ModelSettings:
         augment: Augmentation that makes two views of a batch of images; ``None`` for text.
         optimizer: Optimizer of local training.
         micro_batch: Images that the encoder takes at a time in a step; ``None``: all.
+        heads: File or folder with the heads to start from; ``None``: new ones.
     """
 
     encoder: StagedSpec
@@ -49,10 +50,11 @@ class ModelSettings:
     augment: TwoViews | None
     optimizer: OptimizerFactory
     micro_batch: int | None = None
+    heads: str | None = None
 
     def build(self, seed: int) -> PartitionedModel:
         """Build a freshly initialised model; equal seeds give equal weights."""
-        model = build_model(self.encoder, self.method, self.augment, self.optimizer, seed)
+        model = build_model(self.encoder, self.method, self.augment, self.optimizer, seed, heads=self.heads)
         return model.in_micro_batches(self.micro_batch)
 
 

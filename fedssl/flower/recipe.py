@@ -56,6 +56,7 @@ def write_recipe(config: dict[str, Any]) -> str:
         if recipe[key]["init_args"].get("seed") is None:
             recipe[key]["init_args"]["seed"] = config["seed_everything"]
     recipe["model"]["init_args"].pop("aggregation", None)
+    recipe["model"]["init_args"].pop("heads", None)
     recipe["model"]["init_args"]["encoder"]["init_args"].pop("weights", None)
     return yaml.safe_dump(recipe | {"precision": config["trainer"].get("precision")}, sort_keys=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from fedssl.protocol.messages import STATE, Parts, content_id
 from fedssl.utils.seeding import derive_seed
 from layerwise import MicroBatches, Stage, StagedEncoder, StagedSpec, build_encoder, check_micro_batch, split_encoder
+from layerwise.pretrained import load_heads
 from ssl_methods import Foundation, Method, OptimizerFactory, TwoViews
 
 
@@ -182,16 +184,33 @@ class PartitionedModel:
 
 
 def build_model(
-    spec: StagedSpec, method: MethodFactory, augment: TwoViews | None, optimizer: OptimizerFactory, seed: int
+    spec: StagedSpec,
+    method: MethodFactory,
+    augment: TwoViews | None,
+    optimizer: OptimizerFactory,
+    seed: int,
+    *,
+    heads: str | None = None,
 ) -> PartitionedModel:
     """Build a freshly initialised model; the same arguments give the same weights.
 
+    Args:
+        spec: Architecture of the encoder.
+        method: Objective.
+        augment: Augmentation of images; ``None`` for text.
+        optimizer: Optimizer of local training.
+        seed: Seed of the initial weights.
+        heads: File or folder with the heads of an earlier run; ``None`` initialises at random.
+
     Raises:
-        ValueError: Encoder, method and augmentation do not belong together.
+        FileNotFoundError: ``heads`` names no file.
+        ValueError: Encoder, method and augmentation do not belong together, or the heads are of another method.
     """
     encoder = build_encoder(spec, derive_seed(seed, "encoder"))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "heads"))
         objective = method(Foundation(encoder, encoder.feature_dim, augment, optimizer))
     objective.check_encoder(spec)
+    if heads:
+        load_heads(nn.ModuleDict(objective.heads()), Path(heads))
     return PartitionedModel(encoder, objective)

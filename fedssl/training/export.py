@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,20 +14,29 @@ from typing import Any
 import timm
 from safetensors.torch import save_file
 from timm.models import save_for_hf
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedssl.data.datasets.texts import CHARACTERS
 from fedssl.utils.files import replace_folder
 from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, timm_arguments, use_small_stem
+from layerwise.pretrained import CHECKSUMS, HEADS_IN_FOLDER
 
 CLAIMS = ("license", "origin_url", "paper_ids", "paper_name", "notes")
 """Entries of timm's ``pretrained_cfg`` that describe timm's own weights and would be false of ours."""
 
 
+Heads = Mapping[str, nn.Module]
+
+
 def export_encoder(
-    encoder: StagedEncoder, folder: Path, mean: list[float], std: list[float], training: dict[str, Any] | None = None
+    encoder: StagedEncoder,
+    folder: Path,
+    mean: list[float],
+    std: list[float],
+    training: dict[str, Any] | None = None,
+    heads: Heads | None = None,
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors`` of an image encoder, all or nothing.
+    """Write ``config.json``, ``model.safetensors`` and ``heads.safetensors`` of an image encoder, all or nothing.
 
     ``timm.create_model("local-dir:FOLDER", pretrained=True, num_classes=0)`` restores a model with the same features. A
     ViT that stopped growing early is written with the depth it reached. Temporary modules are left out; low-rank
@@ -42,6 +51,7 @@ def export_encoder(
         mean: Mean of the image normalisation, one a channel.
         std: Standard deviation of the image normalisation, one a channel.
         training: Progress of training, noted in ``config.json``.
+        heads: Heads of the objective, from which another run can start; ``None`` leaves them out.
 
     Raises:
         ValueError: The encoder is a ResNet with fewer than its four stages, which timm cannot build.
@@ -63,21 +73,24 @@ def export_encoder(
         "num_features": encoder.widths[encoder.depth - 1],
         "pretrained_cfg": {"architecture": spec.name, "tag": "fedssl", "num_classes": 0, **preprocessing},
     }
-    with _exported(folder) as fresh:
+    with _exported(folder, heads) as fresh:
         save_for_hf(model, str(fresh), model_config=config, model_args=arguments, safe_serialization=True)
 
 
-def export_text_encoder(encoder: StagedEncoder, folder: Path, training: dict[str, Any] | None = None) -> None:
-    """Write ``config.json`` and ``model.safetensors`` of a text encoder, all or nothing.
+def export_text_encoder(
+    encoder: StagedEncoder, folder: Path, training: dict[str, Any] | None = None, heads: Heads | None = None
+) -> None:
+    """Write ``config.json``, ``model.safetensors`` and ``heads.safetensors`` of a text encoder, all or nothing.
 
     timm has no such model. ``layerwise.CausalTransformerSpec`` with these settings and the folder as ``weights``
     rebuilds the encoder. ``config.json`` also lists the characters, by index from 1; 0 stands for every other one.
 
     Args:
-        encoder: Encoder whose first ``encoder.depth`` blocks and final norm are written, without the head. Low-rank
-            adapters are merged into the weights that they adapt.
+        encoder: Encoder whose first ``encoder.depth`` blocks and final norm are written. Low-rank adapters are merged
+            into the weights that they adapt.
         folder: Destination; replaced if it exists.
         training: Progress of training, noted in ``config.json``.
+        heads: Heads of the objective, from which another run can start; ``None`` leaves them out.
     """
     spec = encoder.spec
     assert isinstance(spec, CausalTransformerSpec)
@@ -87,22 +100,27 @@ def export_text_encoder(encoder: StagedEncoder, folder: Path, training: dict[str
     parts = {"stem": encoder.stem.state_dict(), "tail": encoder.tail.state_dict()}
     parts |= {f"blocks.{i}": _block_state(encoder, i) for i in range(encoder.depth)}
     state = {f"{part}.{name}": tensor.cpu() for part, tensors in parts.items() for name, tensor in tensors.items()}
-    with _exported(folder) as fresh:
+    with _exported(folder, heads) as fresh:
         (fresh / "config.json").write_text(json.dumps(config))
         save_file(state, fresh / "model.safetensors")
 
 
 @contextmanager
-def _exported(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write to, note the weights' SHA-256 in its ``config.json``, and put it in the place of ours."""
+def _exported(folder: Path, heads: Heads | None) -> Iterator[Path]:
+    """Yield a folder to write to; add heads, note the files' SHA-256 in its ``config.json``, and put it into place."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".encoder-") as temporary:
         fresh = Path(temporary) / folder.name
         fresh.mkdir()
         yield fresh
+        if heads:
+            state = nn.ModuleDict(dict(heads)).state_dict()
+            save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, fresh / HEADS_IN_FOLDER)
         config = json.loads((fresh / "config.json").read_text())
-        with (fresh / "model.safetensors").open("rb") as weights:  # the format has no checksum of its own
-            config["sha256"] = hashlib.file_digest(weights, "sha256").hexdigest()
+        for name, entry in CHECKSUMS.items():  # the format has no checksum of its own
+            if (fresh / name).exists():
+                with (fresh / name).open("rb") as weights:
+                    config[entry] = hashlib.file_digest(weights, "sha256").hexdigest()
         (fresh / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         replace_folder(fresh, folder)
 

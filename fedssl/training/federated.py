@@ -90,6 +90,8 @@ class FederatedSSL(Pretraining):
         evaluation: Neighbours and probe.
         finetuning: Fine-tunes a copy in the final evaluation; ``None`` does not.
         seed: Seed of every random choice; ``None`` takes the run's.
+        heads: File or folder with the heads to start from, such as the ``encoder`` folder of a run of the same method;
+            ``None``: new ones.
     """
 
     def __init__(
@@ -125,11 +127,17 @@ class FederatedSSL(Pretraining):
         evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
         finetuning: FinetuneSettings | None = None,
         seed: int | None = None,
+        heads: str | None = None,
     ) -> None:
         seed, encoder = run_seed(seed), scheme.adapt(encoder)
         optimizer = linear_scaling(optimizer, batch_size, base_batch_size)
         model = ModelSettings(
-            encoder=encoder, method=method, augment=augment, optimizer=optimizer, micro_batch=micro_batch
+            encoder=encoder,
+            method=method,
+            augment=augment,
+            optimizer=optimizer,
+            micro_batch=micro_batch,
+            heads=heads,
         )
         local = LocalSettings(
             epochs=local_epochs,
@@ -156,7 +164,7 @@ class FederatedSSL(Pretraining):
         self.settings = FederationSettings(
             model=model, scheme=scheme, rounds=rounds, local=local, cohort=cohort, server=server, seed=seed
         )
-        super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed)
+        super().__init__(encoder, method, augment, optimizer, evaluation, finetuning, seed, heads)
         self.settings.check(self.model)
         self.automatic_optimization = False  # the server steps its optimizer, once a round
         # The model is no module: what it has beside the encoder is registered here, for the device and checkpoints.

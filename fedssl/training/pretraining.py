@@ -40,6 +40,8 @@ class Pretraining(EvaluatedModule):
         evaluation: Settings of the kNN and linear evaluation. A language model has none: its perplexity is evaluated.
         finetuning: Settings for fine-tuning a copy in the final evaluation; ``None`` skips it.
         seed: Seed of every random choice; ``None`` takes the run's.
+        heads: File or folder with the heads to start from, such as the ``encoder`` folder of a run of the same method;
+            ``None``: new ones.
 
     Attributes:
         progress: Progress of ``fit``; ``None`` before its end.
@@ -54,9 +56,10 @@ class Pretraining(EvaluatedModule):
         evaluation: EvaluationSettings = EvaluationSettings(),  # noqa: B008 (frozen)
         finetuning: FinetuneSettings | None = None,
         seed: int | None = None,
+        heads: str | None = None,
     ) -> None:
         seed = run_seed(seed)
-        self._recipe = (encoder, method, augment, optimizer, seed)
+        self._recipe, self._heads = (encoder, method, augment, optimizer, seed), heads
         model = self.build()
         if not augment and (finetuning or evaluation != EvaluationSettings()):
             raise ValueError("evaluation and finetuning classify images: leave them out for text")
@@ -71,7 +74,7 @@ class Pretraining(EvaluatedModule):
 
     def build(self) -> PartitionedModel:
         """Build a freshly initialised model; every call gives the same weights."""
-        return build_model(*self._recipe)
+        return build_model(*self._recipe, heads=self._heads)
 
     @property
     def summary(self) -> dict[str, str]:
@@ -159,11 +162,12 @@ class Pretraining(EvaluatedModule):
     def export(self, folder: Path) -> None:
         """Write the encoder: one of images for timm, one of text for ``layerwise.CausalTransformerSpec``."""
         encoder = self.model.encoder
+        heads = self.model.method.heads()
         training = self.progress.as_dict() | {"blocks_present": encoder.depth} if self.progress else None
         if self.augment:
-            export_encoder(encoder, folder, list(self.augment.mean), list(self.augment.std), training)
+            export_encoder(encoder, folder, list(self.augment.mean), list(self.augment.std), training, heads)
         else:
-            export_text_encoder(encoder, folder, training)
+            export_text_encoder(encoder, folder, training, heads)
 
 
 class CentralizedSSL(Pretraining):
