@@ -151,6 +151,7 @@ def _finetune(task: Task, system: System, shares: Shares, rare: bool, seed: int)
         devices=shares.devices,
         aggregation=system.rule(),
         seed=seed,
+        heads=str(weights) if task.keeps_heads else None,
     )
     data = task.data(_partition(rare), seed)
     fit(module, data, task.rounds)

@@ -49,6 +49,8 @@ class Task(ABC):
     learning_rate: ClassVar[float]
     adapter_learning_rate: ClassVar[float]
     full_rounds: ClassVar[int]
+    keeps_heads: ClassVar[bool] = False
+    """Finetuning starts from the head of the pretraining, which had the same objective."""
 
     @property
     def rounds(self) -> int:
@@ -148,6 +150,7 @@ class Text(Task):
 
     name, measure = "text", "perplexity"
     batch_size, full_rounds, context = 16, 18, 64
+    keeps_heads = True
     learning_rate, adapter_learning_rate = 1e-3, 1e-2
     pretraining_epochs = 3
     cuts: ClassVar[dict[str, tuple[int, int]]] = {"pretraining": (0, 600_000), "finetuning": (1_000_000, 1_060_000)}

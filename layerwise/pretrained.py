@@ -57,8 +57,7 @@ def load_heads(heads: nn.Module, path: Path) -> None:
 
     Args:
         heads: Modules by name, whose parameters and buffers are overwritten.
-        path: File as ``load_pretrained`` takes; or a folder with ``heads.safetensors``, such as the ``encoder`` folder of
-            a run.
+        path: File as ``load_pretrained`` takes; or a folder with ``heads.safetensors``, such as a run's ``encoder``.
 
     Raises:
         FileNotFoundError: The file does not exist.

@@ -57,6 +57,8 @@ class EvaluatedModule(LightningModule):
         classifiers: After ``test``: metrics of other classifiers by name: ``majority``, the most frequent class;
             ``classifier``, of ``classify``; ``finetuned``; ``random_init_finetuned``, which is training from scratch.
         perplexity: After ``test``: likelihood of the text; ``None`` for images.
+        start_perplexity: After ``test``: likelihood of the text by the language model that training started from;
+            ``None`` if there was none.
         ngram_perplexity: After ``test``: likelihood of the text by a counter of n-grams; ``None`` for images.
     """
 
@@ -75,6 +77,7 @@ class EvaluatedModule(LightningModule):
         self.reports: dict[str, ClassifierReport] = {}
         self.classifiers: dict[str, ClassificationMetrics] = {}
         self.perplexity: Perplexity | None = None
+        self.start_perplexity: Perplexity | None = None
         self.ngram_perplexity: Perplexity | None = None
 
     @abstractmethod
@@ -93,6 +96,10 @@ class EvaluatedModule(LightningModule):
 
         ``None`` means that there is no language model: features are evaluated.
         """
+        return None
+
+    def start_nll(self, texts: Tensor) -> Tensor | None:
+        """Return the same from the language model that training started from; ``None`` if it started at random."""
         return None
 
     def untrained(self) -> dict[str, nn.Module]:
@@ -152,6 +159,9 @@ class EvaluatedModule(LightningModule):
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Collect features of the training split (loader 0) and the test split (loader 1)."""
         self._collect(batch, dataloader_idx)
+        nll = self.start_nll(batch[0])
+        if nll is not None:
+            self._collected.start_perplexity += nll
 
     def on_test_epoch_end(self) -> None:
         """Fill ``reports`` and log them as ``test/...`` and ``test/random_init_...``; for text, fill ``perplexity``.
@@ -160,6 +170,8 @@ class EvaluatedModule(LightningModule):
         """
         if self._collected.perplexity.characters:
             self.perplexity = self._log_perplexity("test")
+            if self._collected.start_perplexity.characters:
+                self.start_perplexity = self._collected.start_perplexity
             data = self._data
             train, test = (part.gather(torch.arange(len(part))) for part in (data.pool, data.eval_test))
             self.ngram_perplexity = ngram_perplexity(train, test, data.vocabulary)
@@ -252,7 +264,7 @@ class _Collected:
     def __init__(self, encoders: dict[str, nn.Module], sides: Mapping[str, int] | None = None) -> None:
         self.encoders = encoders
         self.predicted: list[Tensor] = []
-        self.perplexity = Perplexity()
+        self.perplexity, self.start_perplexity = Perplexity(), Perplexity()
         self._sides = sides or {}
         self._features: defaultdict[str, defaultdict[int, list[Batch]]] = defaultdict(lambda: defaultdict(list))
 

@@ -28,9 +28,22 @@ def test_an_encoder_starts_another_run(tmp_path: Path) -> None:
     first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("first", "second"))
     assert (first["scheme"], second["scheme"]) == ("end-to-end", "last-layers")
     assert second["perplexity"] < first["perplexity"]
+    assert "start_perplexity" not in second, "a new head is no model to compare with"
     assert "bits a character" in (tmp_path / "second" / "report.html").read_text()
     main(["test", *CONFIG, f"--run_dir={tmp_path / 'second'}", "--ckpt_path=last"])
     assert json.loads((tmp_path / "second" / "test.json").read_text())["perplexity"] == second["perplexity"]
+
+
+@pytest.mark.slow
+def test_a_whole_model_starts_another_run(tmp_path: Path) -> None:
+    main(["fit", *CONFIG, f"--run_dir={tmp_path / 'first'}", "--trainer.logger=false"])
+    start = [f"--model.{part}={tmp_path / 'first' / 'encoder'}" for part in ("encoder.weights", "heads")]
+    still = ["--model.optimizer.lr=0.0", "--model.rounds=1", "--trainer.check_val_every_n_epoch=1"]
+    main(["fit", *CONFIG, *start, *still, f"--run_dir={tmp_path / 'second'}", "--trainer.logger=false"])
+    first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("first", "second"))
+    assert second["perplexity"] == pytest.approx(first["perplexity"], rel=1e-6)
+    assert second["start_perplexity"] == pytest.approx(first["perplexity"], rel=1e-6)
+    assert "start weights" in (tmp_path / "second" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -42,6 +55,7 @@ def test_an_encoder_starts_another_run(tmp_path: Path) -> None:
         ("--model.encoder.image_size=3", "'image_size' is not accepted; did you mean --model.encoder.image_size"),
         ("--model.augment=DigitsViews", "augment DigitsViews makes views of images, text has none"),
         ("--model.encoder.weights=nowhere", "there are no pretrained weights at"),
+        ("--model.heads=nowhere", "there are no pretrained weights at"),
         ("--model.method=SimCLR", "SimCLR trains on views of images: set augment"),
     ],
 )

@@ -72,9 +72,10 @@ def evaluation_results(module: EvaluatedModule) -> dict[str, Any]:
         results |= {prefix + key: value for key, value in report.as_dict().items()}
     if module.perplexity and module.ngram_perplexity:
         results |= module.perplexity.as_dict() | {"test_characters": module.perplexity.characters}
-        results |= {f"ngram_{key}": value for key, value in module.ngram_perplexity.as_dict().items()}
-    for name, found in module.classifiers.items():
-        results |= found.summary(name)
+        for name, found in (("start", module.start_perplexity), ("ngram", module.ngram_perplexity)):
+            results |= {f"{name}_{key}": value for key, value in found.as_dict().items()} if found else {}
+    for name, metrics in module.classifiers.items():
+        results |= metrics.summary(name)
     if "classifier" in module.classifiers:
         results["classifier_per_class"] = list(module.classifiers["classifier"].per_class_accuracy)
     return results
@@ -165,7 +166,7 @@ LANGUAGE = (
     Measure("bits a character", "bits_per_character", digits=3),
     Measure("held-out characters", "test_characters", digits=0),
 )
-LANGUAGE_MODELS = {"trained": "", f"{ORDER}-gram counter": "ngram_"}
+LANGUAGE_MODELS = {"trained": "", "start weights": "start_", f"{ORDER}-gram counter": "ngram_"}
 """Prefix of each language model's keys in ``results.json``."""
 CLASSIFIED = (Measure("classifier top-1 %", "classifier_top1"), Measure("fine-tuned top-1 %", "finetuned_top1"))
 ACCURACIES = (KNN, KNN_CENTRED, *FULL, LINEAR, *CLASSIFIED)
@@ -232,6 +233,7 @@ def quality_table(
     """
     if "perplexity" in results:
         rows = [[name, *(each.text([results], key) for each in LANGUAGE)] for name, key in LANGUAGE_MODELS.items()]
+        rows = [row for row in rows if any(row[1:])]
         return Table(["model", *(measure.title for measure in LANGUAGE)], rows, title, caption)
     keys = {name: [prefix + measure.key for measure in measures] for name, prefix in ENCODERS.items()}
     for name, part in CLASSIFIERS.items():

@@ -70,6 +70,7 @@ class Pretraining(EvaluatedModule):
         self.progress: RunProgress | None = None
         # A tuple hides the network from ``nn.Module``, so that no checkpoint holds it. The weights are read now, since
         # the file may be gone when training ends.
+        self._start_model = self.build() if encoder.weights and heads and not augment else None
         self._start = (("start", build_encoder(encoder, derive_seed(seed, "encoder"))),) if encoder.weights else ()
 
     def build(self) -> PartitionedModel:
@@ -93,6 +94,13 @@ class Pretraining(EvaluatedModule):
     def token_nll(self, texts: Tensor) -> Tensor | None:
         """Per-token negative log-likelihood in nats, or ``None`` for image encoders."""
         return self.model.method.token_nll(self.model.encoder, texts)
+
+    def start_nll(self, texts: Tensor) -> Tensor | None:
+        """Per-token negative log-likelihood under the loaded language model, or ``None`` if there is none."""
+        if self._start_model is None:
+            return None
+        start = self._start_model.to(self.device)
+        return start.method.token_nll(start.encoder, texts)
 
     def on_fit_end(self) -> None:
         """Lightning's hook; record the progress of training while the Trainer still knows it."""

@@ -7,8 +7,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from layerwise import EncoderSpec, build_encoder, timm_arguments
+from layerwise.pretrained import load_heads
 
 SPEC = EncoderSpec("vit_tiny_patch16_224", 16, 1, options={"patch_size": 8, "depth": 3, "embed_dim": 8, "num_heads": 2})
 
@@ -108,3 +110,28 @@ def test_only_tensors_are_unpickled(tmp_path):
     torch.save([1, 2], tmp_path / "b.pth")
     with pytest.raises(ValueError, match="hold no tensors by name"):
         loaded(tmp_path / "b.pth")
+
+
+def test_heads_of_the_same_objective(tmp_path):
+    source, target = (nn.ModuleDict({"projector": nn.Linear(4, 2), "predictor": nn.Linear(2, 2)}) for _ in range(2))
+    save_file(source.state_dict(), tmp_path / "heads.safetensors")
+    load_heads(target, tmp_path)
+    assert all(torch.equal(own, source.state_dict()[name]) for name, own in target.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ({"projector": nn.Linear(4, 2)}, "heads .* have predictor.bias.* that the objective has not"),
+        (
+            {"projector": nn.Linear(4, 3), "predictor": nn.Linear(2, 2)},
+            r"projector.bias \(2,\), not \(3,\).*model.method",
+        ),
+    ],
+    ids=["objective", "size"],
+)
+def test_heads_of_another_objective_or_size_are_refused(heads, message, tmp_path):
+    state = nn.ModuleDict({"projector": nn.Linear(4, 2), "predictor": nn.Linear(2, 2)}).state_dict()
+    save_file(state, tmp_path / "heads.safetensors")
+    with pytest.raises(ValueError, match=message):
+        load_heads(nn.ModuleDict(heads), tmp_path)
