@@ -38,7 +38,7 @@ def test_an_encoder_starts_another_run(tmp_path: Path) -> None:
 def test_a_whole_model_starts_another_run(tmp_path: Path) -> None:
     main(["fit", *CONFIG, f"--run_dir={tmp_path / 'first'}", "--trainer.logger=false"])
     start = [f"--model.{part}={tmp_path / 'first' / 'encoder'}" for part in ("encoder.weights", "heads")]
-    still = ["--model.optimizer.lr=0.0", "--model.rounds=1", "--trainer.check_val_every_n_epoch=1"]
+    still = ["--model.optimizer.lr=1e-12", "--model.rounds=1", "--trainer.check_val_every_n_epoch=1"]
     main(["fit", *CONFIG, *start, *still, f"--run_dir={tmp_path / 'second'}", "--trainer.logger=false"])
     first, second = (json.loads((tmp_path / run / "results.json").read_text()) for run in ("first", "second"))
     assert second["perplexity"] == pytest.approx(first["perplexity"], rel=1e-6)
