@@ -76,7 +76,11 @@ def candidates(planner: Planner) -> list[tuple[str, list[Stage]]]:
     named = [(configured.name, list(each)) for each in zip(*variants, strict=True)]
     # Each stage lasts as many rounds as it adds blocks: every number of stages divides them so.
     named += [(scheme.name, scheme.stages(blocks, blocks)) for scheme in scheme_choices(blocks)]
-    return list({tuple((s.present, s.trained) for s in each[1]): each for each in named}.values())
+    # The first of equal ones, so that the configured scheme keeps its place and its name.
+    found: dict[tuple[Stage, ...], tuple[str, list[Stage]]] = {}
+    for name, each in named:
+        found.setdefault(tuple(replace(stage, rounds=1) for stage in each), (name, each))
+    return list(found.values())
 
 
 def batch_sizes(planner: Planner) -> list[int]:

@@ -11,7 +11,7 @@ from fedssl import FederatedSSL, GlobalAlignment
 from fedssl.planning.budget import Choice, batch_sizes, candidates, choices, preference, rank
 from fedssl.planning.command import budget_tables, print_blocks
 from fedssl.planning.plan import Planner
-from layerwise import EncoderSpec, LayerWise, Progressive, Scheme
+from layerwise import EncoderSpec, LastLayers, LayerWise, LoRA, Progressive, Scheme
 from ssl_methods import DigitsViews, SimCLR
 
 VIT = EncoderSpec("vit_tiny_patch16_224", 8, 1, options={"patch_size": 4, "depth": 4, "embed_dim": 16, "num_heads": 2})
@@ -50,6 +50,11 @@ def test_schemes_with_equal_stages_are_tried() -> None:
     found = names_and_blocks(planner(LayerWise(weight_transfer=True)))
     assert sorted(found) == sorted([("end-to-end", [4]), *equal])
     assert sorted(names_and_blocks(planner(LayerWise([3, 1])))) == sorted([*found, ("layer-wise", [3, 4])])
+
+
+def test_the_configured_scheme_keeps_its_name_beside_schemes_with_the_same_blocks() -> None:
+    assert names_and_blocks(planner(LoRA([2])))[:2] == [("lora", [4]), ("end-to-end", [4])]
+    assert names_and_blocks(planner(LastLayers()))[0] == ("last-layers", [4])
 
 
 @pytest.mark.slow
