@@ -210,7 +210,9 @@ class Method(LightningModule):
     def trained(self) -> list[nn.Parameter]:
         """Return the parameters of backbone and heads, without those that are frozen between trained layers."""
         modules = [self.backbone, *self.heads().values()]
-        return [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+        # Each once, or an optimizer would step a weight that a head shares with the backbone twice.
+        parameters = dict.fromkeys(parameter for module in modules for parameter in module.parameters())
+        return [parameter for parameter in parameters if parameter.requires_grad]
 
     def train(self, mode: bool = True) -> Method:
         """Set the training mode of all but the prefix, whose batch norms must not move."""

@@ -55,6 +55,13 @@ def test_heads_name_what_is_trained_beside_the_backbone(method_class, encoder, o
     assert size(method.trained()) == size(encoder().parameters()) + PROJECTOR + PREDICTORS[method_class.__name__]
 
 
+def test_a_weight_that_a_head_shares_with_the_backbone_is_trained_once(encoder, objective):
+    method = objective(SimCLR, encoder())
+    untied = method.trained()
+    method.projector.tied = untied[0]
+    assert [id(each) for each in method.trained()] == [id(each) for each in untied]
+
+
 def test_attaching_keeps_the_heads_and_freezes_and_frees_layers(method_class, encoder, objective):
     model = encoder("resnet18")
     method = objective(method_class, model)
