@@ -40,7 +40,7 @@ class ClientData(LightningDataModule):
         dataset: Name of the data set.
         num_clients: Number of clients.
         download: Allow the download of absent data.
-        federation: Samples of the clients, after ``setup("fit")``.
+        datasets: Samples of the clients, after ``setup("fit")``.
         pool: All training samples, after ``setup("fit")``.
         eval_test: Samples of the final evaluation, after ``setup``.
     """

@@ -86,7 +86,7 @@ class Worker:
             ValueError: The run has fewer clients, or the images do not fit the encoder.
         """
         data = self._recipe.data
-        images = _own_images(data, node.images) if node.images else self._share(data, node.client_id)
+        images = _own_images(data, node.images) if node.images else _share(data, node.client_id)
         images.check_encoder(self._recipe.module.model.encoder.spec)
         return images
 
@@ -105,15 +105,6 @@ class Worker:
             cache.remember(task.round, state)
         return result
 
-    def _share(self, data: ClientData, client_id: int) -> SampleSet:
-        if isinstance(data, OwnImages):
-            raise ValueError("the clients of this run hold images of their own: set images in --node-config")
-        if not hasattr(data, "federation"):
-            data.setup("fit")
-        if client_id >= data.num_clients:
-            raise ValueError(f"client-id {client_id}: the run has clients 0 to {data.num_clients - 1}")
-        return data.datasets.clients[client_id]
-
 
 # Only one: a process that goes on to another run must not keep the model and the data of the last one.
 @lru_cache(maxsize=1)
@@ -126,6 +117,16 @@ def _own_images(data: ClientData, folder: str) -> SampleSet:
     if not isinstance(data, FederatedData):
         raise ValueError(f"images {folder} in --node-config: the clients of this run have {type(data).__name__}")
     return load_images("folder", "train", folder, data.image_size, data.channels, data.in_memory, download=False)
+
+
+def _share(data: ClientData, client_id: int) -> SampleSet:
+    if isinstance(data, OwnImages):
+        raise ValueError("the clients of this run hold images of their own: set images in --node-config")
+    if not hasattr(data, "datasets"):
+        data.setup("fit")
+    if client_id >= data.num_clients:
+        raise ValueError(f"client-id {client_id}: the run has clients 0 to {data.num_clients - 1}")
+    return data.datasets.clients[client_id]
 
 
 def _complete(task: Task, cache: ClientCache) -> Task | None:
