@@ -80,17 +80,26 @@ class _Run:
         self._seconds = [(each.report.stage, each.report.seconds or 0.0) for each in dry_rounds(federation)]
 
     def device(self, profile: DeviceProfile, clients: Sequence[int], position: int) -> dict[str, Any]:
-        """Return what a stage asks of a class of devices; of its slowest client, where they have different images."""
-        traffic = self._traffic(clients[0])[position]
-        needs = [self._need(client, position) for client in clients]
-        memory, macs = max(need.peak_memory_bytes for need in needs), max(need.macs for need in needs)
-        received, sent = profile.seconds(traffic.later, 0, 0), profile.seconds(0, 0, traffic.up)
-        seconds = {"download": received, "compute": profile.seconds(0, macs, 0), "upload": sent}
+        """Return what a stage asks of a class of devices: its largest memory, and the rounds of its slowest client.
+
+        Clients of a class differ if they have different images, by which they may train different variants.
+        """
+        asked = [(self._need(client, position), self._traffic(client)[position]) for client in clients]
+        memory = max(need.peak_memory_bytes for need, _ in asked)
+        rounds = [
+            {
+                "download": profile.seconds(traffic.later, 0, 0),
+                "compute": profile.seconds(0, need.macs, 0),
+                "upload": profile.seconds(0, 0, traffic.up),
+            }
+            for need, traffic in asked
+        ]
+        slowest = max(rounds, key=lambda seconds: sum(seconds.values()))
         return {
             "peak_memory_bytes": memory,
             "missing_bytes": max(0, memory - profile.memory_bytes),
-            "round_seconds": seconds | {"total": sum(seconds.values())},
-            "first_round_seconds": profile.seconds(traffic.first, macs, traffic.up),
+            "round_seconds": slowest | {"total": sum(slowest.values())},
+            "first_round_seconds": max(profile.seconds(each.first, need.macs, each.up) for need, each in asked),
         }
 
     def rounds(self, position: int) -> dict[str, Any]:

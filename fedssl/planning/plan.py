@@ -108,10 +108,10 @@ class Planner:
 
         Args:
             scheme: Cuts the run into stages.
-            limited: False gives every device as much memory as it needs, where the run has devices.
+            limited: False lifts all limits of the devices, where the run has devices.
 
         Raises:
-            ValueError: No device has the memory.
+            ValueError: No device can hold a stage.
         """
         # End-to-end training is what a fleet often cannot hold: as a reference it must be priced all the same.
         federation = self.federation(scheme, None if limited else self._unlimited())
@@ -126,7 +126,10 @@ class Planner:
     def _unlimited(self) -> list[DeviceProfile]:
         devices = self.settings.cohort.devices
         profiles = devices.profiles(len(self.images), self.settings.seed) if devices else []
-        return [replace(profile, memory_bytes=math.inf) for profile in profiles]
+        return [
+            replace(profile, memory_bytes=math.inf, upload_limit_bytes=math.inf, macs_limit=math.inf)
+            for profile in profiles
+        ]
 
     def _plan(self, stage: Stage, variants: list[Stage], reports: list[RoundReport]) -> StagePlan:
         """Plan a stage from the variant that each client trains and the reports of its rounds."""

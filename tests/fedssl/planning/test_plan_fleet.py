@@ -11,7 +11,7 @@ from fedssl import Calibration, DeviceClasses, FederatedSSL
 from fedssl.planning.command import fleet_tables, print_blocks
 from fedssl.planning.fleet_plan import plan_fleet
 from fedssl.planning.plan import Planner, plan_as_dict
-from layerwise import EncoderSpec, LayerWise, reference_scheme
+from layerwise import EncoderSpec, LastLayers, LayerWise, Scheme, reference_scheme
 from ssl_methods import DigitsViews, SimCLR
 
 VIT = EncoderSpec("vit_tiny_patch16_224", 8, 1, options={"patch_size": 4, "depth": 2, "embed_dim": 16, "num_heads": 2})
@@ -22,17 +22,26 @@ def plain() -> Planner:
     return planner()
 
 
-def planner(**settings: Any) -> Planner:
+def planner(scheme: Scheme | None = None, images: tuple[int, ...] = (40, 20, 20, 20), **settings: Any) -> Planner:
     method = partial(SimCLR, hidden_dim=16, output_dim=8)
     optimizer: Callable[..., Any] = partial(SGD, lr=0.1)
     module = FederatedSSL(
-        VIT, method, DigitsViews(), optimizer, LayerWise(), rounds=6, batch_size=16, local_epochs=2, seed=0, **settings
+        VIT,
+        method,
+        DigitsViews(),
+        optimizer,
+        scheme or LayerWise(),
+        rounds=6,
+        seed=0,
+        batch_size=16,
+        local_epochs=2,
+        **settings,
     )
-    return Planner(module.settings, [40, 20, 20, 20])
+    return Planner(module.settings, list(images))
 
 
 def fleet_of(plan: Planner, *classes: dict[str, Any]) -> dict[str, Any]:
-    return plan_fleet(plan, DeviceClasses(list(classes)).profiles(4, 0))
+    return plan_fleet(plan, DeviceClasses(list(classes)).profiles(len(plan.images), 0))
 
 
 def device(**settings: Any) -> dict[str, Any]:
@@ -127,6 +136,29 @@ def test_a_run_of_its_own_devices_leaves_out_those_without_memory() -> None:
     free = plan_as_dict(plan)
     assert limited["total"]["up_bytes"] == pytest.approx(free["total"]["up_bytes"] / 4)
     assert limited["end_to_end"] == free["end_to_end"]
+
+
+def test_the_reference_knows_no_limits() -> None:
+    plan = plain()
+    stages = plan.settings.scheme.stages(2, 6)
+    most = [max(getattr(plan.forecast(stage, 40), key) for stage in stages) for key in ("active_bytes", "macs")]
+    limits = {"upload_limit": f"{most[0]}B", "macs_limit": most[1]}
+    assert fleet_of(plan, device() | limits)["end_to_end"]["eligible_clients"] == 0
+    limited = plan_as_dict(planner(devices=DeviceClasses([limits | {"count": 4}])))
+    assert limited["end_to_end"] == plan_as_dict(plan)["end_to_end"]
+
+
+def test_the_slowest_client_of_a_class_is_not_always_the_first() -> None:
+    """Of two equal devices the one with the smaller batch trains more blocks, so that its transfers take longer."""
+    plan = planner(LastLayers(), images=(40, 4))
+    (whole,) = plan.settings.scheme.stages(2, 6)
+    peak = plan.forecast(plan.settings.scheme.choices(whole)[-1], 40).peak_memory_bytes
+    assert plan.forecast(whole, 4).peak_memory_bytes <= peak < plan.forecast(whole, 40).peak_memory_bytes
+    (found,) = fleet_of(plan, device(memory=f"{peak}B", macs_per_second=1e12, count=2))["devices"]
+    stage, sent = found["stages"][0], plan.forecast(whole, 4).active_bytes
+    assert stage["round_seconds"]["upload"] == pytest.approx(sent / 500)
+    assert stage["first_round_seconds"] == pytest.approx(sent / 1000 + sent / 500, rel=1e-3)
+    assert stage["peak_memory_bytes"] == peak
 
 
 def test_a_run_that_fits_no_device_is_refused() -> None:
