@@ -118,9 +118,9 @@ class Fleet:
         self, profiles: list[DeviceProfile], images: list[int], forecast: Forecast, deadline: Deadline | None
     ) -> None:
         self.profiles = profiles
+        self.images = list(images)
         self.deadline = deadline
         self.now = 0.0
-        self._images = images
         self._forecast = forecast
 
     def eligibility(self, stages: list[Stage]) -> list[Eligibility]:
@@ -129,7 +129,7 @@ class Fleet:
         for stage in stages:
             holding = [client for client in range(len(self.profiles)) if self.holds(client, stage)]
             need = max(self._need(client, stage) for client in range(len(self.profiles)))
-            images = sum(self._images[client] for client in holding) / max(1, sum(self._images))
+            images = sum(self.images[client] for client in holding) / max(1, sum(self.images))
             found.append(Eligibility(stage.index, need, len(holding), len(self.profiles), images))
         return found
 
@@ -154,7 +154,7 @@ class Fleet:
 
     def shortage(self, client: int, stage: Stage) -> Shortage:
         """Return the shortage of a client's device for a round of a stage."""
-        return shortage(self._forecast(stage, self._images[client]), self.profiles[client])
+        return shortage(self._forecast(stage, self.images[client]), self.profiles[client])
 
     def choose(self, client: int, variants: Sequence[Stage]) -> int | None:
         """Return the position of the first variant that a client's device can train; ``None`` if it can train none."""
@@ -168,7 +168,7 @@ class Fleet:
 
     def expected_seconds(self, client: int, stage: Stage) -> float:
         """Predict the duration of a round on a device that already holds the frozen layers, in seconds."""
-        need = self._forecast(stage, self._images[client])
+        need = self._forecast(stage, self.images[client])
         return self.profiles[client].seconds(need.active_bytes, need.macs, need.active_bytes)
 
     def deliver(self, result: Result, down_bytes: int) -> Delivery:
@@ -198,7 +198,7 @@ class Fleet:
         self.now = state["now"]
 
     def _need(self, client: int, stage: Stage) -> int:
-        return self._forecast(stage, self._images[client]).peak_memory_bytes
+        return self._forecast(stage, self.images[client]).peak_memory_bytes
 
 
 if TYPE_CHECKING:

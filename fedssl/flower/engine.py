@@ -25,7 +25,7 @@ from fedssl.flower.records import (
 from fedssl.flower.roster import Roster, pull
 from fedssl.flower.settings import RoundSettings, run_id
 from fedssl.protocol.messages import Failure, Result, num_bytes
-from fedssl.server.participation import Cohort
+from fedssl.server.participation import Cohort, Participation
 from fedssl.server.rounds import RoundReport
 from fedssl.server.server import Server
 from layerwise import Stage
@@ -87,7 +87,7 @@ class FlowerEngine(Engine):
         if first and len(present) < everyone:
             logger.warning("the run starts with %d of %d clients: %s", len(present), everyone, list(present))
         server.participation.online = set(present)
-        self._limit_images(server.participation.images)
+        self._limit_images(server.participation)
 
     def train(self, server: Server, cohort: Cohort) -> Iterator[Result | Failure]:
         """Send one message to every participant; collect answers until all are in or the round's time is over."""
@@ -192,11 +192,11 @@ class FlowerEngine(Engine):
         question = encode_question(run_id(self._folder), self._recipe)
         return Roster(self._grid, server.participation.num_clients, question, welcome)
 
-    def _limit_images(self, images: list[int]) -> None:
-        """Set each client's number of images, its weight in the mean, to its first claim, capped at the limit."""
+    def _limit_images(self, participation: Participation) -> None:
+        """Set each client's number of images to its first claim, capped at the limit."""
         limit = self._settings.max_client_images or IMAGES_OF_MEDIAN * median(self._announced.values() or [0])
         for client, announced in self._announced.items():
-            images[client] = max(1, min(announced, int(limit)))
+            participation.set_images(client, max(1, min(announced, int(limit))))
 
     def _check(self, server: Server) -> None:
         clients = server.participation.num_clients

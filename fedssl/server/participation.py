@@ -71,6 +71,12 @@ class Participation:
         """Number of clients in the federation."""
         return len(self.images)
 
+    def set_images(self, client: int, images: int) -> None:
+        """Replace a client's assumed number of images, its weight and what its device has to hold, by the true one."""
+        self.images[client] = images
+        if self.fleet:
+            self.fleet.images[client] = images
+
     def begin_stage(self, stage: Stage) -> None:
         """Tell the selector that a stage begins."""
         self.selector.begin_stage(stage.index)

@@ -49,6 +49,16 @@ def test_few_images_make_small_batches_which_take_less() -> None:
     assert [fleet.holds(client, STAGES[0]) for client in (0, 1)] == [True, False]
 
 
+def test_devices_go_by_the_images_that_their_clients_really_have() -> None:
+    fleet = fleet_of(SLOW, DeviceProfile(memory_bytes=300), images=[3, 3])
+    participation = Participation([3, 3], fleet=fleet)
+    for client in (0, 1):
+        participation.set_images(client, 8)
+    assert participation.images == [8, 8]
+    assert participation.draw(0, STAGES[:1]).ineligible == (1,)
+    assert fleet.expected_seconds(0, STAGES[0]) == 60 / 20 + 80 / 10 + 60 / 10
+
+
 def test_a_stage_that_fits_nobody_is_refused_with_the_missing_bytes() -> None:
     fleet = fleet_of(DeviceProfile(memory_bytes=500), DeviceProfile(memory_bytes=700))
     fleet.check(STAGES[:1])

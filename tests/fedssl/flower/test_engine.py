@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from fedssl.flower import client_app
 from fedssl.flower.engine import FlowerEngine
 from fedssl.flower.settings import RoundSettings
+from fedssl.server.participation import Participation
 
 Flower = Callable[..., Path]
 
@@ -278,12 +279,12 @@ def test_a_hello_that_cannot_be_read_leaves_its_node_out(
 def test_what_nodes_announce_is_bounded_by_the_others(grid: Any) -> None:
     engine = FlowerEngine(grid, RoundSettings(), "", Path(), lambda *_: 0)
     engine._announced = {0: 100, 1: 2**62, 2: 300}
-    images = [1, 1, 1, 1000]
-    engine._limit_images(images)
-    assert images == [100, 1200, 300, 1000]
+    participation = Participation([1, 1, 1, 1000])
+    engine._limit_images(participation)
+    assert participation.images == [100, 1200, 300, 1000]
     engine._settings = RoundSettings(max_client_images=150)
-    engine._limit_images(images)
-    assert images == [100, 150, 150, 1000]
+    engine._limit_images(participation)
+    assert participation.images == [100, 150, 150, 1000]
 
 
 @pytest.mark.parametrize("settings", [{"enough_replies": 2}, {"min_replies": 2}])
