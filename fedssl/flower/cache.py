@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +115,10 @@ def _round_of(path: Path) -> int:
 
 
 def _forget_old_runs(folder: Path) -> None:
-    runs = sorted(
-        (path for path in folder.iterdir() if RUN.fullmatch(path.name)), key=lambda path: path.stat().st_mtime
-    )
-    for path in runs[:-RUNS_KEPT]:
+    changed: dict[Path, float] = {}
+    for path in folder.iterdir():
+        # Another client that shares the folder may be removing the same runs.
+        with suppress(FileNotFoundError):
+            changed |= {path: path.stat().st_mtime} if RUN.fullmatch(path.name) else {}
+    for path in sorted(changed, key=changed.__getitem__)[:-RUNS_KEPT]:
         shutil.rmtree(path, ignore_errors=True)
