@@ -128,24 +128,31 @@ class _Process:
         lacks = "" if code else shortfall(read_results(self.run.folder))
         return lacks or (reason_of_failure(self.run.folder / LOG, code) if code or not self.run.done else None)
 
-    def end(self) -> None:
-        """Ask the process to end, and kill it if it does not; its last checkpoint stays."""
+    def terminate(self) -> None:
+        """Ask the process to end; its last checkpoint stays."""
         self._process.terminate()
-        try:
-            self._process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+
+    def kill(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
 
 
 def _end(running: Sequence[_Process], patience: float) -> None:
     """End the running processes, after the time in which they may end by themselves."""
-    deadline = time.monotonic() + patience
+    _wait(running, patience)
+    # All of them before the wait, so that they share its time.
+    for process in running:
+        process.terminate()
+    _wait(running, GRACE)
+    for process in running:
+        process.kill()
+
+
+def _wait(running: Sequence[_Process], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not all(process.ended for process in running):
         time.sleep(POLL)
-    for process in running:
-        if not process.ended:
-            process.end()
 
 
 class RunsProgress(Progress):

@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -130,6 +132,14 @@ def test_the_runs_at_work_end_with_the_comparison(
     with pytest.raises(type(interrupt)):
         run_missing([planned(tmp_path / "a"), planned(tmp_path / "b")], jobs=1)
     assert [process.returncode for process in processes] == [-ended_by]
+
+
+def test_all_runs_share_the_time_in_which_they_may_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "GRACE", 0.0)
+    said: list[str] = []
+    deaf: Any = SimpleNamespace(ended=False, terminate=lambda: said.append("asked"), kill=lambda: said.append("killed"))
+    runner._end([deaf, deaf], 0.0)
+    assert said == ["asked", "asked", "killed", "killed"]
 
 
 def test_rounds_are_counted_from_the_checkpoints(tmp_path: Path) -> None:
