@@ -142,10 +142,16 @@ class Server:
         return self.current.cohort
 
     def make_task(self, client_id: int) -> Task:
-        """Make a client's task: the active part, the frozen parts that it does not hold yet, the rule's correction."""
+        """Make a client's task: the active part, the frozen parts that it does not hold yet, the rule's correction.
+
+        Raises:
+            ValueError: The client's device can train no variant of the stage, so that it is in no cohort.
+        """
         held = self._holdings.setdefault(client_id, {})
         variant = self.participation.choose(client_id, self._options.priced)
-        stage = self._options.draw(-1 if variant is None else variant, client_id, self.round)
+        if variant is None:
+            raise ValueError(f"client {client_id} can train no variant of stage {self.stage.index + 1}")
+        stage = self._options.draw(variant, client_id, self.round)
         needed = {name: self._part_id(name) for name in self.model.frozen_names(stage)}
         missing = [name for name, content in needed.items() if held.get(name) != content]
         active, frozen = self.model.read(self.model.trained_names(stage)), self.model.read(missing)

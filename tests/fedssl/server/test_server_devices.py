@@ -65,8 +65,11 @@ def test_ineligible_clients_never_get_a_task(selector: Any, make_world: Callable
 def test_eligible_is_who_holds_the_predicted_peak_to_the_byte(make_world: Callable[..., Any], make_model: Any) -> None:
     (peak,) = peaks(make_model(), EndToEnd().stages(3, 1))
     devices = [DeviceProfile(memory_bytes=peak), DeviceProfile(memory_bytes=peak - 1), FAST]
-    report = make_world(EndToEnd(), rounds=1, sizes=(4, 4, 4), devices=devices).round()
+    world = make_world(EndToEnd(), rounds=1, sizes=(4, 4, 4), devices=devices)
+    report = world.round()
     assert (report.trained, report.ineligible) == ((0, 2), (1,))
+    with pytest.raises(ValueError, match="client 1 can train no variant of stage 1"):
+        world.server.make_task(1)
 
 
 def test_fewer_layers_on_the_client_fit_smaller_devices(make_world: Callable[..., Any], make_model: Any) -> None:
