@@ -100,6 +100,7 @@ class ActivationBank:
             )
 
 
+HALF_MAX = torch.finfo(torch.float16).max
 LEVELS = 255
 """Quantisation steps between the smallest and the largest of 8-bit values that share a scale."""
 
@@ -126,7 +127,11 @@ class Rows:
         self._scales = None if bits == 16 else _table((2, count, shape[0]), torch.float32, folder)
 
     def write(self, start: int, activations: Tensor) -> None:
-        """Write activations (B, ...) to the rows from ``start`` on."""
+        """Write activations (B, ...) to the rows from ``start`` on.
+
+        Raises:
+            ValueError: An activation is too large for 16 bits.
+        """
         rows = slice(start, start + len(activations))
         values = activations.detach().float().cpu()
         if self._scales is not None:
@@ -137,6 +142,10 @@ class Rows:
             # Equal values have a step of 0: their codes become 0, and the smallest value alone restores them.
             codes = (groups - least[..., None]) / step.clamp_min(torch.finfo(step.dtype).tiny)[..., None]
             values = codes.round_().clamp_(0, LEVELS).view_as(values)
+        elif (largest := values.abs().max().item()) > HALF_MAX:
+            raise ValueError(
+                f"an activation of {largest:g} is beyond the {HALF_MAX:g} that bank.bits 16 can hold: set bank.bits 8"
+            )
         self._values[rows] = values.to(self._values.dtype)
 
     def read(self, rows: Tensor) -> Tensor:

@@ -22,6 +22,15 @@ def test_half_precision_rounds_once(mapped: bool, tmp_path: Path) -> None:
     assert torch.equal(rows.read(order), values[order].half().float())
 
 
+def test_what_half_precision_cannot_hold_is_refused() -> None:
+    large = torch.tensor([[[65504.0, -1e5]]])
+    with pytest.raises(ValueError, match=r"an activation of 100000 is beyond the 65504 .*set bank\.bits 8"):
+        Rows(1, (1, 2), 16, None).write(0, large)
+    rows = Rows(1, (1, 2), 8, None)
+    rows.write(0, large)
+    torch.testing.assert_close(rows.read(torch.tensor([0])), large)
+
+
 @pytest.mark.parametrize("shape", [(5, 4), (3, 2, 2)])
 def test_eight_bits_are_off_by_half_a_step_of_their_token_or_channel(shape: tuple[int, ...]) -> None:
     values = activations(6, *shape)
