@@ -117,5 +117,5 @@ class Availability:
             return [self._trace[each % len(self._trace)] for each in range(max(0, round_ - WINDOW + 1), round_ + 1)]
         # Read once a round: training itself takes memory, and clients of one round shall have one budget.
         if round_ not in self._readings:
-            self._readings[round_] = available_memory()
-        return [self._readings[each] for each in sorted(self._readings)]
+            self._readings = dict([*self._readings.items(), (round_, available_memory())][-WINDOW:])
+        return list(self._readings.values())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fedssl.memory_budget.availability import (
+    WINDOW,
     Availability,
     available_memory,
     left_of_group,
@@ -98,3 +99,11 @@ def test_without_a_trace_this_machine_is_read(monkeypatch: pytest.MonkeyPatch) -
     here = Availability(None)
     assert here.budget(0) == here.budget(0) <= 800
     assert here.budget(1) <= 640
+
+
+def test_readings_that_no_longer_count_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedssl.memory_budget.availability.available_memory", lambda: 1000)
+    here = Availability(None)
+    for round_ in range(WINDOW + 5):
+        here.budget(round_)
+    assert list(here._readings) == list(range(5, WINDOW + 5))
