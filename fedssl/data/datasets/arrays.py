@@ -2,11 +2,11 @@
 
 import gzip
 import importlib
+import logging
 import re
-import warnings
 import zipfile
 import zlib
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from fedssl.data.datasets.source import Arrays, Loader, find, stratified_split
 
+logger = logging.getLogger(__name__)
 DIGITS_SPLIT_SEED = 1797
 STL10_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 STL10_IMAGE_BYTES = 3 * 96 * 96
@@ -153,10 +154,17 @@ def read_medmnist(stem: str, root: Path, split: str) -> Arrays:
         raise ValueError(f"{path}: {split} has {len(images)} images and {len(chosen)} labels")
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     if chosen.ndim == 2 and chosen.shape[1] > 1:
-        warnings.warn(f"{path}: {chosen.shape[1]} labels an image; used as unlabelled images", stacklevel=4)
+        warn_of_many_labels(path, chosen.shape[1])
         return Arrays(images, np.full(len(chosen), -1), [])
     classes = [str(c) for c in range(number_of_classes(path, labels))]
     return Arrays(images, chosen.ravel().astype(np.int64), classes)
+
+
+# Cached: the splits are read one after another, and their user shall be told once.
+@cache
+def warn_of_many_labels(path: Path, labels: int) -> None:
+    """Log that a file's labels are not used."""
+    logger.warning("%s: %d labels an image; used as unlabelled images", path, labels)
 
 
 def number_of_classes(path: Path, labels: dict[str, np.ndarray]) -> int:

@@ -1,11 +1,11 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): colour images of 32x32 in 10 or 100 classes."""
 
+import logging
 import pickle
 import shutil
 import sys
 import tempfile
-import warnings
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torchvision.datasets.utils import check_integrity
 
 from fedssl.data.datasets.source import Arrays, Loader
 
+logger = logging.getLogger(__name__)
 # what array pickles call; asked from NumPy because the modules were renamed in version 2
 NUMPY_CALLS = {
     "_reconstruct": np.zeros(0).__reduce__()[0],
@@ -62,11 +63,18 @@ def read_cifar(dataset: type[tv.CIFAR10], labels_key: str, root: Path, split: st
         raise ValueError(f"{folder} is incomplete, without {', '.join(absent)}: add what is missing, or remove it")
     (classes,) = unpickle(folder / names["filename"], names["key"])
     images, labels = zip(*(unpickle(folder / name, "data", labels_key) for name, _ in batches), strict=True)
-    official = [*batches, (names["filename"], names["md5"])]
-    if other := [name for name, md5 in official if not check_integrity(folder / name, md5)]:
-        message = f"not the official bytes, read as they are: {', '.join(other)} in {folder}"
-        warnings.warn(f"{dataset.__name__}: {message}", stacklevel=4)
+    official = [*dataset.train_list, *dataset.test_list, (names["filename"], names["md5"])]
+    warn_of_other_bytes(dataset.__name__, folder, tuple((name, md5) for name, md5 in official))
     return Arrays(np.concatenate(images).reshape(-1, 3, 32, 32), np.concatenate(labels), classes)
+
+
+# Cached: the splits are read one after another, and their user shall be told once.
+@cache
+def warn_of_other_bytes(title: str, folder: Path, official: tuple[tuple[str, str], ...]) -> None:
+    """Log which of the official files, each with its MD5, are there with other bytes."""
+    there = [(folder / name, md5) for name, md5 in official if (folder / name).is_file()]
+    if other := [path.name for path, md5 in there if not check_integrity(path, md5)]:
+        logger.warning("%s: not the official bytes, read as they are: %s in %s", title, ", ".join(other), folder)
 
 
 def unpickle(path: Path, *keys: str) -> list[Any]:
