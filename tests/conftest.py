@@ -1,28 +1,33 @@
-"""Shared fixtures: threads, W&B and how whole runs are started."""
+"""What every test needs: one thread, W&B offline, and no search for garbage in what the imports have made."""
 
+import gc
 import os
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-import torch
-from tiny_runs import ROOT, environment
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
-torch.set_num_threads(1)
+gc.disable()  # until all tests are collected: the imports make millions of objects that stay
 
 
-@pytest.fixture
-def train() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs ``train.py`` in its own process and returns what it printed."""
+def pytest_collection_finish() -> None:
+    """Has the garbage collector pass over what has been imported, which takes it half a second each time."""
+    import torch
 
-    def run(*arguments: str | Path, ok: bool = True, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment())
-        assert not ok or done.returncode == 0, done.stderr[-3000:]
-        return done
+    torch.set_num_threads(1)
+    gc.freeze()
+    gc.enable()
 
-    return run
+
+def pytest_unconfigure() -> None:
+    """Extension modules take what is frozen at the very end for leaked."""
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True)
+def _reports(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run draws its report in tests marked ``report``, and in fixtures for several tests: that takes as long as a
+    tiny run.
+    """
+    if not request.node.get_closest_marker("report"):
+        monkeypatch.setattr("fedssl.runs.lifecycle._report", lambda *_: None)

@@ -8,6 +8,14 @@ from pathlib import Path
 from tiny_runs import ROOT, environment, hear_interrupts
 
 
+def train(*arguments: str | Path, ok: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs ``train.py`` to its end and returns what it printed."""
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert not ok or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 def start(folder: Path, config: str, settings: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, str(ROOT / "train.py"), "fit", "-c", config, *settings, f"--run_dir={folder}"]
     return subprocess.Popen(

@@ -6,18 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import start, wait_for
+from processes import start, train, wait_for
 from tiny_runs import ROOT, TINY_FEDERATION, environment, hear_interrupts
 from wandb_file import history
 
 from fedssl.__main__ import main
 from fedssl.runs.run_lock import check_free
 
-Train = Callable[..., subprocess.CompletedProcess[str]]
 CONFIG = "lw_fedssl.yaml"
 LONG = [*TINY_FEDERATION, "--model.rounds=400", "--trainer.logger=false"]
 SHORT = [*TINY_FEDERATION, "--trainer.logger=false"]
@@ -95,7 +93,7 @@ def test_two_runs_that_start_together_have_two_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-def test_the_end_of_max_time_has_a_status_and_results(tmp_path: Path, train: Train) -> None:
+def test_the_end_of_max_time_has_a_status_and_results(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     settings = ["fit", "-c", CONFIG, *LONG, "--trainer.max_time=00:00:00:02", f"--run_dir={folder}"]
     done = train(*settings, ok=False)

@@ -20,6 +20,7 @@ def test_a_plan_needs_no_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert plan["convention"]["paper"]["total"]["gflops"] > 0
 
 
+@pytest.mark.report
 @pytest.mark.slow
 def test_an_encoder_starts_another_run(tmp_path: Path) -> None:
     main(["fit", *CONFIG, f"--run_dir={tmp_path / 'first'}", "--trainer.logger=false"])

@@ -3,18 +3,17 @@
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from compare_states import assert_same
+from processes import train
 from tiny_runs import ROOT, TINY_FEDERATION, environment
 
 from fedssl.__main__ import main
 
-Train = Callable[..., subprocess.CompletedProcess[str]]
 # What passes between processes: results, failures, client_states of alignment, start rule and bank, calibrated weights.
 EVERYTHING = [
     *TINY_FEDERATION,
@@ -46,7 +45,7 @@ def assert_same_end(first: Path, second: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_end_where_one_does(tmp_path: Path, train: Train) -> None:
+def test_two_processes_end_where_one_does(tmp_path: Path) -> None:
     one, two, resumed = tmp_path / "one", tmp_path / "two", tmp_path / "resumed"
     main([*FIT, *EVERYTHING, f"--run_dir={one}"])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train.py"]

@@ -3,17 +3,15 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from compare_states import assert_same
-from processes import start, wait_for
+from processes import start, train, wait_for
 from tiny_runs import ROOT, TINY, TINY_FEDERATION, environment
 
-Train = Callable[..., subprocess.CompletedProcess[str]]
 EVERYTHING = [
     *TINY_FEDERATION,
     "--trainer.logger=false",
@@ -61,9 +59,7 @@ def final_state(folder: Path) -> dict[str, Any]:
         pytest.param("smartfreeze.yaml", DEVICES, marks=pytest.mark.soak),
     ],
 )
-def test_a_killed_run_ends_as_if_nothing_had_happened(
-    config: str, settings: list[str], tmp_path: Path, train: Train
-) -> None:
+def test_a_killed_run_ends_as_if_nothing_had_happened(config: str, settings: list[str], tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train("fit", "-c", config, *settings, f"--run_dir={whole}")
     for checkpoint in ("00001.ckpt", "00004.ckpt"):
@@ -88,7 +84,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_cleanly_with_a_usable_checkpoint(tmp_path: Path, train: Train) -> None:
+def test_ctrl_c_ends_cleanly_with_a_usable_checkpoint(tmp_path: Path) -> None:
     folder, settings = tmp_path / "run", [*EVERYTHING, "--model.rounds=20"]
     process = start(folder, "lw_fedssl.yaml", settings)
     wait_for(folder / "checkpoints" / "00001.ckpt", process)
@@ -103,7 +99,7 @@ def test_ctrl_c_ends_cleanly_with_a_usable_checkpoint(tmp_path: Path, train: Tra
 
 @pytest.mark.soak
 @pytest.mark.slow
-def test_a_truncated_checkpoint_is_refused_and_another_offered(tmp_path: Path, train: Train) -> None:
+def test_a_truncated_checkpoint_is_refused_and_another_offered(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train("fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", f"--run_dir={folder}")
     before, last = sorted((folder / "checkpoints").glob("*.ckpt"))
@@ -124,9 +120,7 @@ def test_a_truncated_checkpoint_is_refused_and_another_offered(tmp_path: Path, t
 
 
 @pytest.mark.slow
-def test_when_every_client_diverges_the_run_stops_and_keeps_its_last_good_checkpoint(
-    tmp_path: Path, train: Train
-) -> None:
+def test_when_every_client_diverges_the_run_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start(folder, "lw_fedssl.yaml", EVERYTHING)
     wait_for(folder / "checkpoints" / "00001.ckpt", process)

@@ -109,12 +109,14 @@ def test_images_of_ones_own_are_shown_when_asked_for(hospital: Path, tmp_path: P
     assert [key for key in pictures_in_wandb(shown) if "Neighbours" in key]
 
 
+@pytest.mark.report
 @pytest.mark.slow
 def test_images_of_public_data_can_be_kept_out(tmp_path: Path) -> None:
     main([*FIT, "--trainer.logger=false", "--show_images=false", f"--run_dir={tmp_path / 'run'}"])
     assert pixels_of(tmp_path / "run") == (0, 0, 0)
 
 
+@pytest.mark.report
 def test_the_terminal_says_how_to_show_them(hospital: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([*fit_own(hospital, tmp_path / "run"), "--trainer.logger=false"])
     assert "(without your images; --show_images true shows them)" in capsys.readouterr().out

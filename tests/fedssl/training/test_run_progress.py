@@ -62,6 +62,7 @@ def test_a_comparison_takes_it_for_unfinished(stopped: Path) -> None:
     assert run.failure.startswith("1 of 4 rounds; stage 1 not completed; stage 2 never trained")
 
 
+@pytest.mark.report
 @pytest.mark.slow
 def test_a_resumed_run_that_comes_to_its_end_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"

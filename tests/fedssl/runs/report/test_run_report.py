@@ -69,6 +69,7 @@ def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
         RunRecord.read(tmp_path)
 
 
+@pytest.mark.report
 def test_a_report_that_fails_costs_no_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
