@@ -14,7 +14,7 @@ from tiny_runs import ROOT, TINY, TINY_FEDERATION, TINY_TEXT, OnlyFitted, Unstar
 
 from fedssl import FederatedSSL
 from fedssl.__main__ import main
-from fedssl.comparison.grid import Grid
+from fedssl.comparison.grid import Grid, GridRun
 from fedssl.training.checkpoints import read_checkpoint
 
 COMPARISON = ROOT / "configs" / "comparison.yaml"
@@ -161,14 +161,26 @@ def test_rates_of_the_paper_are_for_batches_of_256(name: str, rate: float) -> No
     assert settings["optimizer"]["init_args"]["lr"] * settings["batch_size"] / 256 == rate
 
 
+class InThisProcess:
+    """A run of a comparison without the imports of a process of its own."""
+
+    ended = True
+
+    def __init__(self, run: GridRun, jobs: int) -> None:
+        self.run = run
+        main(["fit", *run.arguments, f"--seed_everything={run.seed}", f"--run_dir={run.folder}"])
+
+    def reason(self) -> str | None:
+        return None if self.run.done else "no results"
+
+
 @pytest.mark.slow
-def test_the_comparison_runs(tmp_path: Path) -> None:
+def test_the_comparison_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = " ".join(f"'{setting}'" for setting in [*TINY_FEDERATION, "--trainer.logger=false"])
     tiny = f"{tiny} --model.rounds=2 --trainer.check_val_every_n_epoch=1"
+    monkeypatch.setattr("fedssl.comparison.runner._Process", InThisProcess)
     with pytest.raises(SystemExit) as stopped:
-        main(
-            ["compare", "-c", str(COMPARISON), "--seeds=[0]", f"--settings={tiny}", "--jobs=2", f"--folder={tmp_path}"]
-        )
+        main(["compare", "-c", str(COMPARISON), "--seeds=[0]", f"--settings={tiny}", f"--folder={tmp_path}"])
     assert stopped.value.code == 0
     assert len(list(tmp_path.glob("*-seed0/results.json"))) == 6
     table = (tmp_path / "table.md").read_text()

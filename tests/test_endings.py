@@ -30,7 +30,7 @@ def begin(folder: Path, *settings: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 def test_a_signal_ends_a_run_with_a_word_and_a_status(name: str, tmp_path: Path) -> None:
     folder, number = tmp_path / "run", signal.Signals[name]
     process = begin(folder)

@@ -150,7 +150,7 @@ def test_further_loss_terms_see_the_prefix_output_and_are_added(method_class, en
     assert all(view.requires_grad for view in output.projections)
 
 
-@pytest.mark.parametrize("name", ["vit_avg", "vit_token"])
+@pytest.mark.parametrize("name", ["vit_avg", pytest.param("vit_token", marks=pytest.mark.slow)])
 def test_gradient_steps_lower_the_loss(method_class, encoder, objective, images, name):
     method = objective(method_class, encoder(name))
     method.begin_client()

@@ -34,8 +34,8 @@ def test_a_client_gives_the_same_whoever_trained_before(method: Any, make_world:
     assert all(torch.equal(first[key], second[key]) for key in second)
 
 
+@pytest.mark.parametrize("calibration", [None, pytest.param(Calibration(batch_size=4), marks=pytest.mark.slow)])
 @each_method
-@pytest.mark.parametrize("calibration", [None, Calibration(batch_size=4)])
 def test_it_resumes_exactly(method: Any, calibration: Any, make_world: Callable[..., Any]) -> None:
     whole, resumed = (make_world(method=method, rounds=6, calibration=calibration) for _ in range(2))
     whole.run(3)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_runs import TINY_FEDERATION
+from tiny_runs import TINY_FEDERATION, OnlyFitted
 
 from fedssl.__main__ import main
 from fedssl.cli.command import parse
@@ -20,12 +20,13 @@ def model(class_path: str | None = None, **arguments: object) -> dict[str, objec
 
 
 def test_it_is_what_a_run_saves(tmp_path: Path) -> None:
-    arguments = ["-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false", "--seed_everything=7"]
+    arguments = ["-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--model.rounds=2", "--trainer.logger=false"]
+    arguments += ["--seed_everything=7"]
     before = list(sys.argv)
     resolved = parse(arguments)
     assert sys.argv == before
     folder = tmp_path / "run"
-    main(["fit", *arguments, f"--run_dir={folder}"])
+    main(["fit", *arguments, f"--run_dir={folder}"], OnlyFitted)
     assert read_configuration(folder) == resolved | {"run_dir": str(folder)}
     assert holds(folder, resolved)
     assert not holds(folder, resolved | {"seed_everything": 8})

@@ -21,7 +21,6 @@ VIT_TINY = EncoderSpec("vit_tiny_patch16_224", 32, 3, options={"patch_size": 4, 
 COARSE = EncoderSpec("vit_tiny_patch16_224", 48, 3, options={"patch_size": 8, "depth": 5})
 RESNET = EncoderSpec("resnet18", 32, 3)
 SMALL_HEADS = {"hidden_dim": 32, "output_dim": 16}
-SLOW = pytest.mark.slow
 
 
 def built(spec: EncoderSpec, method: Callable[..., Any] = MoCoV3) -> PartitionedModel:
@@ -38,16 +37,12 @@ def small(method: Callable[..., Any]) -> PartitionedModel:
     ("spec", "scheme", "batch_size"),
     [
         (VIT_TINY, LayerWise(), 32),
-        (RESNET, LayerWise(), 32),
+        (VIT_TINY, LayerWise(), 128),
+        (VIT_TINY, EndToEnd(), 128),
         (COARSE, LayerWise(5), 32),
-        pytest.param(VIT_TINY, LayerWise(), 128, marks=SLOW),
-        pytest.param(VIT_TINY, LayerWise(), 512, marks=SLOW),
-        pytest.param(VIT_TINY, EndToEnd(), 128, marks=SLOW),
-        pytest.param(VIT_TINY, EndToEnd(), 512, marks=SLOW),
-        pytest.param(RESNET, LayerWise(), 128, marks=SLOW),
-        pytest.param(RESNET, LayerWise(), 512, marks=SLOW),
-        pytest.param(RESNET, EndToEnd(), 128, marks=SLOW),
-        pytest.param(RESNET, EndToEnd(), 512, marks=SLOW),
+        (RESNET, LayerWise(), 32),
+        (RESNET, LayerWise(), 512),
+        (RESNET, EndToEnd(), 512),
     ],
 )
 def test_a_real_step_has_the_predicted_cost(spec: EncoderSpec, scheme: Scheme, batch_size: int) -> None:
@@ -137,8 +132,8 @@ def test_parts_of_the_memory_by_hand() -> None:
     ("method", "scheme"),
     [
         (MoCoV3, LayerWise()),
-        pytest.param(MoCoV3, Progressive(warm_up_rounds=1), marks=SLOW),
-        pytest.param(SimCLR, LayerWise([1, 2, 1]), marks=SLOW),
+        (MoCoV3, Progressive(warm_up_rounds=1)),
+        (SimCLR, LayerWise([1, 2, 1])),
         (Supervised, EndToEnd()),
     ],
 )

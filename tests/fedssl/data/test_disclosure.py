@@ -2,14 +2,13 @@
 
 import base64
 import io
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import ROOT, TINY_FEDERATION, environment
+from processes import train
+from tiny_runs import TINY_FEDERATION
 from wandb_file import history
 
 from fedssl.__main__ import main
@@ -41,9 +40,8 @@ def fit_own(hospital: Path, folder: Path) -> list[str]:
 
 
 def own(hospital: Path, folder: Path, *arguments: str) -> Path:
-    command = [sys.executable, str(ROOT / "train.py"), *fit_own(hospital, folder), *arguments]
     # A process of its own: what W&B keeps of runs of other tests is none of this one's.
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=environment())
+    train(*fit_own(hospital, folder), *arguments)
     return folder
 
 

@@ -179,7 +179,7 @@ def test_batches_of_an_epoch(images: int, expected: dict[int, int]) -> None:
     assert batches_of_epoch(images, 4) == expected
 
 
-@pytest.mark.parametrize("images", [1, 3, 4, 11])
+@pytest.mark.parametrize("images", [1, 4, pytest.param(11, marks=pytest.mark.slow)])
 def test_forecasts_are_those_of_the_predictor_and_of_real_rounds(
     images: int, make_world: Callable[..., Any], make_model: Callable[..., Any]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from layerwise import EndToEnd, LastLayers, LayerWise, Progressive, Scheme
 
 MEDIUM = DeviceProfile(macs_per_second=1e6, down_bytes_per_second=1e5, up_bytes_per_second=5e4, availability=(0.7, 1.0))
 SLOW = DeviceProfile(macs_per_second=4e5, down_bytes_per_second=1e5, up_bytes_per_second=5e4)
+in_ci = partial(pytest.param, marks=pytest.mark.slow)
 FOREVER = DeviceProfile(macs_per_second=1e2, down_bytes_per_second=1e5, up_bytes_per_second=5e4)
 
 
@@ -28,20 +30,18 @@ def costs(report: RoundReport) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     ("scheme", "settings"),
     [
-        (EndToEnd(), {}),
         (EndToEnd(), {"sizes": (8, 1, 9)}),
         (LayerWise(), {"cohort_size": 2, "dropout": 0.3}),
-        (LayerWise(weight_transfer=True, renew_heads=True), {"method": "BYOL"}),
-        (Progressive(warm_up_rounds=1), {"method": "MoCoV3", "rounds": 8, "cohort_size": 2}),
+        in_ci(LayerWise(weight_transfer=True, renew_heads=True), {"method": "BYOL"}),
+        in_ci(Progressive(warm_up_rounds=1), {"method": "MoCoV3", "rounds": 8, "cohort_size": 2}),
         (LayerWise(layer_budget=2), {"cohort_size": 2}),
-        (Progressive(), {"alignment": GlobalAlignment(), "proximal": 0.1, "epochs": 2}),
-        (LayerWise(), {"calibration": Calibration(batch_size=4)}),
-        (LayerWise(), {"calibration": Calibration(batch_size=4, when="stage"), "cohort_size": 2}),
-        (LayerWise(), {"bank": ActivationBank(2, refresh=2), "cohort_size": 2}),
+        in_ci(Progressive(), {"alignment": GlobalAlignment(), "proximal": 0.1, "epochs": 2}),
+        (LayerWise(), {"calibration": Calibration(batch_size=4), "cohort_size": 2}),
+        in_ci(LayerWise(), {"bank": ActivationBank(2, refresh=2), "cohort_size": 2}),
         (LayerWise(layer_budget=2), {"bank": ActivationBank(2)}),
-        (LayerWise(), {"bank": ActivationBank(1), "calibration": Calibration(batch_size=4, when="stage")}),
-        (LayerWise(), {"aggregation": SCAFFOLD(), "cohort_size": 2}),
-        (LastLayers(), {"method": "Supervised", "devices": [MEDIUM, SLOW, MEDIUM]}),
+        in_ci(LayerWise(), {"bank": ActivationBank(1), "calibration": Calibration(batch_size=4, when="stage")}),
+        in_ci(LayerWise(), {"aggregation": SCAFFOLD(), "cohort_size": 2}),
+        in_ci(LastLayers(), {"method": "Supervised", "devices": [MEDIUM, SLOW, MEDIUM]}),
         (LayerWise(), {"devices": [MEDIUM, SLOW, FOREVER], "deadline": Deadline(2.0)}),
         (LayerWise(), {"devices": [MEDIUM, SLOW, FOREVER], "deadline": Deadline(2.0, "send_finished_layers")}),
     ],

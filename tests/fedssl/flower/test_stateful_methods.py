@@ -23,7 +23,7 @@ def final_state(folder: Path) -> dict[str, Any]:
     return torch.load(max((folder / "checkpoints").glob("*.ckpt")), weights_only=True)["state_dict"]
 
 
-@pytest.mark.parametrize("name", ["Travelling", "Queued"])
+@pytest.mark.parametrize("name", ["Travelling", pytest.param("Queued", marks=pytest.mark.slow)])
 def test_a_shared_worker_gives_what_one_process_gives(
     name: str, grid: Any, flower: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -42,8 +42,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+FEW = ("plain", "MOON", "FedAdam", "SCAFFOLD", "calibration", "partial", "bank")
+"""Variants of which each keeps another kind of state; the others are slow."""
+
+
 @pytest.mark.parametrize(
-    ("variant", "stop"), [*((name, 3) for name in VARIANTS), ("plain", 4), ("MOON", 4), ("growth", 4)]
+    ("variant", "stop"),
+    [
+        *(pytest.param(name, 3, marks=() if name in FEW else pytest.mark.slow) for name in VARIANTS),
+        ("growth", 4),
+    ],
 )
 def test_a_resumed_run_continues_bit_for_bit(variant: str, stop: int, make_world: Callable[..., Any]) -> None:
     """Stages last two rounds: 3 is in the middle of one, 4 between two."""

@@ -84,7 +84,11 @@ def test_a_resumed_run_that_comes_to_its_end_is_finished(tmp_path: Path, capsys:
     [
         ("--trainer.max_time=00:00:00:00", "nothing was trained: trainer.max_time was over"),
         ("--trainer.max_steps=0", "trainer.max_steps 0 trains nothing"),
-        ("--trainer.limit_train_batches=0", "trainer.limit_train_batches 0 trains nothing"),
+        pytest.param(
+            "--trainer.limit_train_batches=0",
+            "trainer.limit_train_batches 0 trains nothing",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_run_that_trains_nothing_is_an_error(extra: str, said: str, tmp_path: Path) -> None:
