@@ -128,24 +128,17 @@ def test_many_kinds_of_devices_are_cut_short() -> None:
     assert "and 2 more: --json has them all" in console.export_text()
 
 
-def test_a_run_of_its_own_devices_leaves_out_those_without_memory() -> None:
+def test_a_run_of_its_own_devices_leaves_out_those_without_memory_and_its_reference_nobody() -> None:
     plan = plain()
     peak = max(stage.step.peak for stage in plan.plan(plan.settings.scheme))
-    devices = DeviceClasses([{"memory": f"{peak}B", "count": 1}, {"memory": "1KB", "count": 3}])
+    needs = [plan.forecast(stage, 40) for stage in plan.settings.scheme.stages(2, 6)]
+    upload, macs = max(need.active_bytes for need in needs), max(need.macs for need in needs)
+    holds = {"memory": f"{peak}B", "upload_limit": f"{upload}B", "macs_limit": macs, "count": 1}
+    devices = DeviceClasses([holds, {"memory": "1KB", "count": 3}])
     limited = plan_as_dict(planner(devices=devices))
     free = plan_as_dict(plan)
     assert limited["total"]["up_bytes"] == pytest.approx(free["total"]["up_bytes"] / 4)
     assert limited["end_to_end"] == free["end_to_end"]
-
-
-def test_the_reference_knows_no_limits() -> None:
-    plan = plain()
-    stages = plan.settings.scheme.stages(2, 6)
-    most = [max(getattr(plan.forecast(stage, 40), key) for stage in stages) for key in ("active_bytes", "macs")]
-    limits = {"upload_limit": f"{most[0]}B", "macs_limit": most[1]}
-    assert fleet_of(plan, device() | limits)["end_to_end"]["eligible_clients"] == 0
-    limited = plan_as_dict(planner(devices=DeviceClasses([limits | {"count": 4}])))
-    assert limited["end_to_end"] == plan_as_dict(plan)["end_to_end"]
 
 
 def test_the_slowest_client_of_a_class_is_not_always_the_first() -> None:
