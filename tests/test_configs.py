@@ -59,6 +59,17 @@ OWN = {
     "fedhybrid": [*TINY_FEDERATION, "--data.clients=6"],
     "pretrain_tiny_lm": TINY_TEXT,
     "progfed": [*SUPERVISED, "--model.rounds=11"],
+    "small_resnet_centralized": [
+        *DIGITS[:3],
+        "--model.encoder.options={channels: [8, 8, 16, 16]}",
+        "--model.method.hidden_dim=16",
+        "--model.finetuning={epochs: 1, warmup_epochs: 0}",
+        "--trainer.max_epochs=2",
+        "--trainer.check_val_every_n_epoch=1",
+        "--data.train_images=40",
+        "--data.batch_size=8",
+        "--data.eval_train_images=null",
+    ],
     "smartfreeze": [*SUPERVISED, "--model.rounds=8", "--model.participation=2"],
 }
 """What suits the configurations that are not of the common form."""
