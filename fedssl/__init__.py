@@ -1,68 +1,35 @@
 """Federated self-supervised representation learning for devices with little memory."""
 
-from fedssl.client.bank import ActivationBank
-from fedssl.client.start import FedEMA, FedU
-from fedssl.data.images import FederatedData, ImageData
-from fedssl.data.partition import IID, Dirichlet, PowerLaw, Shards, WholeClasses
-from fedssl.data.texts import FederatedText
-from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
-from fedssl.server.aggregation import (
-    LDAWA,
-    SCAFFOLD,
-    Aggregation,
-    CoordinateMedian,
-    FedNova,
-    Krum,
-    NormWeightedMean,
-    PrivateMean,
-    StragglerMean,
-    TrimmedMean,
-    UnchangedMean,
-    WeightedMean,
-)
-from fedssl.server.calibration import Calibration
-from fedssl.server.lr_schedule import LRSchedule
-from fedssl.server.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
-from fedssl.training.federated import FederatedSSL
-from fedssl.training.pretraining import CentralizedSSL
-from ssl_methods.alignment import GlobalAlignment, MoonAlignment
+from __future__ import annotations
 
-__all__ = [
-    "IID",
-    "LDAWA",
-    "SCAFFOLD",
-    "ActivationBank",
-    "Aggregation",
-    "Calibration",
-    "CentralizedSSL",
-    "CoordinateMedian",
-    "Deadline",
-    "DeviceClasses",
-    "DeviceFile",
-    "Dirichlet",
-    "FedEMA",
-    "FedHybridSelector",
-    "FedNova",
-    "FedU",
-    "FederatedData",
-    "FederatedSSL",
-    "FederatedText",
-    "GlobalAlignment",
-    "ImageData",
-    "Krum",
-    "LRSchedule",
-    "MoonAlignment",
-    "NormWeightedMean",
-    "PowerLaw",
-    "PrivateMean",
-    "RandomDevices",
-    "RandomSelector",
-    "RoundRobinSelector",
-    "Shards",
-    "SmartFreezeSelector",
-    "StragglerMean",
-    "TrimmedMean",
-    "UnchangedMean",
-    "WeightedMean",
-    "WholeClasses",
-]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedssl.api import *  # noqa: F403
+
+    __version__: str
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Import the classes when one of them is asked for: torch and Lightning take seconds to load."""
+        if name == "__version__":
+            return _version()
+        if name == "__all__" or not name.startswith("_"):
+            api = import_module("fedssl.api")
+            if name == "__all__" or name in api.__all__:
+                return getattr(api, name)
+        raise AttributeError(f"module 'fedssl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "__version__", *import_module("fedssl.api").__all__]
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # a tenth of a second
+
+    try:
+        return version("fedssl")
+    except PackageNotFoundError:  # a checkout that was not installed
+        return "unknown"

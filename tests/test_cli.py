@@ -11,9 +11,10 @@ import pytest
 import timm
 import torch
 from processes import train
-from tiny_runs import ROOT, TINY, TINY_FEDERATION
+from tiny_runs import ROOT, TINY, TINY_FEDERATION, environment
 
-from fedssl.__main__ import main
+import fedssl.api
+from fedssl.__main__ import USAGE, console, main
 from fedssl.cli.arguments import COMPARE, find_config, prepare_arguments, run_name
 from fedssl.cli.lightning import FedSSLCLI
 
@@ -290,6 +291,31 @@ def test_a_bare_command_shows_what_can_be_done() -> None:
 def test_nothing_is_called_leaked_at_the_end(arguments: list[str]) -> None:
     done = train(*arguments, ok=False)
     assert "nanobind" not in done.stderr + done.stdout
+
+
+@pytest.mark.parametrize("command", ["--help", "--version"])
+def test_the_module_is_the_same_command(command: str, tmp_path: Path) -> None:
+    run = [sys.executable, "-X", "importtime", "-m", "fedssl", command]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment(), check=True)
+    assert done.stdout == (f"{fedssl.__version__}\n" if command == "--version" else USAGE.format(program="fedssl"))
+    assert "torch" not in done.stderr
+
+
+def test_the_installed_command_looks_for_modules_where_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["/venv/bin/fedssl", "--version"])
+    monkeypatch.setattr("sys.path", ["/venv/bin", "/venv/lib"])
+    console()
+    assert sys.path == [str(tmp_path), "/venv/lib"]
+
+
+def test_the_root_has_its_classes_and_no_others() -> None:
+    assert set(fedssl.api.__all__) <= set(dir(fedssl))
+    assert fedssl.FedEMA is fedssl.api.FedEMA
+    with pytest.raises(ImportError, match="Fedora"):
+        exec("from fedssl import Fedora")
 
 
 def test_help_names_every_subcommand_without_waiting_for_torch() -> None:

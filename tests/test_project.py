@@ -28,6 +28,7 @@ FOLDERS = (
     "training",
     "runs",
     "planning",
+    "api",
     "cli",
     "flower",
     "comparison",
@@ -66,7 +67,9 @@ def imported_modules(path: Path) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.append(node.module or "")
+            names += (
+                [f"fedssl.{alias.name}" for alias in node.names] if node.module == "fedssl" else [node.module or ""]
+            )
     return names
 
 
@@ -117,8 +120,12 @@ def test_conda_environment_agrees_with_pyproject() -> None:
 def test_distribution_has_all_packages() -> None:
     tops = [path.parent for path in ROOT.glob("*/__init__.py") if path.parent.name not in NOT_DISTRIBUTED]
     on_disk = {path.parent.relative_to(ROOT) for top in tops for path in top.rglob("__init__.py")}
-    listed = pyproject()["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted(".".join(path.parts) for path in on_disk)
+    setuptools = pyproject()["tool"]["setuptools"]
+    folders = [ROOT / "configs", *(path for path in (ROOT / "configs").rglob("*") if path.is_dir())]
+    configs = {".".join(("fedssl", *path.relative_to(ROOT).parts)) for path in folders}
+    assert setuptools["package-dir"] == {"fedssl.configs": "configs"}
+    assert sorted(setuptools["packages"]) == sorted({".".join(path.parts) for path in on_disk} | configs)
+    assert all((top / "py.typed").exists() for top in tops)
 
 
 @pytest.mark.parametrize("package", sorted(LIBRARIES))
@@ -139,7 +146,7 @@ def test_every_part_of_the_federation_has_its_floor() -> None:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_imports_lead_downwards_only(folder: str) -> None:
-    allowed = {f"fedssl.{below}" for below in FOLDERS[: FOLDERS.index(folder) + 1]}
+    allowed = {f"fedssl.{below}" for below in (*FOLDERS[: FOLDERS.index(folder) + 1], "__version__")}
     for path in sources(f"fedssl/{folder}"):
         ours = {".".join(name.split(".")[:2]) for name in imported_modules(path) if name.split(".")[0] == "fedssl"}
         assert ours <= allowed, path

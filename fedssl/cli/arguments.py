@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-CONFIG_FOLDERS = (Path(), Path("configs"), Path(__file__).parents[2] / "configs")
+_PLACES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
+SHIPPED = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
+"""The project's configurations: in the package where it is installed, beside it in a checkout."""
+
+CONFIG_FOLDERS = (Path(), Path("configs"), SHIPPED)
 SUBCOMMANDS = ("fit", "validate", "test", "plan")
 COMPARE = "compare"
 
@@ -69,7 +73,7 @@ def _complete_flags(arguments: list[str]) -> list[str]:
 
 
 def find_config(name: str) -> Path:
-    """Find a configuration file, as given or in ``configs/``.
+    """Find a configuration file: as given, in ``configs/`` here, or among the project's.
 
     Raises:
         UsageError: No file has this name.
@@ -77,7 +81,7 @@ def find_config(name: str) -> Path:
     for folder in CONFIG_FOLDERS:
         if (folder / name).is_file():
             return folder / name
-    known = sorted(path.name for path in CONFIG_FOLDERS[-1].glob("*.yaml"))
+    known = sorted(path.name for path in SHIPPED.glob("*.yaml"))
     raise UsageError(f"no configuration {name!r}, neither here nor in configs/: there are {', '.join(known)}")
 
 

@@ -25,6 +25,7 @@ from jsonargparse import Namespace, set_parsing_settings
 from pytorch_lightning import LightningDataModule, Trainer
 from torch.optim import SGD, AdamW
 
+import fedssl.api  # noqa: F401  (a class that is named without its module is found among those imported)
 from fedssl.client.bank import ActivationBank
 from fedssl.client.start import StartRule
 from fedssl.data.partition import Partitioner

@@ -6,7 +6,6 @@ import hashlib
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
+from fedssl import __version__
 from fedssl.utils.files import UnusableStateError, describe, read_state, write_state
 from fedssl.utils.units import format_bytes
 
@@ -124,11 +124,7 @@ def keep_newest(folder: Path, epoch: int) -> None:
 
 def origin(**more: Any) -> dict[str, Any]:
     """Describe the code that writes a checkpoint."""
-    try:
-        release = version("fedssl")
-    except PackageNotFoundError:  # a checkout that was not installed
-        release = "unknown"
-    return {"format": FORMAT, "version": release, **more}
+    return {"format": FORMAT, "version": __version__, **more}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

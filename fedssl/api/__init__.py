@@ -1,0 +1,68 @@
+"""Classes at the root of ``fedssl``, which imports this module when the first of them is asked for."""
+
+from fedssl.client.bank import ActivationBank
+from fedssl.client.start import FedEMA, FedU
+from fedssl.data.images import FederatedData, ImageData
+from fedssl.data.partition import IID, Dirichlet, PowerLaw, Shards, WholeClasses
+from fedssl.data.texts import FederatedText
+from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
+from fedssl.server.aggregation import (
+    LDAWA,
+    SCAFFOLD,
+    Aggregation,
+    CoordinateMedian,
+    FedNova,
+    Krum,
+    NormWeightedMean,
+    PrivateMean,
+    StragglerMean,
+    TrimmedMean,
+    UnchangedMean,
+    WeightedMean,
+)
+from fedssl.server.calibration import Calibration
+from fedssl.server.lr_schedule import LRSchedule
+from fedssl.server.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
+from fedssl.training.federated import FederatedSSL
+from fedssl.training.pretraining import CentralizedSSL
+from ssl_methods.alignment import GlobalAlignment, MoonAlignment
+
+__all__ = [
+    "IID",
+    "LDAWA",
+    "SCAFFOLD",
+    "ActivationBank",
+    "Aggregation",
+    "Calibration",
+    "CentralizedSSL",
+    "CoordinateMedian",
+    "Deadline",
+    "DeviceClasses",
+    "DeviceFile",
+    "Dirichlet",
+    "FedEMA",
+    "FedHybridSelector",
+    "FedNova",
+    "FedU",
+    "FederatedData",
+    "FederatedSSL",
+    "FederatedText",
+    "GlobalAlignment",
+    "ImageData",
+    "Krum",
+    "LRSchedule",
+    "MoonAlignment",
+    "NormWeightedMean",
+    "PowerLaw",
+    "PrivateMean",
+    "RandomDevices",
+    "RandomSelector",
+    "RoundRobinSelector",
+    "Shards",
+    "SmartFreezeSelector",
+    "StragglerMean",
+    "TrimmedMean",
+    "UnchangedMean",
+    "WeightedMean",
+    "WholeClasses",
+]
