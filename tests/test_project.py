@@ -128,6 +128,12 @@ def test_distribution_has_all_packages() -> None:
     assert all((top / "py.typed").exists() for top in tops)
 
 
+def test_workflows_test_every_supported_python() -> None:
+    tests = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    named = [line.rpartition(" ")[2] for line in pyproject()["project"]["classifiers"] if "Python :: 3." in line]
+    assert tests["jobs"]["check"]["strategy"]["matrix"]["python"] == named
+
+
 @pytest.mark.parametrize("package", sorted(LIBRARIES))
 def test_libraries_know_neither_the_federation_nor_each_other(package: str) -> None:
     for path in sources(package):
