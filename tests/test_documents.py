@@ -1,5 +1,6 @@
 """What the documents promise: their code runs, and their commands are accepted."""
 
+import ast
 import re
 import shlex
 from functools import partial
@@ -110,6 +111,19 @@ def test_results_show_the_records(record: Path) -> None:
     table = [line for line in record.read_text().splitlines() if line.startswith("|")]
     assert len(table) > 3
     assert [line for line in table if line not in shown] == []
+
+
+def test_names_that_lead_from_paper_to_code_exist() -> None:
+    rows = re.findall(
+        r"\| `([\w.]+)` \| `([\w/]+\.py)` \|$", (ROOT / "docs/paper-to-code.md").read_text(), re.MULTILINE
+    )
+    assert len(rows) > 40
+    for name, file in rows:
+        node: ast.AST = ast.parse((ROOT / file).read_text())
+        for part in name.split("."):
+            found = {getattr(child, "name", None): child for child in ast.iter_child_nodes(node)}
+            assert part in found, f"{name} is not in {file}"
+            node = found[part]
 
 
 def test_files_that_documents_name_exist() -> None:
