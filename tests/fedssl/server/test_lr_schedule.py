@@ -112,7 +112,7 @@ def rates(run: Callable[[], Any]) -> list[float]:
 
 def test_clients_and_calibration_follow_it(make_world: Callable[..., Any]) -> None:
     """Two clients of one step each and a calibration of one, in rounds 1 and 2 of each of three stages."""
-    settings = {"rounds": 6, "sizes": (4, 4), "calibration": Calibration(), "lr_schedule": STAGE_COSINE}
+    settings = {"rounds": 6, "sizes": (4, 4), "calibration": Calibration(1, 64), "lr_schedule": STAGE_COSINE}
     world = make_world(**settings)
     assert rates(lambda: world.run(6)) == pytest.approx(([0.01] * 3 + [0.005] * 3) * 3)
     assert world.server.current.lr_factor == pytest.approx(0.5)
