@@ -250,7 +250,7 @@ def _cell(results: dict[str, Any], key: str, intervals: bool) -> str:
         return ""
     # Means over classes have no interval of this kind: their images do not count the same.
     limits = wilson(results[key], results["test_images"]) if intervals and key.endswith("_top1") else None
-    return f"{results[key]:.2f}" + (f" ({limits[0]:.1f} to {limits[1]:.1f})" if limits else "")
+    return f"{results[key]:.2f}" + (f"\n({limits[0]:.1f} to {limits[1]:.1f})" if limits else "")
 
 
 def cost_table(results: dict[str, Any], title: str) -> Table:

@@ -213,7 +213,7 @@ figcaption, footer {{ font-size: 0.88rem; margin-top: 8px; max-width: 60ch; }}
 .wide {{ grid-column: 1 / -1; }}
 .scroll, pre {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }}
-th, td {{ padding: 6px 22px 6px 0; text-align: right; border-bottom: 1px solid var(--grid); white-space: nowrap; }}
+th, td {{ padding: 6px 22px 6px 0; text-align: right; border-bottom: 1px solid var(--grid); white-space: pre; }}
 th {{ color: var(--muted); font-weight: 500; vertical-align: bottom; border-color: var(--rule); white-space: normal; }}
 .text {{ text-align: left; white-space: normal; min-width: 5em; }}
 summary {{ cursor: pointer; font-weight: 600; }}

@@ -43,6 +43,6 @@ def test_a_language_model_is_compared_with_counting() -> None:
 def test_the_table_has_baselines_and_intervals() -> None:
     results: dict[str, Any] = ABOVE | {"raw_pixels_knn_top1": 88.0, "random_init_finetuned_top1": 50.0}
     table = quality_table(results, (KNN, KNN_CENTRED, LINEAR), "t", intervals=True)
-    assert table.rows[0] == ["trained", *["90.00 (86.7 to 92.6)"] * 3]
+    assert table.rows[0] == ["trained", *["90.00\n(86.7 to 92.6)"] * 3]
     assert [row[0] for row in table.rows] == ["trained", "raw pixels", "from scratch", "most frequent class"]
-    assert table.rows[-1][1:] == ["", "", "10.00 (7.4 to 13.3)"]
+    assert table.rows[-1][1:] == ["", "", "10.00\n(7.4 to 13.3)"]
