@@ -244,7 +244,7 @@ class Method(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Lightning's hook; every epoch has its own augmentation, derived from the global seed."""
-        self.generator.manual_seed(torch.initial_seed() + self.current_epoch)
+        self.generator = torch.Generator(self.device).manual_seed(torch.initial_seed() + self.current_epoch)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's hook."""

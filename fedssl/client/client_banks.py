@@ -44,6 +44,7 @@ class Bank:
         views: Tables of the first and second views; image i has the rows i, i + images, i + 2 images, ...
         images: Number of the client's images.
         pairs: Number of rows of an image.
+        device: Device of the method, which gets the views.
     """
 
     content: str
@@ -51,9 +52,13 @@ class Bank:
     views: list[Rows]
     images: int
     pairs: int
+    device: torch.device
 
     def __call__(self, numbers: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw a stored first and a stored second view of the images with these numbers (B,)."""
+        """Draw a stored first and a stored second view of the images with these numbers (B,).
+
+        Numbers and generator are on the CPU, since the tables lie in main memory or in files, whatever the device.
+        """
         first, second = (self._draw(rows, numbers, generator) for rows in self.views)
         return first, second
 
@@ -63,8 +68,7 @@ class Bank:
 
     def _draw(self, rows: Rows, numbers: Tensor, generator: torch.Generator) -> Tensor:
         pair = torch.randint(self.pairs, (len(numbers),), generator=generator)
-        # The tables lie in main memory or in files, whatever the device.
-        return rows.read(pair * self.images + numbers.cpu()).to(numbers.device)
+        return rows.read(pair * self.images + numbers).to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,13 @@ class ClientBanks:
             return
         assert isinstance(images, ImageSet)
         bank = self._bank(task, method, images, batch_size, book, replace(key, fills_bank=True))
-        prefix, augment = method.prefix, method.augment
+        prefix, augment, generator = method.prefix, method.augment, method.generator
         method.prefix, method.augment = nn.Sequential(), bank
+        method.generator = torch.Generator().manual_seed(generator.initial_seed())
         try:
             yield TrainingData(NumberedImages(images), bank.macs, banked=True)
         finally:
-            method.prefix, method.augment = prefix, augment
+            method.prefix, method.augment, method.generator = prefix, augment, generator
 
     def _bank(
         self, task: Task, method: Method, images: ImageSet, batch_size: int, book: CostBook, key: StepKey
@@ -147,10 +152,10 @@ class ClientBanks:
     def _fill(
         self, task: Task, method: Method, images: ImageSet, batch_size: int, book: CostBook, key: StepKey
     ) -> Bank:
-        bank = Bank(self.rule.content(task), 0, [], len(images), self.rule.pairs)
+        bank = Bank(self.rule.content(task), 0, [], len(images), self.rule.pairs, method.device)
         # The period and not the round: whoever fills the bank again within it must draw the same views.
         numbers = [task.stage.index, self.rule.period(task.round), task.client_id]
-        own, method.generator = method.generator, torch_generator(self._seed, "bank", *numbers)
+        own, method.generator = method.generator, torch_generator(self._seed, "bank", *numbers, device=method.device)
         for pair in range(self.rule.pairs):
             for chunk in torch.arange(len(images)).split(batch_size):
                 found, cost = _hidden(method, images, chunk, book, key)

@@ -143,7 +143,7 @@ class LocalUpdate:
     def _start(self, task: Task, state: ClientState | None) -> None:
         method = self.model.method
         self.model.client_state.reset()
-        method.generator = torch_generator(self.seed, "augment", task.round, task.client_id)
+        method.generator = torch_generator(self.seed, "augment", task.round, task.client_id, device=method.device)
         parameters = self.model.parameters(task.correction)
         corrections = [(parameters[key], t.to(parameters[key].device)) for key, t in flatten(task.correction).items()]
         # Before the start rule writes: alignment and proximal term hold on to the weights that were received.

@@ -128,7 +128,10 @@ def train_epochs(
                 batch = next(batches, None)
                 if batch is None:
                     break
-                inputs = method.inputs(*(tensor.to(device, non_blocking=True) for tensor in batch))
+                samples, labels = batch
+                # Numbers stay: their bank lies in main memory, and fetching them back would wait for the device.
+                samples = samples if key.banked else samples.to(device, non_blocking=True)
+                inputs = method.inputs(samples, labels.to(device, non_blocking=True))
             size = len(batch[0])
             planned = plans(size) if plans else None
             budget = plans.budget if plans and planned else None

@@ -81,7 +81,7 @@ class Calibration:
         model.attach_whole(stage)
         # Queues and the like of the last calibration are in no checkpoint: a resumed run would differ from this one.
         model.client_state.reset()
-        method.generator = torch_generator(seed, "calibrate-augment", round_)
+        method.generator = torch_generator(seed, "calibrate-augment", round_, device=method.device)
         shuffle = torch_generator(seed, "calibrate-shuffle", round_)
         # The loop takes the optimizer from the method, so the server's is lent to it and given back.
         clients_optimizer, method.optimizer_factory = (

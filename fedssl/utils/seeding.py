@@ -20,9 +20,9 @@ def derive_seed(seed: int, purpose: str, *ids: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def torch_generator(seed: int, purpose: str, *ids: int) -> torch.Generator:
-    """Return a CPU generator for one purpose."""
-    return torch.Generator().manual_seed(derive_seed(seed, purpose, *ids))
+def torch_generator(seed: int, purpose: str, *ids: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator for one purpose; the same seed draws other numbers on another kind of device."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, purpose, *ids))
 
 
 def numpy_generator(seed: int, purpose: str, *ids: int) -> np.random.Generator:

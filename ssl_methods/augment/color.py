@@ -5,7 +5,7 @@ that overwrite their images and return them: fresh memory costs more time than t
 images with one channel unchanged.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,23 +18,30 @@ def apply_where_(mask: Tensor, operation: Callable[..., Tensor], images: Tensor,
     """Apply an operation to the masked images only.
 
     Args:
-        mask: bool (B,). On the CPU the choice needs no synchronisation with an accelerator.
+        mask: bool (B,).
         operation: Called with the chosen images and the chosen rows of each parameter; may overwrite them.
         images: (B, C, H, W), overwritten.
-        parameters: Tensors with B rows, on the mask's device.
+        parameters: Tensors with B rows.
 
     Returns:
         (B, C, H, W); images outside the mask keep their exact values.
     """
+    if images.device.type != "cpu":
+        # More arithmetic than for the chosen rows alone, but the host need not wait for their number.
+        return torch.where(mask.view(-1, 1, 1, 1), operation(images.clone(), *parameters), images)
     chosen = mask.nonzero().squeeze(1)
     if len(chosen) == 0:
         return images
-    rows = [each[chosen].to(images.device) for each in parameters]
+    rows = [each[chosen] for each in parameters]
     if len(chosen) == len(images):
         return operation(images, *rows)
-    chosen = chosen.to(images.device)
     # Indexing with `images[chosen]` takes several times as long on CPUs.
     return images.index_copy_(0, chosen, operation(images.index_select(0, chosen), *rows))
+
+
+def constants(values: Sequence[float], like: Tensor) -> Tensor:
+    """Return a few numbers in the type and on the device of a tensor, without waiting for the device."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
 
 
 def luminance(images: Tensor) -> Tensor:
@@ -96,7 +103,7 @@ def _lacking(turns: Tensor) -> Tensor:
     A channel lacks nothing in the third of the circle around its own hue and everything in the third opposite.
     """
     # Each channel's opposite hue moves to 1/3; the whole turn on top keeps fractions positive.
-    offsets = turns.new_tensor([5 / 6, 3 / 6, 1 / 6]).view(3, 1, 1) + 1
+    offsets = constants((5 / 6, 3 / 6, 1 / 6), turns).view(3, 1, 1) + 1
     return (turns + offsets).frac_().sub_(1 / 3).abs_().mul_(-6).add_(2).clamp_(0, 1)
 
 

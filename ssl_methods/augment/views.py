@@ -40,13 +40,14 @@ UnitDraws = namedtuple(
 """Uniform numbers in [0, 1), one (B,) tensor per random decision of a view."""
 
 
-def draw_units(count: int, generator: torch.Generator) -> UnitDraws:
-    """Draw all decisions for ``count`` images in one call, on the generator's device.
+def draw_units(count: int, generator: torch.Generator, device: torch.device | str = "cpu") -> UnitDraws:
+    """Draw all decisions for ``count`` images in one call on the generator's device, and move them to ``device``.
 
     The set is always complete, so switching one augmentation off leaves the others' numbers as they were.
     """
     decisions = len(UnitDraws._fields)
-    return UnitDraws(*torch.rand(decisions, count, generator=generator, device=generator.device))
+    units = torch.rand(decisions, count, generator=generator, device=generator.device)
+    return UnitDraws(*units.to(device, non_blocking=True))
 
 
 class Normalization:
@@ -82,7 +83,7 @@ class Normalization:
         return images.float().div_(255)
 
     def _normalize(self, pixels: Tensor) -> Tensor:
-        mean, std = (pixels.new_tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        mean, std = (color.constants(values, pixels).view(-1, 1, 1) for values in (self.mean, self.std))
         return (pixels - mean).div_(std)
 
 
@@ -166,8 +167,8 @@ class TwoViews(Normalization):
 
         Args:
             images: uint8 (B, C, H, W) with C 1 or 3.
-            generator: Only source of randomness, on any device; it advances by an amount that depends on B (and with
-                noise on the images' shape), never on outcomes.
+            generator: Only source of randomness, best on the images' device; it advances by an amount that depends on
+                B (and with noise on the images' shape), never on outcomes.
 
         Returns:
             Two normalised float32 tensors (B, C, H, W) on the images' device.
@@ -186,7 +187,7 @@ class TwoViews(Normalization):
     def _views(self, images: Tensor, views: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:
         """Draw all views as one batch, which takes half as many operations as one view after the other."""
         pixels = self._to_unit_scale(images)
-        draws = [self._draw(images.shape, generator) for _ in views]
+        draws = [self._draw(images, generator) for _ in views]
         units = UnitDraws(*(torch.cat(unit) for unit in zip(*(units for units, _ in draws), strict=True)))
         # Mixed precision is for the network: in half precision the views would lose their last bits.
         with torch.autocast(images.device.type, enabled=False):
@@ -196,18 +197,19 @@ class TwoViews(Normalization):
             pixels = self._degrade_(pixels, units, views)
             if self.noise > 0:
                 noise = torch.cat([noise for _, noise in draws])
-                pixels.add_(noise.to(pixels.device), alpha=self.noise).clamp_(0, 1)
+                pixels.add_(noise, alpha=self.noise).clamp_(0, 1)
             # Each view has memory of its own, so that it can be given back before the others.
             return [self._normalize(view) for view in pixels.chunk(len(views))]
 
-    def _draw(self, shape: torch.Size, generator: torch.Generator) -> tuple[UnitDraws, Tensor]:
+    def _draw(self, images: Tensor, generator: torch.Generator) -> tuple[UnitDraws, Tensor]:
         """Draw the random numbers of one view: its decisions, and its noise (empty without noise)."""
-        units = draw_units(shape[0], generator)
-        return units, torch.randn(shape if self.noise > 0 else 0, generator=generator, device=generator.device)
+        units, shape = draw_units(len(images), generator, images.device), images.shape if self.noise > 0 else 0
+        noise = torch.randn(shape, generator=generator, device=generator.device)
+        return units, noise.to(images.device, non_blocking=True)
 
     def _move(self, pixels: Tensor, units: UnitDraws) -> Tensor:
         matrices = self._matrices(units, (pixels.shape[2], pixels.shape[3]))
-        return pixels if matrices is None else resample(pixels, matrices.to(pixels.device), self.padding)
+        return pixels if matrices is None else resample(pixels, matrices, self.padding)
 
     def _matrices(self, units: UnitDraws, image_size: tuple[int, int]) -> Tensor | None:
         parts = []
@@ -232,8 +234,11 @@ class TwoViews(Normalization):
             for name in ("brightness", "contrast", "saturation")
         ]
         shift = between(units.hue, -self.hue, self.hue)
-        pixels = color.apply_where_(units.jitter < self.jitter_probability, self._jitter_, pixels, *factors, shift)
-        return color.apply_where_(units.grayscale < self.grayscale, color.to_grayscale_, pixels)
+        if any(getattr(self, name) > 0 for name in JITTER):
+            pixels = color.apply_where_(units.jitter < self.jitter_probability, self._jitter_, pixels, *factors, shift)
+        if self.grayscale > 0:
+            pixels = color.apply_where_(units.grayscale < self.grayscale, color.to_grayscale_, pixels)
+        return pixels
 
     def _jitter_(self, pixels: Tensor, *parameters: Tensor) -> Tensor:
         for (name, adjust_), parameter in zip(JITTER.items(), parameters, strict=True):
@@ -247,5 +252,8 @@ class TwoViews(Normalization):
             return torch.cat([part < probabilities[view] for part, view in parts])
 
         sigmas = between(units.blur_sigma, *self.blur_sigma)
-        pixels = color.apply_where_(wanted(units.blur, self.blur), color.gaussian_blur, pixels, sigmas)
-        return color.apply_where_(wanted(units.solarize, self.solarize), color.solarize_, pixels)
+        if any(self.blur[view] > 0 for view in views):
+            pixels = color.apply_where_(wanted(units.blur, self.blur), color.gaussian_blur, pixels, sigmas)
+        if any(self.solarize[view] > 0 for view in views):
+            pixels = color.apply_where_(wanted(units.solarize, self.solarize), color.solarize_, pixels)
+        return pixels
