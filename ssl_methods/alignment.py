@@ -94,7 +94,7 @@ class MoonAlignment(Alignment):
         assert self._previous is not None
         self._has_previous = state is not None
         for own, remembered in zip(tensors_of(self._previous.copy), state or [], strict=state is not None):
-            own.copy_(remembered)
+            own.copy_(remembered, non_blocking=True)
 
     def copies(self) -> list[Tensor]:
         return super().copies() + (tensors_of(self._previous.copy) if self._previous else [])

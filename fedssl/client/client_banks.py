@@ -177,7 +177,8 @@ class ClientBanks:
 def _hidden(method: Method, images: ImageSet, chunk: Tensor, book: CostBook, key: StepKey) -> tuple[Inputs, int]:
     """Return the prefix's outputs for newly drawn views of some images, and their multiply-accumulates."""
     device = next(method.backbone.parameters()).device
-    inputs = method.inputs(images.gather(chunk).to(device), images.labels[chunk].to(device))
+    batch = (tensor.to(device, non_blocking=True) for tensor in (images.gather(chunk), images.labels[chunk]))
+    inputs = method.inputs(*batch)
     hidden: list[Tensor] = []
     cost = book.step(replace(key, batch_size=len(chunk)), method, lambda: hidden.extend(method.run_prefix(inputs)))
     # Integers are the method's targets, which the method takes from the labels again in every step.

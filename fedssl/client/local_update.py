@@ -145,7 +145,8 @@ class LocalUpdate:
         self.model.client_state.reset()
         method.generator = torch_generator(self.seed, "augment", task.round, task.client_id, device=method.device)
         parameters = self.model.parameters(task.correction)
-        corrections = [(parameters[key], t.to(parameters[key].device)) for key, t in flatten(task.correction).items()]
+        sent = flatten(task.correction).items()
+        corrections = [(parameters[key], t.to(parameters[key].device, non_blocking=True)) for key, t in sent]
         # Before the start rule writes: alignment and proximal term hold on to the weights that were received.
         self.step.begin_client(method, state.alignment if state else None, corrections)
         if self.start and state:

@@ -83,7 +83,7 @@ class Layout:
     def group_sizes(self, device: torch.device) -> Tensor:
         """Return the number of elements in each group of a channel, (groups,)."""
         sizes = [c.per_group * self.inner for c in self.chunks for _ in range(c.count // c.per_group)]
-        return torch.tensor(sizes, dtype=torch.float32, device=device)
+        return torch.tensor(sizes, dtype=torch.float32).to(device, non_blocking=True)
 
     def packed_bytes(self, bits: int) -> int:
         """Bound the compressed bytes from above: codes, 16-bit minimum and step a group, order of the channels."""

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from ssl_methods.augment.color import apply_where_
@@ -19,8 +20,15 @@ def test_between():
     torch.testing.assert_close(between(torch.tensor([0.0, 0.5, 1.0]), -2, 4), torch.tensor([-2.0, 1.0, 4.0]))
 
 
-def test_apply_where_changes_the_masked_images_only():
-    images = torch.arange(4.0).view(4, 1, 1, 1).repeat(1, 1, 2, 2)
+class Elsewhere(torch.Tensor):
+    """Tensor that says it is on an accelerator."""
+
+    device = torch.device("cuda")
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, Elsewhere])
+def test_apply_where_changes_the_masked_images_only(kind):
+    images = torch.arange(4.0).view(4, 1, 1, 1).repeat(1, 1, 2, 2).as_subclass(kind)
     amounts = torch.tensor([10.0, 20.0, 30.0, 40.0])
 
     def add(chosen, rows):
