@@ -20,6 +20,7 @@ from benchmarks.caff_tasks import CLIENTS, COHORT, WEIGHT_DECAY, Images, Task, T
 from benchmarks.record import write_record
 from fedssl import IID, FederatedSSL
 from fedssl.comparison.grid import slug
+from fedssl.data.datasets import SampleSet
 from fedssl.data.partition import Partitioner
 from fedssl.runs.results import spread
 from fedssl.utils.files import write_atomically
@@ -58,7 +59,8 @@ class RareOnWeakest(Partitioner):
 
     uses_labels = True
 
-    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    def _divide(self, samples: SampleSet, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        labels = samples.labels.numpy()
         order = rng.permutation(len(labels))
         rare = np.isin(labels[order], RARE)
         clients = np.array_split(order[~rare], num_clients)

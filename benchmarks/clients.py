@@ -94,7 +94,7 @@ class ManyClients(FederatedData):
 
     def _divide(self, pool: ImageSet) -> ClientDatasets:
         draws = torch.randint(len(pool), (self.num_clients, IMAGES), generator=torch_generator(self.seed, "partition"))
-        return ClientDatasets([pool.subset(draw) for draw in draws], None)
+        return ClientDatasets([pool.subset(draw) for draw in draws])
 
 
 def main(clients: int, cohort: int, rounds: int) -> None:

@@ -3,6 +3,7 @@
 from fedssl.client.bank import ActivationBank
 from fedssl.client.start import FedEMA, FedU
 from fedssl.data.images import FederatedData, ImageData
+from fedssl.data.natural import ByFolder, ByTable
 from fedssl.data.partition import IID, Dirichlet, PowerLaw, Shards, WholeClasses
 from fedssl.data.texts import FederatedText
 from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
@@ -33,6 +34,8 @@ __all__ = [
     "SCAFFOLD",
     "ActivationBank",
     "Aggregation",
+    "ByFolder",
+    "ByTable",
     "Calibration",
     "CentralizedSSL",
     "CoordinateMedian",

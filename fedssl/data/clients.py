@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fedssl.data.datasets import SampleSet
-from fedssl.data.partition import partition_table
+from fedssl.data.partition import Partitioner, partition_table
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class ClientDatasets:
     Args:
         clients: Images (or pieces of text) of each client; the position is the client's id.
         auxiliary: Unlabelled images that no client holds, for server-side calibration; ``None`` for none.
+        names: Names of the clients; numbers if left out.
     """
 
     clients: Sequence[SampleSet]
-    auxiliary: SampleSet | None
+    auxiliary: SampleSet | None = None
+    names: Sequence[str] = ()
 
     @property
     def sizes(self) -> list[int]:
@@ -67,7 +69,35 @@ class ClientData(LightningDataModule):
 
     def table(self) -> str:
         """Return the partition as a table, one row a client."""
-        return partition_table(self.class_counts(), np.array(self.datasets.sizes), self.pool.classes)
+        names = self.datasets.names or [str(client) for client in range(self.num_clients)]
+        return partition_table(self.class_counts(), np.array(self.datasets.sizes), self.pool.classes, names)
+
+
+def divide(samples: SampleSet, partition: Partitioner, num_clients: int, rng: np.random.Generator) -> ClientDatasets:
+    """Divide samples among clients; of how many, the data themselves may say."""
+    names = partition.client_names(samples, num_clients)
+    parts = partition(samples, len(names), rng)
+    return ClientDatasets([samples.subset(torch.from_numpy(part)) for part in parts], names=names)
+
+
+def cut(order: Tensor, groups: np.ndarray | None, first: int) -> tuple[Tensor, Tensor]:
+    """Cut an order of samples in two, so that no group has samples in both parts.
+
+    Groups come in the order of their first samples, each as a whole, until the first part has enough.
+
+    Args:
+        order: Positions of samples, int64 (N,).
+        groups: Number of the group of each sample, (N,), by position; ``None`` if every sample stands for itself.
+        first: Samples of the first part; whole groups may make it larger.
+    """
+    if groups is None or not first:
+        return order[:first], order[first:]
+    in_order = groups[order.numpy()]
+    _, begins, inverse = np.unique(in_order, return_index=True, return_inverse=True)
+    together = np.argsort(begins[inverse], kind="stable")
+    order, ranks = order[torch.from_numpy(together)], begins[inverse][together]
+    end = int(np.searchsorted(ranks, ranks[first - 1], side="right"))
+    return order[:end], order[end:]
 
 
 class Batches(Dataset):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -12,8 +13,10 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from fedssl.data.clients import Batches, ClientData, ClientDatasets, in_order
+from fedssl.data.clients import Batches, ClientData, ClientDatasets, cut, divide, in_order
 from fedssl.data.datasets import ImageSet, load_images
+from fedssl.data.datasets.registry import find_loader
+from fedssl.data.datasets.source import Loader
 from fedssl.data.partition import IID, Partitioner
 from fedssl.utils.seeding import numpy_generator, run_seed, torch_generator
 from ssl_methods import check_at_least
@@ -97,7 +100,14 @@ class ImageData(LightningDataModule):
         # one copy in memory if a split is both pretrained on and evaluated with
         self._load = cache(
             lambda name, split: load_images(
-                name, split, self.root, self.image_size, self.channels, self.in_memory, self.download
+                name,
+                split,
+                self.root,
+                self.image_size,
+                self.channels,
+                self.in_memory,
+                self.download,
+                loader=self._loader(name),
             )
         )
 
@@ -121,10 +131,8 @@ class ImageData(LightningDataModule):
     def val_dataloader(self) -> list[DataLoader]:
         """Return loaders of the online kNN's bank and queries, both cut from the labelled training images."""
         order = torch.randperm(len(self.eval_train), generator=torch_generator(self.seed, "validation split"))
-        queries = self._queries(len(order))
-        return [
-            in_order(self.eval_train.subset(part), self.eval_batch_size) for part in (order[queries:], order[:queries])
-        ]
+        queries, bank = cut(order, self.eval_train.groups, self._queries(len(order)))
+        return [in_order(self.eval_train.subset(part), self.eval_batch_size) for part in (bank, queries)]
 
     def test_dataloader(self) -> list[DataLoader]:
         """Return loaders of the labelled training and test images, and of voters for ``knn_full`` only, if wanted."""
@@ -136,6 +144,9 @@ class ImageData(LightningDataModule):
         every = self._load(self.eval_dataset, self.eval_splits[0])
         assert self.eval_train_images is not None
         return every.subset(self._order(len(every), "eval train images")[self.eval_train_images :])
+
+    def _loader(self, name: str) -> Loader:
+        return find_loader(name)
 
     def _load_pool(self) -> ImageSet:
         pool = self._some(self._load(self.dataset, self.split), self.train_images, "train images")
@@ -161,7 +172,7 @@ class ImageData(LightningDataModule):
                 f"{len(train)}: set --data.eval_train_images to less, or leave --data.eval_full_bank out"
             )
         train = self._some(train, self.eval_train_images, "eval train images")
-        if self._queries(len(train)) >= len(train):
+        if not len(cut(torch.arange(len(train)), train.groups, self._queries(len(train)))[1]):
             raise ValueError(
                 f"validation_fraction {self.validation_fraction} of {len(train)} labelled training images leaves none "
                 "to compare the queries of the online kNN with: lower --data.validation_fraction or raise "
@@ -189,9 +200,9 @@ class FederatedData(ImageData, ClientData):
     """Images of one data set, divided among clients.
 
     Args:
-        clients: Number of clients.
-        partition: Rule that divides the images among the clients.
-        auxiliary_fraction: Part of the pool set aside before the division for server-side calibration.
+        clients: Number of clients, where the partition leaves it open.
+        partition: Rule that divides the images among the clients. ``ByFolder`` and ``ByTable`` are for your own images.
+        auxiliary_fraction: Part of the pool set aside before the division for server-side calibration, in whole groups.
         auxiliary_dataset: Another data set for server-side calibration; excludes ``auxiliary_fraction``.
         **kwargs: Arguments of ``ImageData`` but for ``batch_size``: local steps use the model's.
     """
@@ -212,6 +223,10 @@ class FederatedData(ImageData, ClientData):
             raise ValueError(f"auxiliary_fraction must be at least 0 and below 1, got {auxiliary_fraction}")
         if auxiliary_fraction and auxiliary_dataset:
             raise ValueError("set auxiliary_fraction or auxiliary_dataset, not both")
+        if partition.loader and self.dataset != "folder":
+            raise ValueError(
+                f"{type(partition).__name__} divides your own files: set --data.dataset folder, got {self.dataset!r}"
+            )
         self.num_clients = clients
         self.partition = partition
         self.auxiliary_fraction = auxiliary_fraction
@@ -222,6 +237,14 @@ class FederatedData(ImageData, ClientData):
         super().setup(stage)
         if stage == "fit" and "datasets" not in vars(self):
             self.datasets = self._divide(self.pool)
+            if len(self.datasets.clients) != self.num_clients:
+                logger.warning(
+                    "%s has %d clients: data.clients %d is not read",
+                    type(self.partition).__name__,
+                    len(self.datasets.clients),
+                    self.num_clients,
+                )
+                self.num_clients = len(self.datasets.clients)
 
     def train_dataloader(self) -> DataLoader:
         """Return a loader with one item an epoch instead of batches of the pool."""
@@ -236,10 +259,13 @@ class FederatedData(ImageData, ClientData):
                 f"auxiliary_fraction {self.auxiliary_fraction} sets {aside} of {len(pool)} images aside: some must be, "
                 "and some must be left for the clients"
             )
-        held = pool.subset(order[aside:].sort().values)
-        parts = self.partition(held.labels.numpy(), self.num_clients, rng)
-        clients = [held.subset(torch.from_numpy(part)) for part in parts]
-        return ClientDatasets(clients, self._auxiliary(pool.subset(order[:aside].sort().values)))
+        set_aside, left = cut(order, pool.groups, aside)
+        held = divide(pool.subset(left.sort().values), self.partition, self.num_clients, rng)
+        return replace(held, auxiliary=self._auxiliary(pool.subset(set_aside.sort().values)))
+
+    def _loader(self, name: str) -> Loader:
+        own = self.partition.loader if name == "folder" else None
+        return own or super()._loader(name)
 
     def _auxiliary(self, set_aside: ImageSet) -> ImageSet | None:
         if self.auxiliary_dataset:

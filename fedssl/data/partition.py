@@ -1,4 +1,4 @@
-"""Partition of a data set among clients: independent, skewed in classes, or skewed in size."""
+"""Partition of a data set among clients, drawn at random: independent, skewed in classes, or skewed in size."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from fedssl.data.datasets.samples import SampleSet
+from fedssl.data.datasets.source import Loader
 from ssl_methods import check_at_least
 
 TABLE_CLIENTS = 20
@@ -18,16 +20,22 @@ class Partitioner(ABC):
     Attributes:
         uses_labels: True if the partition depends on the labels.
         min_size: Fewest images of a client.
+        loader: Reader of the user's own folder, for a partition that says how it is laid out; ``None`` for others.
     """
 
     uses_labels: ClassVar[bool]
     min_size: int = 1
+    loader: Loader | None = None
 
-    def __call__(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    def client_names(self, samples: SampleSet, num_clients: int) -> Sequence[str]:
+        """Names of the clients: their numbers, unless the data say who they are."""
+        return [str(client) for client in range(num_clients)]
+
+    def __call__(self, samples: SampleSet, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Divide the images.
 
         Args:
-            labels: Class of each image, (N,); -1 for unlabelled images.
+            samples: Images to divide, N of them, with their labels, files and groups.
             num_clients: Number of clients.
             rng: Source of all randomness; the same state gives the same division.
 
@@ -37,12 +45,11 @@ class Partitioner(ABC):
         Raises:
             ValueError: There are too few images for the clients, or no labels where they are needed.
         """
-        labels = np.asarray(labels)
-        self._check(labels, num_clients)
-        parts = [np.sort(part).astype(np.int64) for part in self._divide(labels, num_clients, rng)]
+        self._check(samples.labels.numpy(), num_clients)
+        parts = [np.sort(part).astype(np.int64) for part in self._divide(samples, num_clients, rng)]
         assert len(parts) == num_clients
         assert min(map(len, parts)) >= self.min_size
-        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(labels)))
+        assert np.array_equal(np.sort(np.concatenate(parts)), np.arange(len(samples)))
         return parts
 
     def _check(self, labels: np.ndarray, num_clients: int) -> None:
@@ -59,7 +66,7 @@ class Partitioner(ABC):
             )
 
     @abstractmethod
-    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    def _divide(self, samples: SampleSet, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         """Divide checked input; the order inside a client does not matter."""
 
 
@@ -68,8 +75,8 @@ class IID(Partitioner):
 
     uses_labels = False
 
-    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
-        return np.array_split(rng.permutation(len(labels)), num_clients)
+    def _divide(self, samples: SampleSet, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        return np.array_split(rng.permutation(len(samples)), num_clients)
 
 
 class Dirichlet(Partitioner):
@@ -97,7 +104,8 @@ class Dirichlet(Partitioner):
         check_at_least(1, min_size=min_size)
         self.min_size = min_size
 
-    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    def _divide(self, samples: SampleSet, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        labels = samples.labels.numpy()
         classes = np.unique(labels)
         members = [rng.permutation(np.flatnonzero(labels == label)) for label in classes]
         counts = np.empty((num_clients, len(classes)), dtype=np.int64)
@@ -130,7 +138,8 @@ class Shards(Partitioner):
         check_at_least(1, classes_per_client=classes_per_client)
         self.classes_per_client = classes_per_client
 
-    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    def _divide(self, samples: SampleSet, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        labels = samples.labels.numpy()
         classes, sizes = np.unique(labels, return_counts=True)
         total = num_clients * self.classes_per_client
         if not len(classes) <= total <= len(labels):
@@ -157,7 +166,8 @@ class WholeClasses(Partitioner):
 
     uses_labels = True
 
-    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    def _divide(self, samples: SampleSet, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+        labels = samples.labels.numpy()
         classes = rng.permutation(np.unique(labels))
         if len(classes) < num_clients:
             raise ValueError(f"{len(classes)} classes cannot be dealt out to {num_clients} clients: use IID")
@@ -183,11 +193,11 @@ class PowerLaw(Partitioner):
         check_at_least(1, min_size=min_size)
         self.min_size = min_size
 
-    def _divide(self, labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
+    def _divide(self, samples: SampleSet, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
         weights = np.exp(-self.exponent * np.log(np.arange(1, num_clients + 1)))
-        sizes = apportion(weights / weights.sum(), len(labels))
+        sizes = apportion(weights / weights.sum(), len(samples))
         raise_to_minimum(sizes[:, None], self.min_size)
-        return np.split(rng.permutation(len(labels)), np.cumsum(sizes[:-1]))
+        return np.split(rng.permutation(len(samples)), np.cumsum(sizes[:-1]))
 
 
 def apportion(shares: np.ndarray, total: int) -> np.ndarray:
@@ -224,7 +234,7 @@ def raise_to_minimum(counts: np.ndarray, min_size: int) -> None:
             sizes[taker] += 1
 
 
-def partition_table(counts: np.ndarray, sizes: np.ndarray, classes: Sequence[str]) -> str:
+def partition_table(counts: np.ndarray, sizes: np.ndarray, classes: Sequence[str], names: Sequence[str]) -> str:
     """Format a partition as plain text: one row a client with its images and the number of each class.
 
     Clients beyond the first 20 are summed in one row; with more than 20 classes only the number of different classes is
@@ -234,9 +244,10 @@ def partition_table(counts: np.ndarray, sizes: np.ndarray, classes: Sequence[str
         counts: Number of images of each class that each client has, (clients, classes).
         sizes: Number of images of each client, (clients,).
         classes: Names of the classes; empty for unlabelled images.
+        names: Names of the clients.
     """
     shown, few = min(len(sizes), TABLE_CLIENTS), len(classes) <= TABLE_CLASSES
-    groups = {str(client): slice(client, client + 1) for client in range(shown)}
+    groups = {names[client]: slice(client, client + 1) for client in range(shown)}
     if len(sizes) > shown:
         groups[f"{shown}-{len(sizes) - 1}"] = slice(shown, None)
     cells = [["client", "images", *(classes if few else ["classes"])]]

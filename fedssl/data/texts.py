@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch.utils.data import DataLoader
 
-from fedssl.data.clients import ClientData, ClientDatasets, in_order
+from fedssl.data.clients import ClientData, divide, in_order
 from fedssl.data.datasets import TextSet, load_text, speeches
 from fedssl.data.datasets.texts import VOCABULARY
 from fedssl.data.partition import Partitioner, WholeClasses
@@ -75,8 +74,7 @@ class FederatedText(ClientData):
             self.pool, self.validation, self.eval_test = splits
         if stage == "fit" and "datasets" not in vars(self):
             rng = numpy_generator(self.seed, "partition")
-            parts = self.partition(self.pool.labels.numpy(), self.num_clients, rng)
-            self.datasets = ClientDatasets([self.pool.subset(torch.from_numpy(part)) for part in parts], None)
+            self.datasets = divide(self.pool, self.partition, self.num_clients, rng)
 
     @property
     def vocabulary(self) -> int:

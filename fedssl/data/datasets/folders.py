@@ -1,6 +1,7 @@
 """Data sets stored as folders of image files: Tiny ImageNet, Caltech-101, COCO, and the user's own."""
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,11 @@ def labelled(folders: dict[str, list[Path]]) -> Files:
     classes = sorted(folders)
     labels = [np.full(len(folders[name]), label) for label, name in enumerate(classes)]
     return Files([path for name in classes for path in folders[name]], np.concatenate(labels), classes)
+
+
+def labelled_files(folders: dict[str, list[Path]], classes: Iterable[str]) -> Files:
+    """Label files by their folder, numbered among all ``classes``, of which some may have no files."""
+    return labelled({name: folders.get(name, []) for name in classes})
 
 
 def unlabelled(paths: list[Path]) -> Files:
@@ -92,7 +98,7 @@ def read_folder(root: Path, split: str) -> Files:
     if loose or not own:
         return unlabelled(loose)
     classes = {folder.name for part in ("train", "test") for folder in subfolders(root / part)}
-    return labelled({name: own.get(name, []) for name in classes})
+    return labelled_files(own, classes)
 
 
 FOLDER_LOADERS = {

@@ -73,6 +73,11 @@ def image_files(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if path.suffix.lower() in IMG_EXTENSIONS]
 
 
+def images_below(folder: Path) -> list[Path]:
+    """List the image files in ``folder``, then those of its subfolders at any depth, sorted by name in each."""
+    return image_files(folder) + [path for inner in subfolders(folder) for path in images_below(inner)]
+
+
 def subfolders(folder: Path) -> list[Path]:
     """List the folders directly in ``folder``, sorted by name, without hidden ones; empty if it does not exist."""
     return [path for path in _entries(folder) if path.is_dir()]

@@ -51,6 +51,7 @@ def load_images(
     in_memory: bool | None = None,
     download: bool = True,
     memory_limit: int = 4 * 2**30,
+    loader: Loader | None = None,
 ) -> ImageSet:
     """Load one split of a data set as uint8 images of one square size.
 
@@ -65,12 +66,13 @@ def load_images(
             ``memory_limit``. Data sets that are stored as arrays can only be held in memory.
         download: Allow the download of an absent data set, where it can be downloaded.
         memory_limit: Limit in bytes, used if ``in_memory`` is None.
+        loader: Reader of the data set; None is the one that ``name`` is registered with.
 
     Raises:
         ValueError: An argument is not allowed, a file is damaged, or the split has no images.
         FileNotFoundError: A file is absent and could not be downloaded; the message tells where to get it.
     """
-    loader = find_loader(name)
+    loader = loader or find_loader(name)
     if split not in loader.splits:
         raise ValueError(f"split {split!r} of {name} does not exist: allowed are {', '.join(loader.splits)}")
     if image_size is not None and image_size <= 0:
@@ -88,8 +90,12 @@ def load_images(
     in_memory = needed <= memory_limit if in_memory is None else in_memory
     labels = torch.from_numpy(np.asarray(found.labels, np.int64))
     if isinstance(found, Files):
-        files = FileImages(name, found.paths, labels, found.classes, size, channels)
-        return ArrayImages(name, files.gather(torch.arange(len(files))), labels, found.classes) if in_memory else files
+        files: ImageSet = FileImages(name, found.paths, labels, found.classes, size, channels)
+        paths = files.paths
+        if in_memory:
+            files = ArrayImages(name, files.gather(torch.arange(len(files))), labels, found.classes)
+        files.paths, files.holders = paths, found.holders
+        return files
     if not in_memory:
         raise ValueError(
             f"{name} is stored as arrays and can only be held in memory, {needed} bytes at {size}x{size}: choose a "

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedssl.data.datasets.pixels import read_image
+from fedssl.data.datasets.source import Holders
 
 
 class SampleSet(Dataset, ABC):
@@ -30,6 +31,8 @@ class SampleSet(Dataset, ABC):
         classes: Names of the classes, in the order of the labels; empty for unlabelled data.
         modality: Kind of the samples, ``images`` or ``text``.
         in_memory: True if the samples are held in memory.
+        paths: File of each sample of the storage, bytes (M,); ``None`` for samples that are no files.
+        holders: Who has each sample of the storage; ``None`` where the data do not say.
 
     Raises:
         ValueError: The labels are no whole numbers.
@@ -45,6 +48,8 @@ class SampleSet(Dataset, ABC):
         self.labels = labels.to(torch.int64)
         self.classes = tuple(classes)
         self.rows = torch.arange(len(labels))
+        self.paths: np.ndarray | None = None
+        self.holders: Holders | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,6 +67,18 @@ class SampleSet(Dataset, ABC):
         part = copy.copy(self)
         part.rows, part.labels = self.rows[indices], self.labels[indices]
         return part
+
+    @property
+    def files(self) -> list[Path]:
+        """File of each sample; empty for samples that are no files."""
+        return [] if self.paths is None else [Path(os.fsdecode(path)) for path in self.paths[self.rows.numpy()]]
+
+    @property
+    def groups(self) -> np.ndarray | None:
+        """Number of each sample's group, (N,); ``None`` if every sample stands for itself."""
+        if self.holders is None or self.holders.groups is None:
+            return None
+        return self.holders.groups[self.rows.numpy()]
 
     def check_encoder(self, spec: Any) -> None:
         """Compare the samples with the input that an encoder was built for.
@@ -176,7 +193,7 @@ class FileImages(ImageSet):
     ) -> None:
         super().__init__(name, labels, classes, image_size, channels)
         # one array of bytes: a million Path objects take hundreds of megabytes, copied into every forked worker
-        self.paths = np.array([os.fsencode(path) for path in paths], dtype=bytes)
+        self.paths: np.ndarray = np.array([os.fsencode(path) for path in paths], dtype=bytes)
 
     def _read(self, rows: Tensor) -> Tensor:
         images = torch.empty(len(rows), self.channels, self.image_size, self.image_size, dtype=torch.uint8)

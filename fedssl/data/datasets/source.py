@@ -32,11 +32,27 @@ class Arrays:
 
 
 @dataclass(frozen=True)
+class Holders:
+    """Client that holds each sample, as the data themselves say, and the group that it belongs to.
+
+    Args:
+        names: Names of the clients.
+        clients: Position of each sample's client in ``names``, (N,).
+        groups: Number of each sample's group, (N,), such as the patient shown, which no split may divide; ``None`` if
+            every sample stands for itself.
+    """
+
+    names: Sequence[str]
+    clients: np.ndarray
+    groups: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Files:
     """Image files of any size: one path and one label (-1 for none) an image.
 
     ``image_size`` is the natural size in pixels where all files have the same, otherwise None. They are decoded to
-    ``channels`` colours, unless the user wants grey.
+    ``channels`` colours, unless the user wants grey. ``holders`` says who has each file, where the data set knows it.
     """
 
     paths: Sequence[Path]
@@ -44,6 +60,7 @@ class Files:
     classes: Sequence[str]
     image_size: int | None = None
     channels: int = 3
+    holders: Holders | None = None
 
 
 @dataclass(frozen=True)

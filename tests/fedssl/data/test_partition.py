@@ -2,7 +2,9 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
+from fedssl.data.datasets import ArrayImages
 from fedssl.data.partition import (
     IID,
     Dirichlet,
@@ -18,7 +20,9 @@ LABELS = np.random.default_rng(7).integers(0, 10, 600)
 
 
 def divide(partitioner: Partitioner, labels: np.ndarray, clients: int, seed: int = 0) -> list[np.ndarray]:
-    return partitioner(labels, clients, np.random.default_rng(seed))
+    pixels = torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(len(labels), -1, -1, -1)
+    images = ArrayImages("labelled", pixels, torch.from_numpy(labels), ())
+    return partitioner(images, clients, np.random.default_rng(seed))
 
 
 def assert_division(parts: list[np.ndarray], images: int, clients: int, min_size: int = 1) -> None:
@@ -162,11 +166,11 @@ def test_raise_to_minimum_takes_from_the_largest_class_of_the_largest_client() -
 
 
 def test_table_has_a_row_a_client() -> None:
-    table = partition_table(np.array([[1, 1], [1, 2]]), np.array([2, 3]), ["cat", "dog"])
+    table = partition_table(np.array([[1, 1], [1, 2]]), np.array([2, 3]), ["cat", "dog"], ["north", "south"])
     assert [line.split() for line in table.splitlines()[:-1]] == [
         ["client", "images", "cat", "dog"],
-        ["0", "2", "1", "1"],
-        ["1", "3", "1", "2"],
+        ["north", "2", "1", "1"],
+        ["south", "3", "1", "2"],
         ["all", "5", "2", "3"],
     ]
     assert table.splitlines()[-1] == "images a client: min 2, median 2.5, max 3"
@@ -174,7 +178,9 @@ def test_table_has_a_row_a_client() -> None:
 
 def test_table_sums_up_many_clients_and_many_classes() -> None:
     counts = np.repeat(2 * np.eye(25, dtype=int), 2, axis=1)
-    lines = partition_table(counts, counts.sum(axis=1), [str(c) for c in range(50)]).splitlines()
+    lines = partition_table(
+        counts, counts.sum(axis=1), [str(c) for c in range(50)], [str(c) for c in range(25)]
+    ).splitlines()
     assert len(lines) == 1 + 20 + 2 + 1
     assert lines[0].split() == ["client", "images", "classes"]
     assert lines[21].split()[:2] == ["20-24", "20"]
@@ -182,5 +188,5 @@ def test_table_sums_up_many_clients_and_many_classes() -> None:
 
 
 def test_table_of_unlabelled_images() -> None:
-    table = partition_table(np.zeros((2, 0), int), np.array([3, 2]), ())
+    table = partition_table(np.zeros((2, 0), int), np.array([3, 2]), (), ("0", "1"))
     assert [line.split() for line in table.splitlines()[1:4]] == [["0", "3"], ["1", "2"], ["all", "5"]]
