@@ -177,6 +177,8 @@ class FedSSLCLI(LightningCLI):
         if isinstance(self.model, FederatedSSL):
             check_trainer(self.trainer, self.model.settings.rounds)
         self.datamodule.setup("fit")
+        if self.datamodule.no_evaluation:
+            self.trainer.limit_val_batches = 0  # else Lightning warns of loaders without batches
         if isinstance(self.model, Pretraining):
             with working("preparing"):
                 self.model.prepare(self.datamodule)
@@ -189,7 +191,8 @@ class FedSSLCLI(LightningCLI):
         if isinstance(self.model, Pretraining) and not self.trainer.global_step:
             reason = self.model.progress.reason if self.model.progress else ""
             raise ValueError("nothing was trained" + (f": {reason}" if reason else ""))
-        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if not self.datamodule.no_evaluation:
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._finish()
         if out_of_time(self.trainer):
             sys.exit(self._say_out_of_time())

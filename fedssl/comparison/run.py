@@ -58,6 +58,8 @@ class Run:
         if trained == "folder":
             trained = f"images in {self.settings['data.root']}"
         tested = self.settings.get("data.eval_dataset") or trained
+        if elsewhere := self.settings.get("data.eval_root"):
+            tested = f"{self.settings.get('data.eval_dataset') or self.settings['data.dataset']} in {elsewhere}"
         return trained if tested == trained else f"{trained}, evaluated on {tested}"
 
     @property

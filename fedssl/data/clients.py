@@ -45,6 +45,7 @@ class ClientData(LightningDataModule):
         datasets: Samples of the clients, after ``setup("fit")``.
         pool: All training samples, after ``setup("fit")``.
         eval_test: Samples of the final evaluation, after ``setup``.
+        no_evaluation: Reason why nothing is evaluated; empty if something is.
     """
 
     dataset: str
@@ -53,6 +54,7 @@ class ClientData(LightningDataModule):
     datasets: ClientDatasets
     pool: SampleSet
     eval_test: SampleSet
+    no_evaluation: str = ""
 
     def train_dataloader(self) -> DataLoader:
         """Return a loader with one item an epoch, because an epoch of the trainer is a communication round."""

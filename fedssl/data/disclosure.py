@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from fedssl.data.datasets.registry import is_public
 from fedssl.data.images import ImageData
 
-PATHS = ("root", "table", "weights", "run_dir", "ckpt_path", "default_root_dir", "folder")
+PATHS = ("root", "eval_root", "table", "weights", "run_dir", "ckpt_path", "default_root_dir", "folder")
 """Settings that name a place on the machine, even if their value does not look like a path."""
 LEFT_OUT = "(not shown)"
 
@@ -21,7 +21,9 @@ def may_show_images(data: LightningDataModule) -> bool:
     Args:
         data: Data module after ``setup``.
     """
-    return isinstance(data, ImageData) and all(is_public(images.name) for images in (data.eval_train, data.eval_test))
+    if not isinstance(data, ImageData) or data.no_evaluation:
+        return False
+    return all(is_public(images.name) for images in (data.eval_train, data.eval_test))
 
 
 def without_paths(settings: Any, name: str = "") -> Any:

@@ -26,6 +26,13 @@ logger = logging.getLogger(__name__)
 LOOKED_AT = 64
 """Number of images checked for being all equal."""
 
+NO_EVALUATION = "none"
+"""Name of the data set that nothing is evaluated on."""
+MENDS = (
+    "evaluate on a labelled set of another folder with --data.eval_root, on another data set with --data.eval_dataset, "
+    "or not at all with --data.eval_dataset none"
+)
+
 EVERY_CLIENTS_OWN = 2
 """Batch size of pooled images that are never trained on."""
 
@@ -41,7 +48,9 @@ class ImageData(LightningDataModule):
         split: Split to pretrain on (``unlabeled`` for STL-10).
         train_images: Use only this many images of the split, drawn at random; ``None`` uses all.
         batch_size: Images in a training step.
-        eval_dataset: Labelled data set to evaluate on, for transfer; ``None`` takes ``dataset``.
+        eval_dataset: Labelled data set to evaluate on, for transfer; ``none`` evaluates nothing. ``None`` takes
+            ``dataset``, and evaluates nothing if it has no labels.
+        eval_root: Folder of ``eval_dataset``; ``None`` takes ``root``.
         eval_train_split: Split with the labelled images of the kNN bank and the probe.
         eval_test_split: Split with the test images of the final evaluation.
         eval_train_images: Use only this many labelled training images, drawn at random; ``None`` uses all.
@@ -57,6 +66,8 @@ class ImageData(LightningDataModule):
         pool: All images to pretrain on, after ``setup("fit")``.
         eval_train: Labelled training images of the evaluation, after ``setup``.
         eval_test: Test images of the evaluation, after ``setup``.
+        no_evaluation: Reason why nothing is evaluated, after ``setup``; then there are no images of the evaluation.
+            Empty if there are.
     """
 
     pool: ImageSet
@@ -73,6 +84,7 @@ class ImageData(LightningDataModule):
         train_images: int | None = None,
         batch_size: int = 64,
         eval_dataset: str | None = None,
+        eval_root: str | None = None,
         eval_train_split: str = "train",
         eval_test_split: str = "test",
         eval_train_images: int | None = None,
@@ -91,23 +103,30 @@ class ImageData(LightningDataModule):
         self.dataset, self.root, self.split = dataset, root, split
         self.image_size, self.channels = image_size, channels
         self.train_images, self.batch_size = train_images, batch_size
-        self.eval_dataset = eval_dataset or dataset
+        # A root of its own, or a name, is meant: then missing labels are a mistake.
+        self._evaluation_is_meant = eval_dataset is not None or eval_root is not None
+        self.eval_dataset, self.eval_root = eval_dataset or dataset, eval_root or root
         self.eval_splits, self.eval_train_images = (eval_train_split, eval_test_split), eval_train_images
         self.eval_full_bank = eval_full_bank
         self.validation_fraction, self.eval_batch_size = validation_fraction, eval_batch_size
         self.in_memory, self.download = in_memory, download
         self.seed = run_seed(seed)
+        self.no_evaluation = "data.eval_dataset is none" if eval_dataset == NO_EVALUATION else ""
+        if self.no_evaluation and (eval_root or eval_train_images or eval_full_bank):
+            raise ValueError(
+                "data.eval_dataset none evaluates nothing: leave eval_root, eval_train_images and eval_full_bank out"
+            )
         # one copy in memory if a split is both pretrained on and evaluated with
         self._load = cache(
-            lambda name, split: load_images(
+            lambda name, split, root: load_images(
                 name,
                 split,
-                self.root,
+                root,
                 self.image_size,
                 self.channels,
                 self.in_memory,
                 self.download,
-                loader=self._loader(name),
+                loader=self._loader(name, root),
             )
         )
 
@@ -115,8 +134,10 @@ class ImageData(LightningDataModule):
         """Load the images that the stage needs, once."""
         if stage == "fit" and "pool" not in vars(self):
             self.pool = self._load_pool()
-        if "eval_test" not in vars(self):
-            self.eval_train, self.eval_test = self._load_evaluation()
+        if "eval_test" not in vars(self) and not self.no_evaluation:
+            self._set_up_evaluation()
+        if self.no_evaluation and stage != "fit":
+            raise ValueError(f"nothing is evaluated, as {self.no_evaluation}: {MENDS}")
 
     @property
     def num_classes(self) -> int:
@@ -129,7 +150,9 @@ class ImageData(LightningDataModule):
         return DataLoader(Batches(self.pool), sampler=sampler, batch_size=None)
 
     def val_dataloader(self) -> list[DataLoader]:
-        """Return loaders of the online kNN's bank and queries, both cut from the labelled training images."""
+        """Return loaders of the online kNN's bank and queries, both cut from the labelled training images, if any."""
+        if self.no_evaluation:
+            return []
         order = torch.randperm(len(self.eval_train), generator=torch_generator(self.seed, "validation split"))
         queries, bank = cut(order, self.eval_train.groups, self._queries(len(order)))
         return [in_order(self.eval_train.subset(part), self.eval_batch_size) for part in (bank, queries)]
@@ -141,15 +164,15 @@ class ImageData(LightningDataModule):
 
     def _left_out(self) -> ImageSet:
         """Return the labelled training images that ``eval_train_images`` leaves out."""
-        every = self._load(self.eval_dataset, self.eval_splits[0])
+        every = self._labelled(self.eval_splits[0])
         assert self.eval_train_images is not None
         return every.subset(self._order(len(every), "eval train images")[self.eval_train_images :])
 
-    def _loader(self, name: str) -> Loader:
+    def _loader(self, name: str, root: str) -> Loader:
         return find_loader(name)
 
     def _load_pool(self) -> ImageSet:
-        pool = self._some(self._load(self.dataset, self.split), self.train_images, "train images")
+        pool = self._some(self._load(self.dataset, self.split, self.root), self.train_images, "train images")
         looked_at = pool.gather(torch.linspace(0, len(pool) - 1, min(len(pool), LOOKED_AT)).long())
         if len(pool) > 1 and bool((looked_at == looked_at[:1]).all()):
             logger.warning(
@@ -157,13 +180,37 @@ class ImageData(LightningDataModule):
             )
         return pool
 
+    def _set_up_evaluation(self) -> None:
+        train = self._load(self.eval_dataset, self.eval_splits[0], self.eval_root)
+        if not self._evaluation_is_meant and bool((train.labels < 0).all()):
+            self.no_evaluation = f"the images of {self.eval_dataset} have no labels"
+            logger.warning("nothing is evaluated, as %s; else %s", self.no_evaluation, MENDS.split(", or not")[0])
+            return
+        self.eval_train, self.eval_test = self._load_evaluation()
+
+    def _labelled(self, split: str) -> ImageSet:
+        """Load the labelled images of a split to evaluate with.
+
+        Raises:
+            FileNotFoundError: The split is absent.
+            ValueError: None of its images has a label.
+        """
+        try:
+            images = self._load(self.eval_dataset, split, self.eval_root)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. Or {MENDS}") from error
+        labelled = torch.nonzero(images.labels >= 0).flatten()
+        if not len(labelled):
+            raise ValueError(f"{self.eval_dataset}/{split} has no labels to evaluate with: {MENDS}")
+        if len(labelled) == len(images):
+            return images
+        logger.warning(
+            "%s/%s: %d of %d images have labels to evaluate with", images.name, split, len(labelled), len(images)
+        )
+        return images.subset(labelled)
+
     def _load_evaluation(self) -> tuple[ImageSet, ImageSet]:
-        train, test = (self._load(self.eval_dataset, split) for split in self.eval_splits)
-        for images, split in zip((train, test), self.eval_splits, strict=True):
-            if (images.labels < 0).any():
-                raise ValueError(
-                    f"{self.eval_dataset}/{split} has no labels to evaluate with; name a labelled eval_dataset"
-                )
+        train, test = (self._labelled(split) for split in self.eval_splits)
         if bool((train.labels == train.labels[0]).all()):
             raise ValueError(f"{train.name} has one class only, nothing to tell apart: name another eval_dataset")
         if self.eval_full_bank and self.eval_train_images in (None, len(train)):
@@ -263,13 +310,13 @@ class FederatedData(ImageData, ClientData):
         held = divide(pool.subset(left.sort().values), self.partition, self.num_clients, rng)
         return replace(held, auxiliary=self._auxiliary(pool.subset(set_aside.sort().values)))
 
-    def _loader(self, name: str) -> Loader:
-        own = self.partition.loader if name == "folder" else None
-        return own or super()._loader(name)
+    def _loader(self, name: str, root: str) -> Loader:
+        own = self.partition.loader if name == "folder" and root == self.root else None
+        return own or super()._loader(name, root)
 
     def _auxiliary(self, set_aside: ImageSet) -> ImageSet | None:
         if self.auxiliary_dataset:
-            return self._load(self.auxiliary_dataset, "train")
+            return self._load(self.auxiliary_dataset, "train", self.root)
         return set_aside if len(set_aside) else None
 
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from fedssl.data.clients import ClientDatasets
 from fedssl.data.datasets import ImageSet
-from fedssl.data.images import FederatedData
+from fedssl.data.images import NO_EVALUATION, FederatedData
 from fedssl.training.federated import FederatedSSL
 
 
@@ -38,6 +38,8 @@ class OwnImages(FederatedData):
     ) -> None:
         if images_per_client < 2:
             raise ValueError(f"images_per_client must be at least 2, got {images_per_client}")
+        if kwargs.get("eval_dataset") == NO_EVALUATION:
+            raise ValueError("OwnImages need a labelled data set, which says what the clients' images are like")
         super().__init__(dataset=dataset, clients=clients, auxiliary_dataset=auxiliary_dataset, **kwargs)
         self.images_per_client = images_per_client
 
@@ -62,7 +64,7 @@ class OwnImages(FederatedData):
 
     def _load_pool(self) -> ImageSet:
         # The server has no training images; those of the evaluation lend placeholders their shape.
-        return self._load(self.eval_dataset, self.eval_splits[0])
+        return self._load(self.eval_dataset, self.eval_splits[0], self.eval_root)
 
     def _divide(self, pool: ImageSet) -> ClientDatasets:
         """Create placeholders of the assumed length, the clients' provisional weight; nobody trains on them."""

@@ -100,6 +100,7 @@ def finish_fit(
         show_images: Include images of the data in the report; ``None`` includes those of public data sets only.
     """
     results = collect_results(module, seconds)
+    results |= {"not_evaluated": data.no_evaluation} if data.no_evaluation else {}
     _export(module, folder / "encoder")
     over_time = accuracy_over_simulated_time(folder / METRICS)
     results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
@@ -132,7 +133,9 @@ def _report(module: Pretraining, data: Any, folder: Path, show_images: bool | No
     try:
         with working("drawing the report"):
             page = deliver_report(module, data, folder, module.trainer.loggers, show_images)
-        hidden = show_images is None and isinstance(data, ImageData) and not may_show_images(data)
+        hidden = (
+            show_images is None and bool(module.reports) and isinstance(data, ImageData) and not may_show_images(data)
+        )
         print(f"report: {page}" + " (without your images; --show_images true shows them)" * hidden)
     except Exception as error:
         if os.environ.get("FEDSSL_DEBUG"):

@@ -204,7 +204,10 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
     console = console or Console()
     title = " ".join(str(results[key]) for key in ("scheme", "method", "encoder") if key in results)
     measures = (KNN, KNN_CENTRED, *FULL, LINEAR, PER_CLASS, RANK)
-    console.print(quality_table(results, measures, title or "evaluation").rich(console.width))
+    if "not_evaluated" in results:
+        console.print(f"{title}: not evaluated, as {results['not_evaluated']}", highlight=False, soft_wrap=True)
+    else:
+        console.print(quality_table(results, measures, title or "evaluation").rich(console.width))
     if "down_bytes_per_client" in results:
         console.print(cost_table(results, "cost of a device over the whole run").rich())
     if results.get("simulated_seconds"):

@@ -163,7 +163,9 @@ class Pretraining(EvaluatedModule):
         Raises:
             ValueError: They do not fit.
         """
-        for samples in (data.eval_test, data.pool):
+        if data.no_evaluation and self.finetuning:
+            raise ValueError(f"model.finetuning needs labels, but {data.no_evaluation}: set --data.eval_dataset")
+        for samples in (data.pool,) if data.no_evaluation else (data.eval_test, data.pool):
             samples.check_encoder(self.model.encoder.spec)
         self.model.method.check_labels(data.pool.labels)
 

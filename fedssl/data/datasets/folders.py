@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedssl.data.datasets.pixels import image_files, subfolders
+from fedssl.data.datasets.pixels import image_files, images_below, subfolders
 from fedssl.data.datasets.source import Files, Loader, find, stratified_split
 
 COCO_FOLDERS = {"train": "train2017", "test": "val2017", "unlabeled": "unlabeled2017"}
@@ -80,7 +80,7 @@ def read_coco(root: Path, split: str) -> Files:
 
 
 def read_folder(root: Path, split: str) -> Files:
-    """Read a user's own images: one folder a class, or no classes at all.
+    """Read a user's own images: one folder a class, at any depth, or no classes at all.
 
     Classes are those of train and test together, so that both splits number them alike.
 
@@ -88,10 +88,12 @@ def read_folder(root: Path, split: str) -> Files:
         FileNotFoundError: The split's folder does not exist, nor, for "train", images in the root.
         ValueError: Images lie both beside and inside the folders of the classes.
     """
-    if split == "train" and not (root / split).is_dir() and image_files(root):
-        return unlabelled(image_files(root))
+    if split == "train" and not (root / split).is_dir():
+        folders = [folder for folder in subfolders(root) if folder.name != "test"]
+        if found := image_files(root) + [path for folder in folders for path in images_below(folder)]:
+            return unlabelled(found)
     base = find(root / split)
-    own = {folder.name: image_files(folder) for folder in subfolders(base)}
+    own = {folder.name: images_below(folder) for folder in subfolders(base)}
     loose = image_files(base)
     if loose and any(own.values()):
         raise ValueError(f"{base} has images such as {loose[0].name} beside the folders of its classes")
@@ -125,6 +127,6 @@ FOLDER_LOADERS = {
         read_folder,
         "image folder",
         "your own images",
-        "train/<class>/* and test/<class>/*, or unlabelled: train/* and test/*, or images directly in the root",
+        "train/<class>/* and test/<class>/*, or unlabelled: train/*, or images at any depth of the root",
     ),
 }

@@ -85,7 +85,7 @@ def load_images(
         raise ValueError(f"split {split!r} of {name} has no images under {root}")
     size, channels = image_size or found.image_size, channels or found.channels
     if size is None:
-        raise ValueError(f"{name} has images of different sizes: set image_size")
+        raise ValueError(f"{name} has images of different sizes: set --data.image_size")
     needed = len(found.labels) * min(channels, found.channels) * size**2
     in_memory = needed <= memory_limit if in_memory is None else in_memory
     labels = torch.from_numpy(np.asarray(found.labels, np.int64))

@@ -115,8 +115,9 @@ def _subtitle(record: RunRecord) -> str:
 def run_sections(record: RunRecord) -> list[Section]:
     """Build all sections; those whose data the run did not record have no blocks."""
     configuration = yaml.safe_dump(without_paths(record.config), sort_keys=False)
+    measured = [] if "not_evaluated" in record.results else [summary.quality(record.results)]
     return [
-        Section("Quality", [summary.quality(record.results), *_training(record)]),
+        Section("Quality", [*measured, *_training(record)]),
         Section("Cost", [*_cost(record)] if record.federated else [], COST),
         Section("Clients", [*_clients(record, record.clients)] if record.clients else []),
         *(_evaluation(record, record.evaluation) if record.evaluation else []),

@@ -23,7 +23,9 @@ def sentence(record: RunRecord) -> str:
 
 
 def describe_quality(results: dict[str, Any]) -> str:
-    """Describe the accuracy on test images, or the perplexity of held-out text."""
+    """Describe the accuracy on test images, or the perplexity of held-out text, or why there is neither."""
+    if "not_evaluated" in results:
+        return f"What the representation is worth was not measured, as {results['not_evaluated']}."
     if "perplexity" in results:
         characters, bits = results["test_characters"], results["bits_per_character"]
         said = f"Each of {characters:,} held-out characters takes {bits:.2f} bits"

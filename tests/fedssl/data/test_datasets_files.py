@@ -141,7 +141,7 @@ def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="split 'train' of folder has no images under"):
         load_images("folder", "train", tmp_path, image_size=8)
     write_image(tmp_path / "train" / "cat" / "1.png")
-    with pytest.raises(ValueError, match="folder has images of different sizes: set image_size"):
+    with pytest.raises(ValueError, match="images of different sizes: set --data"):
         load_images("folder", "train", tmp_path)
     write_image(tmp_path / "train" / "stray.png")
     with pytest.raises(ValueError, match=r"stray.png beside the folders"):

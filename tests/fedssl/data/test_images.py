@@ -10,6 +10,7 @@ from PIL import Image
 
 from fedssl.data.datasets import ArrayImages, ImageSet
 from fedssl.data.images import FederatedData, ImageData
+from fedssl.data.natural import ByFolder
 from fedssl.data.partition import Dirichlet
 
 IMAGES = 1438
@@ -237,10 +238,49 @@ def test_transfer_evaluates_on_another_data_set(tmp_path: Path) -> None:
 def test_evaluation_needs_labels(stage: str, tmp_path: Path) -> None:
     write_folder(tmp_path, {"train": 6, "test": 2}, classes=())
     settings = {"dataset": "folder", "root": str(tmp_path), "image_size": 8}
-    with pytest.raises(ValueError, match="folder/train has no labels to evaluate with; name a labelled"):
-        loaded(stage, **settings)
+    with pytest.raises(ValueError, match="folder/train has no labels to evaluate with: evaluate on"):
+        loaded(stage, **settings, eval_dataset="folder")
     data = loaded(stage, **settings, eval_dataset="digits", channels=1)
     assert data.num_classes == 10
+
+
+def test_images_without_labels_are_trained_on_and_not_evaluated(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path / "ward" / "2026", {"may": 6, "june": 3}, classes=())
+    data = loaded(dataset="folder", root=str(tmp_path), image_size=8)
+    assert len(data.pool) == 9
+    assert data.val_dataloader() == []
+    assert data.no_evaluation == "the images of folder have no labels"
+    assert "--data.eval_root" in caplog.text
+    with pytest.raises(ValueError, match="nothing is evaluated, as the images of folder have no labels: evaluate on"):
+        data.setup("test")
+
+
+def test_evaluation_can_be_left_out() -> None:
+    data = loaded(eval_dataset="none")
+    assert (len(data.pool), data.no_evaluation) == (IMAGES, "data.eval_dataset is none")
+    with pytest.raises(ValueError, match="leave eval_root, eval_train_images and eval_full_bank out"):
+        loaded(eval_dataset="none", eval_train_images=5)
+
+
+def test_the_evaluation_has_a_root_of_its_own(tmp_path: Path) -> None:
+    write_folder(tmp_path / "pool", {".": 7}, classes=())
+    write_folder(tmp_path / "labelled", {"train": 6, "test": 2})
+    roots = {"root": str(tmp_path / "pool"), "eval_root": str(tmp_path / "labelled")}
+    data = loaded(dataset="folder", image_size=8, **roots)
+    assert (len(data.pool), len(data.eval_train), len(data.eval_test)) == (7, 6, 2)
+    with pytest.raises(FileNotFoundError, match="Or evaluate on a labelled set of another folder with"):
+        loaded(dataset="folder", image_size=8, root=roots["root"], eval_root=str(tmp_path / "none"))
+
+
+def test_the_labelled_images_are_evaluated_with(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path / "train", {"north": 4, "south": 6}, classes=())
+    write_folder(tmp_path / "train", {"east": 8})
+    write_folder(tmp_path, {"test": 2})
+    data = loaded(dataset="folder", root=str(tmp_path), image_size=8, partition=ByFolder(), clients=3)
+    assert (len(data.pool), len(data.eval_train)) == (18, 8)
+    assert "folder/train: 8 of 18 images have labels to evaluate with" in caplog.messages
 
 
 # --- centralised batches

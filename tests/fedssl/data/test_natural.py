@@ -122,7 +122,7 @@ def test_a_table_gives_client_label_and_split(tmp_path: Path) -> None:
     assert held(data) == {"north": [1], "south": [0, 2]}
     assert data.pool.labels.tolist() == [1, 0, -1]
     assert [path.name for path in data.datasets.clients[1].files] == ["0.png", "2.png"]
-    test = data._load("folder", "test")
+    test = data._load("folder", "test", data.root)
     assert (pictures(test), test.labels.tolist()) == ([3], [1])
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wandb
+from PIL import Image
 from tiny_runs import TINY_FEDERATION
 from wandb_file import axes, history
 from webpage import check_page
@@ -33,6 +34,22 @@ def test_the_summary_has_the_results(run: Path) -> None:
         assert f"{results[key]:.1f} %" in text
     assert "In 4 rounds with 3 devices, one that took part received" in text
     assert "No memory limit was set." in text
+
+
+def test_without_labels_results_and_report_say_why_there_are_no_accuracies(tmp_path: Path) -> None:
+    for number in range(12):
+        pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    images = ["--data.dataset=folder", f"--data.root={tmp_path}", "--data.channels=1", "--data.train_images=12"]
+    folder = tmp_path / "run"
+    main(["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, *images, f"--run_dir={folder}", "--trainer.logger=false"])
+    results, why = json.loads((folder / "results.json").read_text()), "the images of folder have no labels"
+    assert results["not_evaluated"] == why
+    assert not [key for key in results if "top1" in key]
+    page = (folder / "report.html").read_text()
+    assert f"What the representation is worth was not measured, as {why}. In 4 rounds" in page
+    assert str(tmp_path) not in page
+    assert (folder / "encoder" / "model.safetensors").exists()
 
 
 def test_the_page_can_be_drawn_again_from_the_folder(run: Path, tmp_path: Path) -> None:
