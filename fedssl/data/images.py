@@ -181,7 +181,7 @@ class ImageData(LightningDataModule):
         return pool
 
     def _set_up_evaluation(self) -> None:
-        train = self._load(self.eval_dataset, self.eval_splits[0], self.eval_root)
+        train = self._to_evaluate(self.eval_splits[0])
         if not self._evaluation_is_meant and bool((train.labels < 0).all()):
             self.no_evaluation = f"the images of {self.eval_dataset} have no labels"
             logger.warning("nothing is evaluated, as %s; else %s", self.no_evaluation, MENDS.split(", or not")[0])
@@ -195,10 +195,7 @@ class ImageData(LightningDataModule):
             FileNotFoundError: The split is absent.
             ValueError: None of its images has a label.
         """
-        try:
-            images = self._load(self.eval_dataset, split, self.eval_root)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{error}. Or {MENDS}") from error
+        images = self._to_evaluate(split)
         labelled = torch.nonzero(images.labels >= 0).flatten()
         if not len(labelled):
             raise ValueError(f"{self.eval_dataset}/{split} has no labels to evaluate with: {MENDS}")
@@ -208,6 +205,12 @@ class ImageData(LightningDataModule):
             "%s/%s: %d of %d images have labels to evaluate with", images.name, split, len(labelled), len(images)
         )
         return images.subset(labelled)
+
+    def _to_evaluate(self, split: str) -> ImageSet:
+        try:
+            return self._load(self.eval_dataset, split, self.eval_root)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}. Or {MENDS}") from error
 
     def _load_evaluation(self) -> tuple[ImageSet, ImageSet]:
         train, test = (self._labelled(split) for split in self.eval_splits)

@@ -36,6 +36,7 @@ def test_the_summary_has_the_results(run: Path) -> None:
     assert "No memory limit was set." in text
 
 
+@pytest.mark.report
 def test_without_labels_results_and_report_say_why_there_are_no_accuracies(tmp_path: Path) -> None:
     for number in range(12):
         pixels = np.random.default_rng(number).integers(0, 256, (16, 16), dtype=np.uint8)
