@@ -269,8 +269,8 @@ class CentralizedSSL(Pretraining):
 
     def on_train_epoch_start(self) -> None:
         """Seed every epoch on its own, so that a resumed run continues as it would have."""
-        numbers = self.seed, "centralized augment", self.current_epoch
-        self.method.generator = torch_generator(*numbers, device=self.device)
+        epoch, device = self.current_epoch, self.device
+        self.method.generator = torch_generator(self.seed, "centralized augment", epoch, device=device)
         torch.manual_seed(derive_seed(self.seed, "centralized", self.current_epoch))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:
