@@ -12,6 +12,8 @@ import os
 import numpy as np
 import torch
 
+CPU = torch.device("cpu")
+
 
 def derive_seed(seed: int, purpose: str, *ids: int) -> int:
     """Derive a 63-bit seed for one purpose, the same on every machine and Python version."""
@@ -20,7 +22,7 @@ def derive_seed(seed: int, purpose: str, *ids: int) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def torch_generator(seed: int, purpose: str, *ids: int, device: torch.device | str = "cpu") -> torch.Generator:
+def torch_generator(seed: int, purpose: str, *ids: int, device: torch.device = CPU) -> torch.Generator:
     """Return a generator for one purpose; the same seed draws other numbers on another kind of device."""
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, *ids))
 
