@@ -36,6 +36,7 @@ def test_an_encoder_starts_another_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.report
 def test_a_whole_model_starts_another_run(tmp_path: Path) -> None:
     main(["fit", *CONFIG, f"--run_dir={tmp_path / 'first'}", "--trainer.logger=false"])
     start = [f"--model.{part}={tmp_path / 'first' / 'encoder'}" for part in ("encoder.weights", "heads")]
