@@ -13,6 +13,7 @@ from pytorch_lightning import Trainer
 from torch.optim import SGD
 
 from fedssl import FederatedData, FederatedSSL, FederatedText, WholeClasses
+from fedssl.data.datasets import TextSet
 from fedssl.planning.plan import Planner
 from fedssl.runs.results import collect_results, print_results
 from fedssl.server.server import Server
@@ -69,13 +70,16 @@ def fit(module: FederatedSSL, data: FederatedText) -> Trainer:
 
 def test_speakers_stay_whole_and_clients_differ_in_size() -> None:
     labels = np.repeat(np.arange(5), [40, 1, 7, 7, 3])
-    parts = WholeClasses()(labels, 2, np.random.default_rng(0))
+    texts = TextSet(
+        "play", {name: "x" * (8 * pieces + 1) for name, pieces in zip("ABCDE", (40, 1, 7, 7, 3), strict=True)}, 8
+    )
+    parts = WholeClasses()(texts, 2, np.random.default_rng(0))
     speakers = [set(labels[part]) for part in parts]
     assert speakers[0] | speakers[1] == {0, 1, 2, 3, 4}
     assert not speakers[0] & speakers[1]
     assert sorted(map(len, speakers)) == [2, 3]
     with pytest.raises(ValueError, match="5 classes cannot be dealt out to 6 clients: use IID"):
-        WholeClasses()(labels, 6, np.random.default_rng(0))
+        WholeClasses()(texts, 6, np.random.default_rng(0))
 
 
 def test_clients_hold_speakers_and_ends_are_held_out(data) -> None:
