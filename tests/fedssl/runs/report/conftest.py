@@ -16,4 +16,5 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report") / "run"
     extra = ["--trainer.check_val_every_n_epoch=2", "--model.dropout=0.3"]
     main(["fit", "-c", "lw_fedssl.yaml", *TINY_FEDERATION, *extra, f"--run_dir={folder}"])
+    wandb.finish()  # all that it sent is on the disk, whatever the process does next
     return folder

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import wandb
 from PIL import Image
 from tiny_runs import TINY_FEDERATION
 from wandb_file import axes, history
@@ -104,18 +103,11 @@ def test_a_report_that_fails_costs_no_results(
     assert (folder / "encoder" / "model.safetensors").exists()
 
 
-@pytest.fixture
-def logged(run: Path) -> Path:
-    """The run, and all that it sent to W&B is on the disk."""
-    wandb.finish()
-    return run
-
-
-def test_wandb_draws_over_rounds_and_stages(logged: Path) -> None:
-    found = axes(logged)
+def test_wandb_draws_over_rounds_and_stages(run: Path) -> None:
+    found = axes(run)
     assert all(found[f"{group}/*"] == "round" for group in ("client", "server", "cost", "eval", "test", "time"))
     assert found["stage/*"] == "stage"
-    rows = history(logged)
+    rows = history(run)
     assert [row["round"] for row in rows if "client/participants" in row] == [0, 1, 2, 3]
     assert [row["round"] for row in rows if "eval/knn_top1" in row] == [1, 3]
     assert len([row for row in rows if "test/knn_top1" in row and "test/linear_top1" in row]) == 1
@@ -124,12 +116,12 @@ def test_wandb_draws_over_rounds_and_stages(logged: Path) -> None:
     assert [row["stage/last_round"] for row in sums] == [2, 4]
 
 
-def test_wandb_has_the_figures_and_tables(logged: Path) -> None:
-    (media,) = [row for row in history(logged) if "report/Cost/Memory/path" in row]
+def test_wandb_has_the_figures_and_tables(run: Path) -> None:
+    (media,) = [row for row in history(run) if "report/Cost/Memory/path" in row]
     pictures = [key for key in media if media[key] == "image-file"]
     assert len(pictures) == 18
     assert "report/Neighbours/Nearest images after training/_type" in pictures
     tables = [key for key in media if media[key] == "table-file"]
     assert "report/Cost/All devices in each stage/_type" in tables
-    (folder,) = logged.glob("wandb/offline-run-*/files")
+    (folder,) = run.glob("wandb/offline-run-*/files")
     assert (folder / media["report/Cost/Memory/path"]).read_bytes().startswith(b"\x89PNG")
