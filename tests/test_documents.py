@@ -65,6 +65,7 @@ def test_commands_are_accepted(page: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_the_code_of_a_how_to_trains(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = HOW_TO / f"{name}.md"
     modules = write_files(page, tmp_path)
+    monkeypatch.chdir(tmp_path)  # configurations may name modules of the working folder
     monkeypatch.syspath_prepend(tmp_path)
     own = [c for c in commands(page) if c[0] == "fit" and any(f"={module}." in " ".join(c) for module in modules)]
     assert own
