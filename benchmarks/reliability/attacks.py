@@ -186,7 +186,7 @@ def _read(server: Server, content: RecordDict) -> Result | Failure:
     said = decode_answer(content, 0, 10**6)
     if not isinstance(said, Lacking):
         return said
-    server.set_holdings(0, said.held)
+    server.holdings.replace(0, said.held)
     return Failure(0, "it lacks layers, and is sent them once more")
 
 

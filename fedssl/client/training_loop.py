@@ -151,7 +151,8 @@ def train_epochs(
 def scale_lr(optimizer: Optimizer, factor: float) -> None:
     """Multiply the learning rates of all parameter groups."""
     for group in optimizer.param_groups:
-        group["lr"] *= factor
+        # Not in place: a tensor may be the user's own, which all optimizers of the run share.
+        group["lr"] = group["lr"] * factor
 
 
 def shuffled_batches(images: SampleSet, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:

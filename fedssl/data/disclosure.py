@@ -10,7 +10,7 @@ from pytorch_lightning import LightningDataModule
 from fedssl.data.datasets.registry import is_public
 from fedssl.data.images import ImageData
 
-PATHS = ("root", "eval_root", "table", "weights", "run_dir", "ckpt_path", "default_root_dir", "folder")
+PATHS = ("root", "eval_root", "table", "weights", "heads", "run_dir", "ckpt_path", "default_root_dir", "folder")
 """Settings that name a place on the machine, even if their value does not look like a path."""
 LEFT_OUT = "(not shown)"
 

@@ -157,7 +157,7 @@ class FlowerEngine(Engine):
             # one whose disk keeps nothing would ask for ever.
             elif client not in self._again:
                 self._again.add(client)
-                server.set_holdings(client, answer.held)
+                server.holdings.replace(client, answer.held)
                 self._send(server, client, waiting, arrived)
                 return True  # the resent message takes the place of the old one, so the count below would miss it
             else:
@@ -185,7 +185,7 @@ class FlowerEngine(Engine):
 
     def _make_roster(self, server: Server) -> Roster:
         def welcome(hello: Hello) -> None:
-            server.set_holdings(hello.client_id, hello.held)
+            server.holdings.replace(hello.client_id, hello.held)
             if hello.num_images:  # only the first claim counts: a client must not raise its own weight during the run
                 self._announced.setdefault(hello.client_id, hello.num_images)
 

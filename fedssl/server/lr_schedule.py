@@ -113,7 +113,7 @@ def linear_scaling(optimizer: OptimizerFactory, batch_size: int, base_batch_size
     def scaled(parameters: Any) -> Optimizer:
         made = optimizer(parameters)
         scale_lr(made, scale)
-        made.defaults["lr"] *= scale
+        made.defaults["lr"] = made.defaults["lr"] * scale
         return made
 
     return scaled

@@ -18,6 +18,7 @@ from fedssl.server.aggregation import Aggregation
 from fedssl.server.calibration import Calibration
 from fedssl.server.client_stage import StageOptions, check_untied
 from fedssl.server.global_step import GlobalStep
+from fedssl.server.holdings import Holdings
 from fedssl.server.lr_schedule import LRSchedule
 from fedssl.server.participation import Cohort, Participation
 from fedssl.server.rounds import Ledger, OpenRound, RoundReport
@@ -51,6 +52,7 @@ class Server:
         seed: Seed of the run.
 
     Attributes:
+        holdings: Frozen parts that each client holds.
         current: Notes of the round that runs, or ran last.
         options: Variants that clients may train, for every stage.
         quorum: Usable results that a round needs in which a client failed or was late; 0: one, if a client failed.
@@ -92,6 +94,7 @@ class Server:
         self.lr_schedule = lr_schedule
         self.seed = seed
         self.round = 0
+        self.holdings = Holdings(model)
         self.current = OpenRound()
         self.ledger = Ledger()
         self.times = Stopwatch()
@@ -101,8 +104,6 @@ class Server:
         # Apart from ``_entered``: a stage ends in one round, the next begins in another, with a checkpoint between.
         self._index = 0
         self._entered = -1
-        self._holdings: dict[int, dict[str, str]] = {}
-        self._ids: dict[str, str] = {}
 
     @property
     def optimizer(self) -> Optimizer:
@@ -147,24 +148,16 @@ class Server:
         Raises:
             ValueError: The client's device can train no variant of the stage, so that it is in no cohort.
         """
-        held = self._holdings.setdefault(client_id, {})
         variant = self.participation.choose(client_id, self._options.priced)
         if variant is None:
             raise ValueError(f"client {client_id} can train no variant of stage {self.stage.index + 1}")
         stage = self._options.draw(variant, client_id, self.round)
-        needed = {name: self._part_id(name) for name in self.model.frozen_names(stage)}
-        missing = [name for name, content in needed.items() if held.get(name) != content]
+        needed, missing = self.holdings.send(client_id, self.model.frozen_names(stage))
         active, frozen = self.model.read(self.model.trained_names(stage)), self.model.read(missing)
         correction = self.step.correction(client_id, list(active))
         task = Task(client_id, self.round, stage, active, needed, frozen, correction, self.current.lr_factor)
-        # Noted before any answer: a client that lost its frozen parts says so, see ``set_holdings``.
-        held.update(needed)
         self.ledger.sent(client_id, self.current.sent(task))
         return task
-
-    def set_holdings(self, client_id: int, held: dict[str, str]) -> None:
-        """Take a client's word for the frozen parts that it holds, by their content ids; other names are left out."""
-        self._holdings[client_id] = {name: held[name] for name in self.model.parts if name in held}
 
     def end_round(self, results: Iterable[Result | Failure], step: Callable[[], Any] | None = None) -> RoundReport:
         """End the round: aggregate, step the server optimizer, calibrate.
@@ -187,7 +180,7 @@ class Server:
         self._check_quorum(updates)
         with self.times("aggregation"):
             changed = self.step.finish(updates, self.round, step)
-        self._forget_ids(changed)
+        self.holdings.changed(changed)
         # Only now, so that a selector has learnt nothing of a round that raised and is run again.
         self.participation.observe(self.round, outcomes)
         report = self._close_round(updates, bool(changed))
@@ -275,7 +268,7 @@ class Server:
             run, lr_factor = self.calibration.run, self.current.lr_factor
             report = run(self.model, self.stage, self.auxiliary, self.round, self.seed, lr_factor)
         # Calibration trains frozen parts too, so clients have to be sent them again.
-        self._forget_ids([*self.model.trained_names(self.stage), *self.model.frozen_names(self.stage)])
+        self.holdings.changed([*self.model.trained_names(self.stage), *self.model.frozen_names(self.stage)])
         return report.loss
 
     def _advance_clock(self) -> float | None:
@@ -298,26 +291,16 @@ class Server:
         """Give the new blocks, and the heads, the weights that the scheme wants them to start from."""
         if self.scheme.weight_transfer:
             copied = transfer_weights(self.model.encoder, previous, stage)
-            self._forget_ids(f"block.{block}" for block in copied)
+            self.holdings.changed(f"block.{block}" for block in copied)
         if self.scheme.renew_heads:
             for name in self.model.heads:
                 renew(self.model.parts[name], derive_seed(self.seed, name, stage.index))
-            self._forget_ids(self.model.heads)
+            self.holdings.changed(self.model.heads)
 
     def _followed(self) -> list[torch.Tensor]:
         """Return the parameters of the trained stem and blocks, which the pace controller follows."""
         names = [name for name in self.model.trained_names(self.stage) if name == "stem" or name.startswith("block.")]
         return [parameter for name in names for parameter in self.model.parts[name].parameters()]
-
-    def _part_id(self, name: str) -> str:
-        if name not in self._ids:
-            self._ids[name] = self.model.content_id(name)
-        return self._ids[name]
-
-    def _forget_ids(self, names: Iterable[str]) -> None:
-        """Have the content ids of parts whose tensors changed made anew, once a client needs them."""
-        for name in names:
-            self._ids.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything but the weights and the optimizer, in plain types and tensors."""
@@ -326,7 +309,7 @@ class Server:
             "index": self._index,
             "entered": self._entered,
             "stage_rounds": list(self.stage_rounds),
-            "holdings": {client: dict(held) for client, held in self._holdings.items()},
+            "holdings": self.holdings.state_dict(),
             "ledger": self.ledger.state_dict(),
             "failed_updates": self.failed_updates,
             "participation": self.participation.state_dict(),
@@ -345,7 +328,7 @@ class Server:
         check_same(state["settings"], self.settings())
         self.round, self._index, self._entered = state["round"], state["index"], state["entered"]
         self.stage_rounds = list(state["stage_rounds"])
-        self._holdings = {client: dict(held) for client, held in state["holdings"].items()}
+        self.holdings.load_state_dict(state["holdings"])
         self.ledger.load_state_dict(state["ledger"])
         self.failed_updates = state["failed_updates"]
         self.participation.load_state_dict(state["participation"])
@@ -355,7 +338,6 @@ class Server:
         self.times.restore(state["seconds"])
         # The stage entered last, which was trained and is evaluated: ``_index`` may be at the next one already.
         self.model.encoder.depth = self.stages[max(self._entered, 0)].depth
-        self._ids = {}
 
     def settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share with its checkpoint."""

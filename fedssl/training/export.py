@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
@@ -115,7 +116,9 @@ def _exported(folder: Path, heads: Heads | None) -> Iterator[Path]:
         yield fresh
         if heads:
             state = nn.ModuleDict(dict(heads)).state_dict()
-            save_file({name: tensor.cpu().contiguous() for name, tensor in state.items()}, fresh / HEADS_IN_FOLDER)
+            # Cloned, as the format refuses tensors that share memory, and heads may share a weight.
+            own = {name: t.cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()}
+            save_file(own, fresh / HEADS_IN_FOLDER)
         config = json.loads((fresh / "config.json").read_text())
         for name, entry in CHECKSUMS.items():  # the format has no checksum of its own
             if (fresh / name).exists():

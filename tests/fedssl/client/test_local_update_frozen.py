@@ -73,7 +73,7 @@ def test_sent_parts_are_not_recalled(make_world: Callable[..., Any], make_model:
     world = make_world()
     world.run(2)
     world.server.begin_round()
-    world.server._holdings.clear()
+    world.server.holdings.replace(0, {})
     task = copy.deepcopy(world.server.make_task(0))
     assert task.frozen.keys() == task.frozen_ids.keys()
     device = LocalUpdate(make_model(), epochs=1, batch_size=4, seed=0, recall=recall)

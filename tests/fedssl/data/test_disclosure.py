@@ -134,9 +134,9 @@ def test_ones_own_data_are_not(name: str) -> None:
 def test_places_are_left_out_of_settings() -> None:
     settings = {
         "data": {"init_args": {"root": "patients", "dataset": "folder", "files": ["/home/doe/a.csv", "~/b"]}},
-        "model": {"encoder": {"weights": None, "name": "resnet18"}},
+        "model": {"encoder": {"weights": None, "name": "resnet18", "heads": 4}, "heads": "ward7"},
     }
     assert without_paths(settings) == {
         "data": {"init_args": {"root": LEFT_OUT, "dataset": "folder", "files": [LEFT_OUT, LEFT_OUT]}},
-        "model": {"encoder": {"weights": None, "name": "resnet18"}},
+        "model": {"encoder": {"weights": None, "name": "resnet18", "heads": 4}, "heads": LEFT_OUT},
     }

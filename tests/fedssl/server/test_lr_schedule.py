@@ -110,6 +110,14 @@ def rates(run: Callable[[], Any]) -> list[float]:
     return [rate for rate in seen if rate != 1]
 
 
+def test_a_rate_that_is_the_users_tensor_stays_as_it_is() -> None:
+    rate = torch.tensor(0.1)
+    for _ in range(2):
+        scaled = linear_scaling(partial(SGD, lr=rate), 512, 256)([nn.Parameter(torch.ones(1))])
+        assert float(scaled.param_groups[0]["lr"]) == pytest.approx(0.2)
+    assert float(rate) == pytest.approx(0.1)
+
+
 def test_clients_and_calibration_follow_it(make_world: Callable[..., Any]) -> None:
     """Two clients of one step each and a calibration of one, in rounds 1 and 2 of each of three stages."""
     settings = {"rounds": 6, "sizes": (4, 4), "calibration": Calibration(1, 64), "lr_schedule": STAGE_COSINE}

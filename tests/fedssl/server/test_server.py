@@ -347,7 +347,7 @@ def test_a_client_gets_again_what_it_says_it_lacks(make_world: Callable[..., Any
     first = world.server.make_task(0)
     assert first.frozen
     assert not world.server.make_task(0).frozen
-    world.server.set_holdings(0, {name: first.frozen_ids[name] for name in ("stem",)})
+    world.server.holdings.replace(0, {name: first.frozen_ids[name] for name in ("stem",)})
     again = world.server.make_task(0)
     assert set(again.frozen) == set(first.frozen) - {"stem"}
     assert again.frozen_ids == first.frozen_ids

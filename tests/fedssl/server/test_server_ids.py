@@ -30,7 +30,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def ids(world: Any) -> dict[str, str]:
     """Of every part of the global model."""
     server = world.server
-    return {name: server._part_id(name) for name in server.model.parts}
+    return {name: server.holdings.content_id(name) for name in server.model.parts}
 
 
 @pytest.mark.parametrize(

@@ -72,5 +72,5 @@ def test_a_model_that_a_round_broke_reaches_no_checkpoint(make_world: Callable[.
 
 def test_only_parts_of_the_model_enter_the_state(make_world: Callable[..., Any]) -> None:
     world = make_world(EndToEnd())
-    world.server.set_holdings(0, {"stem": "0" * 32} | {f"part {number}": "1" for number in range(1000)})
+    world.server.holdings.replace(0, {"stem": "0" * 32} | {f"part {number}": "1" for number in range(1000)})
     assert world.server.state_dict()["holdings"] == {0: {"stem": "0" * 32}}

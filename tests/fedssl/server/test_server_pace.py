@@ -78,7 +78,7 @@ def test_a_stage_that_ends_early_grows_and_renews_as_any_other(make_world: Calla
         assert repr(replace(early, pace=None)) == repr(planned)
     assert not changed_parts(adaptive.weights(), fixed.weights())
     assert adaptive.server.done
-    assert adaptive.server._holdings == fixed.server._holdings
+    assert adaptive.server.holdings.state_dict() == fixed.server.holdings.state_dict()
     assert adaptive.server.stage_rounds == fixed.server.stage_rounds == [2, 2, 2]
 
 

@@ -10,7 +10,7 @@ import timm
 import torch
 from pytorch_lightning import Trainer
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedssl.data.images import ImageData
 from fedssl.training.export import export_encoder, timm_state
@@ -212,3 +212,11 @@ def test_exported_weights_with_a_changed_bit_are_refused(offset: int, tmp_path: 
     for given in (folder, weights):
         with pytest.raises(ValueError, match=r"are damaged or were exchanged: .*config\.json has another sha256"):
             build_encoder(replace(spec, weights=str(given)), seed=0)
+
+
+def test_heads_that_share_a_weight_are_written_in_full(tmp_path: Path) -> None:
+    encoder, shared = trained(VITS["average"]), nn.Linear(3, 2)
+    export_encoder(encoder, tmp_path / "encoder", [0.5], [0.2], heads={"first": shared, "second": shared})
+    written = load_file(tmp_path / "encoder" / "heads.safetensors")
+    assert written.keys() == {"first.weight", "first.bias", "second.weight", "second.bias"}
+    assert torch.equal(written["first.weight"], written["second.weight"])
