@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pytorch_lightning.plugins import TorchCheckpointIO
 from tiny_runs import TINY, TINY_FEDERATION
 
 from fedssl.__main__ import main
+from fedssl.training.checkpoints import ORIGIN, read_checkpoint
 
 pytestmark = pytest.mark.slow
 RUN = ["-c", "lw_fedssl.yaml", *TINY_FEDERATION, "--trainer.logger=false"]
@@ -99,3 +101,25 @@ def test_an_accepted_change_is_noted(stopped: Path, tmp_path: Path, capsys: pyte
     configuration = yaml.safe_load(text)
     assert configuration["model"]["init_args"]["method"]["init_args"]["temperature"] == 0.9
     assert configuration["changed_settings"] == "refuse", "a change is accepted once"
+
+
+def test_a_later_version_takes_settings_it_has_added_as_their_defaults(stopped: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "earlier"
+    shutil.copytree(stopped, folder)
+    forget(folder, "measure_distance")
+    forget(folder, "dropout")
+    said = resume(folder, "--model.dropout=0.2").splitlines()[0]
+    assert "with other settings: model.dropout 0.0 then, 0.2 now; resume with" in said
+    main(["fit", *RUN, f"--run_dir={folder}", "--ckpt_path=last"])
+    assert (folder / "results.json").exists()
+
+
+def forget(folder: Path, setting: str) -> None:
+    """Make configuration and checkpoints those of a version without a setting of the model."""
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    del written["model"]["init_args"][setting]
+    (folder / "config.yaml").write_text(yaml.safe_dump(written))
+    for path in (folder / "checkpoints").glob("*.ckpt"):
+        checkpoint = read_checkpoint(path)
+        del checkpoint[ORIGIN]["settings"][f"model.{setting}"]
+        TorchCheckpointIO().save_checkpoint(checkpoint, path)

@@ -16,23 +16,24 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.trainer import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
-from fedssl.cli.arguments import SUBCOMMANDS, run_name
+from fedssl.cli.arguments import SUBCOMMANDS, UsageError, run_name
 from fedssl.cli.errors import BriefParser, blame_settings, check_nulls
 from fedssl.cli.names import check_class_paths
 from fedssl.data.clients import ClientData
 from fedssl.planning.command import PlanningTrainer
-from fedssl.runs.changed_settings import changed_settings, check_changes, notes_of_run
+from fedssl.runs.changed_settings import changed_settings, check_changes, deciding_settings, flatten, notes_of_run
 from fedssl.runs.lifecycle import RunBeginning, finish_fit, finish_test
 from fedssl.runs.run_folder import (
     AUTO,
     CHECKPOINTS,
+    CONFIG,
     RESULTS,
     choose_run_folder,
     find_checkpoint,
     is_finished,
     open_run_folder,
 )
-from fedssl.training.checkpoints import AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
+from fedssl.training.checkpoints import ORIGIN, AtomicCheckpointIO, RoundCheckpoint, read_checkpoint
 from fedssl.training.endings import OUT_OF_TIME, HearSignals, out_of_time
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import Pretraining
@@ -133,11 +134,28 @@ class FedSSLCLI(LightningCLI):
         # Reset before the configuration is written: a later resume must ask again.
         accept, self._config.changed_settings = self._config.changed_settings == "accept", "refuse"
         self._dump_config()
+        if made:
+            made[ORIGIN]["settings"] = self._later_settings() | made[ORIGIN].get("settings", {})
         self._notes = notes_of_run(self.config_dump, made)
         changed = changed_settings(self._notes["settings"], made) if made else {}
         check_changes(changed, accept)
         for name, (then, now) in changed.items() if process_rank() == 0 else ():
             print(f"resumed with another {name}: {then} before, {now} now", file=sys.stderr)
+
+    def _later_settings(self) -> dict[str, Any]:
+        """Return today's defaults of the settings that are absent from the run's configuration.
+
+        An earlier version did not have them, and ran as their defaults do: a later one can resume it.
+        """
+        path = self.folder / CONFIG
+        if not path.exists():
+            return {}
+        written, parser = flatten(yaml.safe_load(path.read_text())), self._parser("fit")
+        try:
+            now = yaml.safe_load(parser.dump(parser.parse_path(path), skip_link_targets=False))
+        except UsageError:
+            return {}  # it has settings that are gone: the differences will name them
+        return {name: value for name, value in deciding_settings(now).items() if name not in written}
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add run folder, loggers, checkpoints and progress display to the configured trainer."""
