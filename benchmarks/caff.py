@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from torch.optim import AdamW
 
 from benchmarks.caff_steps import write_steps
-from benchmarks.caff_systems import FLEETS, SYSTEMS, Shareout, Shares, System
-from benchmarks.caff_tasks import CLIENTS, COHORT, WEIGHT_DECAY, Images, Task, Text, fit
+from benchmarks.caff_systems import FLEETS, FULL, SYSTEMS, Shareout, Shares, System
+from benchmarks.caff_tasks import CLIENTS, COHORT, DEPTH, WEIGHT_DECAY, Images, Task, Text, fit
 from benchmarks.record import write_record
 from fedssl import IID, FederatedSSL
 from fedssl.comparison.grid import slug
+from fedssl.comparison.statistics import paired_difference
 from fedssl.data.datasets import SampleSet
 from fedssl.data.partition import Partitioner
 from fedssl.runs.results import spread
@@ -27,6 +29,7 @@ from fedssl.utils.files import write_atomically
 from fedssl.utils.units import MIB
 
 RARE = (7, 8, 9)
+DIFFERENCE, COSTS = "minus CAFF", ("sent MiB", "GMACs", "kept MiB")
 TASKS = (Images, Text)
 COMMON = """
 Nine clients in three classes of devices with limits as fractions of what training the whole network takes, IID; each
@@ -34,21 +37,24 @@ round trains three of those that can take part, one local epoch, AdamW. No limit
 All systems start from the same pretrained weights; every depth has weights of its own, pretrained alike. Trained: last
 layers, or ranks of adapters, of each class of devices; "-" cannot take part. "fits no device": no device can train the
 least that the system offers. One learning rate for layers and one for adapters: each the best of two or three for
-training without limits, by the same test data but another seed. Mean and standard deviation over seeds; sent and GMACs:
+training without limits, by the same test data but another seed. Mean and standard deviation over seeds. Minus CAFF: the
+difference to CAFF under the same limits (without limits, to full finetuning), taken seed by seed, with its 95 % t
+interval, not corrected for the number of rows. Rows without limits' names finetune no network. Sent and GMACs:
 of the mean client over the run; kept: most bytes that autograd keeps in a step. Runs in which the same devices train
 the same layers under different limits are one run.
 """
 NOTES = {
     "images": f"""
 Fashion-MNIST, 1,080 labelled images, another draw for each seed; a ViT of 6 blocks, width 64, 16 patches, pretrained by
-SimCLR on 4,000 images without labels; {Images.full_rounds} rounds, batch 32; 2,000 test images. With rare classes the
-classes 7 to 9 lie on the three weakest devices alone.
+SimCLR on {Images.pretraining_images:,} images without labels for {Images.pretraining_epochs} epochs;
+{Images.full_rounds} rounds, batch 32; 2,000 test images. With rare classes the classes 7 to 9 lie on the three weakest
+devices alone.
 """
     + COMMON,
     "text": f"""
-Tiny Shakespeare, pretrained on its first 600,000 characters, finetuned on 60,000 characters of its end, of which 25 %
-are the test; a causal transformer of 6 blocks, width 64, context 64; {Text.full_rounds} rounds, batch 16; perplexity a
-character.
+Tiny Shakespeare, pretrained on its first {Text.cuts["pretraining"][1]:,} characters for
+{Text.pretraining_epochs} epochs, finetuned on 60,000 characters of its end, of which 25 % are the test; a causal
+transformer of 6 blocks, width 64, context 64; {Text.full_rounds} rounds, batch 16; perplexity a character.
 """
     + COMMON,
 }
@@ -75,7 +81,7 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser("caff", help="CAFF and baselines at equal memory, upload and operations")
     parser.add_argument("--root", default="data", help="folder of the data sets")
     parser.add_argument("--work", default="runs/benchmark_caff", help="folder of finished runs, which are not repeated")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--parts", nargs="+", choices=("steps", *NOTES), default=("steps", *NOTES))
     parser.add_argument("--quick", action="store_true", help="one seed, two rounds; the record goes to the work folder")
     parser.set_defaults(run=run)
@@ -102,12 +108,21 @@ def _compare(task: Task, seeds: list[int], results: Path) -> None:
         for rare in (False, True)[: 2 if task.name == "images" else 1]
         for fleet, name, shares in _rows(task, rare)
     ]
-    runs: dict[str, list[dict[str, Any]]] = {f"{fleet}: {name}": [] for fleet, name, _ in rows}
+    runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for seed in seeds:
+        for name, found in task.baselines(seed, task.weights(DEPTH)).items():
+            runs[name].append(found | {"seed": seed})
         for fleet, name, shares in rows:
             if shares:
                 runs[f"{fleet}: {name}"].append(_finetuned(task, name, shares, FLEETS[fleet].rare, seed))
-    table = [_row(task, fleet, name, shares, runs[f"{fleet}: {name}"]) for fleet, name, shares in rows]
+    table = [_quality(task, name, each, []) for name, each in runs.items() if "extents" not in each[0]]
+    for fleet, name, shares in rows:
+        reference = "CAFF" if "CAFF" in FLEETS[fleet].systems else FULL
+        against = runs[f"{fleet}: {reference}"] if name != reference else []
+        table.append({"limits": fleet} | _row(task, name, shares, runs[f"{fleet}: {name}"], against))
+    columns = ("limits", "system", "layers", "trained", "devices", task.measure, DIFFERENCE, *COSTS)
+    rare = {"classes 7-9": ""} if task.name == "images" else {}
+    table = [dict.fromkeys(columns, "") | rare | row for row in table]
     title = f"CAFF and its baselines at equal budgets: {task.name}"
     write_record(results, f"caff_{task.name}", title, table, runs, NOTES[task.name])
 
@@ -139,7 +154,8 @@ def _finetuned(task: Task, name: str, shares: Shares, rare: bool, seed: int) -> 
 
 
 def _finetune(task: Task, system: System, shares: Shares, rare: bool, seed: int) -> dict[str, Any]:
-    weights, start = task.weights(shares.depth), time.process_time()
+    weights = task.weights(shares.depth) if system.pretrained else None
+    start = time.process_time()
     rate = task.adapter_learning_rate if system.adapters else task.learning_rate
     module = FederatedSSL(
         task.spec(shares.depth, weights=weights),
@@ -153,7 +169,7 @@ def _finetune(task: Task, system: System, shares: Shares, rare: bool, seed: int)
         devices=shares.devices,
         aggregation=system.rule(),
         seed=seed,
-        heads=str(weights) if task.keeps_heads else None,
+        heads=str(weights) if weights and task.keeps_heads else None,
     )
     data = task.data(_partition(rare), seed)
     fit(module, data, task.rounds)
@@ -166,20 +182,26 @@ def _finetune(task: Task, system: System, shares: Shares, rare: bool, seed: int)
     return task.quality(module, data) | costs | {"seed": seed, "processor_seconds": time.process_time() - start}
 
 
-def _row(task: Task, fleet: str, name: str, shares: Shares | None, runs: list[dict[str, Any]]) -> dict[str, str]:
-    row = {"limits": fleet, "system": name, "layers": "", "trained": "", "devices": "", task.measure: "fits no device"}
-    row |= {"classes 7-9": ""} if task.name == "images" else {}
-    row |= {"sent MiB": "", "GMACs": "", "kept MiB": ""}
+def _row(
+    task: Task, name: str, shares: Shares | None, runs: list[dict[str, Any]], against: list[dict[str, Any]]
+) -> dict[str, str]:
+    """One line; ``against`` are the runs that the quality is compared with, none for the reference itself."""
     if not shares:
-        return row
-    if task.name == "images":
-        row["classes 7-9"] = spread([float(np.mean([run["per_class"][label] for label in RARE])) for run in runs])
-    return row | {
+        return {"system": name, task.measure: "fits no device"}
+    return _quality(task, name, runs, against) | {
         "layers": str(shares.depth),
         "trained": shares.text(SYSTEMS[name].adapters),
         "devices": str(sum(map(bool, shares.extents))),
-        task.measure: spread([run[task.measure] for run in runs]),
-        "sent MiB": spread([run["up_bytes_per_client"] / MIB for run in runs]),
-        "GMACs": spread([run["macs_per_client"] / 1e9 for run in runs]),
-        "kept MiB": spread([run["peak_activation_bytes"] / MIB for run in runs]),
+        COSTS[0]: spread([run["up_bytes_per_client"] / MIB for run in runs]),
+        COSTS[1]: spread([run["macs_per_client"] / 1e9 for run in runs]),
+        COSTS[2]: spread([run["peak_activation_bytes"] / MIB for run in runs]),
     }
+
+
+def _quality(task: Task, name: str, runs: list[dict[str, Any]], against: list[dict[str, Any]]) -> dict[str, str]:
+    own, other = ({run["seed"]: run[task.measure] for run in each} for each in (runs, against))
+    difference = paired_difference(own, other)
+    cells = {"system": name, task.measure: spread([*own.values()]), DIFFERENCE: difference.text() if difference else ""}
+    if task.name == "images":
+        cells["classes 7-9"] = spread([float(np.mean([run["per_class"][label] for label in RARE])) for run in runs])
+    return cells

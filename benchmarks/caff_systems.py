@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.optim import AdamW
 
-from benchmarks.caff_tasks import CLIENTS, Task
+from benchmarks.caff_tasks import CLIENTS, DEPTH, Task
 from fedssl import DeviceClasses, NormWeightedMean, UnchangedMean, WeightedMean
 from fedssl.costs.prediction import Forecast, Need, StepPredictor
 from fedssl.devices import Fleet, fleet_stages
@@ -18,7 +18,7 @@ from fedssl.protocol.parts import build_model
 from fedssl.server.aggregation import Aggregation
 from layerwise import AllSmall, EndToEnd, HeterogeneousLoRA, LastLayers, LoRA, Scheme
 
-DEPTH, RANKS = 6, [1, 2, 4, 8]
+RANKS = [1, 2, 4, 8]
 NEEDS = {"memory": "peak_memory_bytes", "upload_limit": "active_bytes", "macs_limit": "macs"}
 """Keys of device classes, and what a limit is compared with."""
 
@@ -31,15 +31,19 @@ class System:
         scheme: Of the depths to choose from; ``None``: the encoder's own.
         rule: Aggregation.
         adapters: Whether it trains them in place of layers.
+        pretrained: Whether it starts from the pretrained weights.
     """
 
     scheme: Callable[[list[int] | None], Scheme]
     rule: type[Aggregation] = UnchangedMean
     adapters: bool = False
+    pretrained: bool = True
 
 
+FULL = "full finetuning"
 SYSTEMS = {
-    "full finetuning": System(lambda _: EndToEnd()),
+    FULL: System(lambda _: EndToEnd()),
+    "full training from scratch": System(lambda _: EndToEnd(), pretrained=False),
     "CAFF": System(LastLayers),
     "CAFF, rule B": System(LastLayers, WeightedMean),
     "AllSmall": System(AllSmall),
@@ -47,7 +51,7 @@ SYSTEMS = {
     "LoRA": System(lambda _: LoRA(RANKS), adapters=True),
     "HetLoRA": System(lambda _: HeterogeneousLoRA(RANKS), NormWeightedMean, adapters=True),
 }
-ONE, EQUAL = ("full finetuning", "LoRA"), ("CAFF", "AllSmall", "LoRA")
+ONE, EQUAL = (FULL, "full training from scratch", "LoRA"), ("CAFF", "AllSmall", "LoRA")
 UNEQUAL = ("CAFF", "AllSmall", "DropDevices", "LoRA", "HetLoRA")
 ALL = ("CAFF", "CAFF, rule B", "AllSmall", "DropDevices", "LoRA", "HetLoRA")
 THIRDS = (1, 2 / 3, 1 / 3)

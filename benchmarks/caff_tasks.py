@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from torch import Tensor
 from torch.optim import AdamW
 
 from fedssl import IID, CentralizedSSL, FederatedData, FederatedSSL, FederatedText, ImageData
@@ -21,10 +22,15 @@ from fedssl.data.partition import Partitioner
 from fedssl.protocol.parts import MethodFactory
 from fedssl.utils.files import write_atomically
 from layerwise import CausalTransformerSpec, EncoderSpec, EndToEnd
+from linear_eval import TimmEncoder
+from linear_eval.baselines import PROBE_SIDE, pixel_features
+from linear_eval.features import Features
 from linear_eval.metrics import classification_metrics
+from linear_eval.ngram import ngram_perplexity
+from linear_eval.probe import LogisticProbe
 from ssl_methods import LanguageModelling, NaturalViews, SimCLR, Supervised, TwoViews
 
-CLIENTS, COHORT = 9, 3
+CLIENTS, COHORT, DEPTH = 9, 3, 6
 PRETRAINING_SEED = 7
 WEIGHT_DECAY = 1e-3
 
@@ -78,6 +84,10 @@ class Task(ABC):
     def quality(self, module: FederatedSSL, data: ClientData) -> dict[str, Any]:
         """Quality of a finetuned model, by the main measure of the task and by others."""
 
+    @abstractmethod
+    def baselines(self, seed: int, weights: Path) -> dict[str, dict[str, Any]]:
+        """Quality of what finetunes no network, by name: on the data of this seed, from the pretrained weights."""
+
     def weights(self, depth: int) -> Path:
         """The folder of pretrained weights of a depth, trained now if they are not there."""
         folder = self.work / f"pretrained-{self.name}-{depth}"
@@ -97,7 +107,7 @@ class Images(Task):
     name, measure = "images", "accuracy"
     batch_size, full_rounds = 32, 24
     learning_rate, adapter_learning_rate = 1e-3, 5e-3
-    pretraining_images, pretraining_epochs = 4000, 4
+    pretraining_images, pretraining_epochs = 20_000, 20
     test_images = 2000
 
     @property
@@ -131,9 +141,28 @@ class Images(Task):
             scores = [
                 module.classify(module.normalize(test.gather(rows))) for rows in torch.arange(len(test)).split(500)
             ]
-        predicted = torch.cat([each for each in scores if each is not None]).argmax(dim=1)
-        found = classification_metrics(test.labels, predicted, 10)
-        return {"accuracy": found.accuracy, "per_class": list(found.per_class_accuracy)}
+        return _accuracies(test.labels, torch.cat([each for each in scores if each is not None]).argmax(dim=1))
+
+    def baselines(self, seed: int, weights: Path) -> dict[str, dict[str, Any]]:
+        """Linear probes of raw pixels and of the pretrained encoder, on the images that clients finetune with."""
+        data, encoder = self.data(IID(), seed), TimmEncoder(str(weights)).eval()
+        data.setup("fit")
+        test = data.eval_test.subset(torch.arange(100 if self.quick else self.test_images))
+
+        def encode(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return torch.cat([encoder.encoder(encoder.normalize(each)) for each in images.split(500)])
+
+        maps = {
+            "raw pixels, linear probe": partial(pixel_features, side=PROBE_SIDE),
+            "pretrained, linear probe": encode,
+        }
+        found = {}
+        for name, features in maps.items():
+            train, asked = (features(each.gather(torch.arange(len(each)))) for each in (data.pool, test))
+            probe = LogisticProbe().fit(Features(train, data.pool.labels))
+            found[name] = _accuracies(test.labels, probe.predict(asked))
+        return found
 
     def _pretrain(self, depth: int, folder: Path) -> None:
         number, epochs = (200, 1) if self.quick else (self.pretraining_images, self.pretraining_epochs)
@@ -152,8 +181,8 @@ class Text(Task):
     batch_size, full_rounds, context = 16, 18, 64
     keeps_heads = True
     learning_rate, adapter_learning_rate = 1e-3, 1e-2
-    pretraining_epochs = 3
-    cuts: ClassVar[dict[str, tuple[int, int]]] = {"pretraining": (0, 600_000), "finetuning": (1_000_000, 1_060_000)}
+    pretraining_epochs = 10
+    cuts: ClassVar[dict[str, tuple[int, int]]] = {"pretraining": (0, 900_000), "finetuning": (1_000_000, 1_060_000)}
     """Characters that are used; between them lie other plays."""
 
     def spec(self, depth: int, width: int = 64, heads: int = 4, weights: Path | None = None) -> CausalTransformerSpec:
@@ -177,6 +206,32 @@ class Text(Task):
             nats = [module.token_nll(held.gather(rows)) for rows in torch.arange(len(held)).split(64)]
         return {"perplexity": torch.cat([each for each in nats if each is not None]).mean().exp().item()}
 
+    def baselines(self, seed: int, weights: Path) -> dict[str, dict[str, Any]]:
+        """The pretrained model as it is, and counters of n-grams."""
+        data, before = self.data(IID(), seed), self._text("pretraining", 1, IID(), PRETRAINING_SEED)
+        for each in (data, before):
+            each.setup("fit")
+        module = FederatedSSL(
+            self.spec(DEPTH, weights=weights),
+            self.method(),
+            None,
+            partial(AdamW, lr=1.0),
+            EndToEnd(),
+            1,
+            heads=str(weights),
+            seed=seed,
+        )
+        module.prepare(data)
+        known, more, asked = (each.gather(torch.arange(len(each))) for each in (data.pool, before.pool, data.eval_test))
+        counted = {
+            "4-grams of the finetuning text": known,
+            "4-grams of both texts": torch.cat([known, more]),
+        }
+        found = {"pretrained, not finetuned": self.quality(module, data)}
+        for name, text in counted.items():
+            found[name] = ngram_perplexity(text, asked, data.vocabulary).as_dict()
+        return found
+
     def _text(self, part: str, clients: int, partition: Partitioner, seed: int) -> FederatedText:
         start, end = self.cuts[part]
         if self.quick:
@@ -196,6 +251,11 @@ class Text(Task):
         )
         fit(module, self._text("pretraining", 1, IID(), seed), epochs)
         module.export(folder)
+
+
+def _accuracies(labels: Tensor, predicted: Tensor) -> dict[str, Any]:
+    found = classification_metrics(labels, predicted, 10)
+    return {"accuracy": found.accuracy, "per_class": list(found.per_class_accuracy)}
 
 
 def fit(module: LightningModule, data: LightningDataModule, epochs: int) -> None:

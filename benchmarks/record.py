@@ -39,8 +39,6 @@ def write_record(folder: Path, name: str, title: str, table: list[dict[str, Any]
         data: Everything measured, for the JSON file.
         notes: What was run and how to read it.
     """
-    origin = provenance()
-    folder.mkdir(parents=True, exist_ok=True)
     columns = list(table[0])
     lines = [
         f"# {title}",
@@ -49,7 +47,21 @@ def write_record(folder: Path, name: str, title: str, table: list[dict[str, Any]
         "",
         *Table(columns, [[str(row[column]) for column in columns] for row in table]).markdown(),
     ]
-    lines += ["", f"- command: `{origin['command']}`", f"- commit: {origin['commit']}"]
+    write_page(folder, name, "\n".join(lines), data)
+
+
+def write_page(folder: Path, name: str, page: str, data: Any) -> None:
+    """Writes ``NAME.md`` from a page of Markdown, and ``NAME.json``.
+
+    Args:
+        folder: Where.
+        name: Stem of both files.
+        page: Everything but where it was measured.
+        data: Everything measured, for the JSON file.
+    """
+    origin = provenance()
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [page.rstrip(), "", f"- command: `{origin['command']}`", f"- commit: {origin['commit']}"]
     lines += [f"- hardware: {origin['processor']}, {origin['cores']} cores, GPU {origin['gpu']}"]
     lines += ["- versions: " + ", ".join(f"{k} {v}" for k, v in origin["versions"].items()), ""]
     (folder / f"{name}.md").write_text("\n".join(lines))
