@@ -140,8 +140,9 @@ class Shareout:
             (stage,) = fleet_stages(scheme, DEPTH, 1, fleet)
         except ValueError:
             return None
-        shares = [fleet.largest(client, scheme.choices(stage)) for client in range(CLIENTS)]
-        extents = tuple(share.num_trained if share else 0 for share in shares)
+        choices = scheme.choices(stage)
+        chosen = [fleet.choose(client, choices) for client in range(CLIENTS)]
+        extents = tuple(0 if each is None else choices[each].num_trained for each in chosen)
         return Shares(stage.depth, extents, devices) if any(extents) else None
 
     def _forecast(self, adapters: bool) -> Forecast:

@@ -136,8 +136,9 @@ def _effect(case: Case, planned: PlannedStep) -> dict[str, Any]:
     with planned:
         gradient = _gradient(case.model, case.step)
     times: tuple[list[float], list[float]] = ([], [])
+    contexts: tuple[AbstractContextManager[Any], ...] = (nullcontext(), planned)
     for repeat in range(case.repeats + 1):
-        for side, context in zip(times, (nullcontext(), planned), strict=True):
+        for side, context in zip(times, contexts, strict=True):
             start = _clock(gradient)
             with context:
                 case.step().backward()

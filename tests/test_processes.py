@@ -28,6 +28,7 @@ EVERYTHING = [
     "--model.server_optimizer.momentum=0.5",
     "--model.dropout=0.2",
     "--model.bank=ActivationBank",
+    "--model.compression=TopK",
 ]
 FIT = ["fit", "-c", "lw_fedssl.yaml"]
 

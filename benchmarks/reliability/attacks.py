@@ -34,6 +34,7 @@ from fedssl.server.aggregation import (
     TrimmedMean,
     WeightedMean,
 )
+from fedssl.server.global_step import AggregatedStep
 from fedssl.server.selection import FedHybridSelector, SmartFreezeSelector
 from fedssl.server.server import Server
 from fedssl.server.updates import MAX_UPDATE
@@ -154,7 +155,7 @@ HELLOS: dict[str, RecordDict] = {
     "held of numbers": encode_hello(Hello(1, {"stem": 3}, 0, 0)),  # type: ignore[dict-item]
     "negative client": encode_hello(Hello(-1, {}, 0, 0)),
     "client 10^18": encode_hello(Hello(10**18, {}, 0, 0)),
-    "memory that is no number": encode_hello(Hello(1, {}, "x", 0)),  # type: ignore[arg-type]
+    "memory that is no number": encode_hello(Hello(1, {}, "x", 0)),
     "no note": RecordDict({}),
 }
 
@@ -164,6 +165,7 @@ def play(
 ) -> dict[str, Any]:
     """Rounds in the first of which client 0 lies, and two more; how it ended, and how far the model went until then."""
     server, outcome = tiny_server(rule, CLIENTS, selector), ""
+    assert isinstance(server.step, AggregatedStep)
     server.step.max_update = bound
     before = {key: tensor.clone() for key, tensor in weights(server).items()}
     for round_ in range(lies + 2):
@@ -198,7 +200,7 @@ def honest(server: Server, client: int) -> Tensors:
 
 def greet(content: RecordDict) -> str:
     """Send a hello and tell if the roster refuses it."""
-    roster = Roster(None, CLIENTS, RecordDict({}), lambda _: None)  # type: ignore[arg-type]
+    roster = Roster(None, CLIENTS, RecordDict({}), lambda _: None)
     try:
         roster._take(101, Message(content, 101, "query"))
     except Exception as error:

@@ -90,7 +90,7 @@ def write_noise(path: Path) -> None:
     numbers = {"train": IMAGES, "val": 10, "test": 2_000}
     arrays = {f"{split}_images": rng.integers(0, 256, (n, SIDE, SIDE), np.uint8) for split, n in numbers.items()}
     arrays |= {f"{split}_labels": np.arange(n, dtype=np.uint8)[:, None] % 10 for split, n in numbers.items()}
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    np.savez(path, **arrays)
 
 
 def measure(clients: int, rounds: int, work: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from fedssl.data.natural import ByFolder, ByTable
 from fedssl.data.partition import IID, Dirichlet, PowerLaw, Shards, WholeClasses
 from fedssl.data.texts import FederatedText
 from fedssl.devices import Deadline, DeviceClasses, DeviceFile, RandomDevices
+from fedssl.protocol.compression import BFloat16, EightBit, TopK
 from fedssl.server.aggregation import (
     LDAWA,
     SCAFFOLD,
@@ -34,6 +35,7 @@ __all__ = [
     "SCAFFOLD",
     "ActivationBank",
     "Aggregation",
+    "BFloat16",
     "ByFolder",
     "ByTable",
     "Calibration",
@@ -43,6 +45,7 @@ __all__ = [
     "DeviceClasses",
     "DeviceFile",
     "Dirichlet",
+    "EightBit",
     "FedEMA",
     "FedHybridSelector",
     "FedNova",
@@ -64,6 +67,7 @@ __all__ = [
     "Shards",
     "SmartFreezeSelector",
     "StragglerMean",
+    "TopK",
     "TrimmedMean",
     "UnchangedMean",
     "WeightedMean",

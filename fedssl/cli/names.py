@@ -30,6 +30,7 @@ from fedssl.client.bank import ActivationBank
 from fedssl.client.start import StartRule
 from fedssl.data.partition import Partitioner
 from fedssl.devices import Deadline, DeviceSource
+from fedssl.protocol.compression import Compression
 from fedssl.server.aggregation import Aggregation
 from fedssl.server.calibration import Calibration
 from fedssl.server.lr_schedule import LRSchedule
@@ -66,6 +67,7 @@ PLACES: dict[str, tuple[type, ...]] = {
     "model.alignment": (Alignment,),
     "model.calibration": (Calibration,),
     "model.aggregation": (Aggregation,),
+    "model.compression": (Compression,),
     "model.server_optimizer": (SGD,),
     "model.evaluation": (EvaluationSettings,),
     "model.finetuning": (FinetuneSettings,),

@@ -27,12 +27,14 @@ class LocalStep:
         proximal: mu of the FedProx term; 0 switches it off.
         corrected: The server sends a correction of the gradients with every task.
         clip_norm: Largest global norm of the final gradient, see ``Method``; ``None``: no limit.
+        keeps_received: The client holds the weights that it received, of which it sends the change.
     """
 
     alignment: Alignment | None = None
     proximal: float = 0.0
     corrected: bool = False
     clip_norm: float | None = None
+    keeps_received: bool = False
 
     def attach(self, model: PartitionedModel, stage: Stage) -> Method:
         """Point the model's method and the alignment's copies at a stage, and return the method."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from fedssl.client.start import StartRule
 from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.client.training_loop import LoopReport, MemoryPlans, NonFiniteLossError, train_epochs
 from fedssl.data.datasets import SampleSet
-from fedssl.protocol.messages import Failure, Result, Task, Tensors, flatten, unflatten
+from fedssl.protocol.compression import Compression, pack_update
+from fedssl.protocol.messages import Failure, Parts, Result, Task, Tensors, flatten, unflatten
 from fedssl.protocol.parts import PartitionedModel
 from fedssl.utils.files import check_same
 from fedssl.utils.seeding import derive_seed, torch_generator
@@ -34,6 +35,7 @@ class ClientState:
         alignment: What the alignment remembers of them.
         weights: Their tensors after training, by ``part/name``; empty without a start rule.
         notes: Numbers that the start rule keeps.
+        lost: What the compression of its updates lost so far, by part; empty without one.
         bank: What its activation bank was made from, so that it is not counted again; empty if there is none.
     """
 
@@ -42,6 +44,7 @@ class ClientState:
     weights: Tensors
     notes: dict[str, float]
     bank: str = ""
+    lost: Tensors = field(default_factory=dict)
 
 
 class LocalUpdate:
@@ -57,6 +60,7 @@ class LocalUpdate:
         start: What clients start a round from; ``None``: the global weights.
         plans: Keep local steps within a memory budget; ``None``: there is none.
         bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
+        compression: Packs what clients send; ``None`` sends the weights.
 
     Attributes:
         client_states: What clients keep between rounds, by id.
@@ -74,6 +78,7 @@ class LocalUpdate:
         start: StartRule | None = None,
         plans: MemoryPlans | None = None,
         bank: ActivationBank | None = None,
+        compression: Compression | None = None,
     ) -> None:
         self.model = model
         self.epochs = epochs
@@ -82,6 +87,7 @@ class LocalUpdate:
         self.start = start
         self.seed = seed
         self.plans = plans
+        self.compression = compression
         self.banks = ClientBanks(bank, seed) if bank else None
         self.book = CostBook()
         self._recall = recall
@@ -116,8 +122,9 @@ class LocalUpdate:
                 return Failure(task.client_id, str(error), skipped=self.plans is not None and self.plans.changing)
         if report.steps == 0:
             return Failure(task.client_id, f"{len(images)} images are too few to contrast", skipped=True)
-        self._remember(task)
-        return self._result(task, len(images), report)
+        parts, lost = self._packed(task, state)
+        self._remember(task, lost)
+        return self._result(task, parts, len(images), report)
 
     def _receive(self, task: Task) -> None:
         for name, content in task.frozen_ids.items():
@@ -178,19 +185,27 @@ class LocalUpdate:
         state = self.client_states.get(task.client_id)
         return state if state and state.layers == list(task.active) else None
 
-    def _remember(self, task: Task) -> None:
+    def _packed(self, task: Task, state: ClientState | None) -> tuple[Parts, Tensors]:
+        """Return what the client sends, and what its compression has lost."""
+        # Not copied: the engine lets nobody train here before the server has taken the result.
+        parts = self.model.read(self.model.trained_names(task.stage))
+        if not self.compression:
+            return parts, {}
+        weights = self.model.parameters(parts)
+        return pack_update(self.compression, parts, task.active, weights, state.lost if state else {})
+
+    def _remember(self, task: Task, lost: Tensors) -> None:
         bank = self._bank(task)
         before, alignment = self._state(task), self.step.remember(self.model.method)
         weights = flatten(self.model.read(task.active)) if self.start else {}
         # Off the GPU, as there are as many as clients; cloned, because on the CPU they would still be the model's own.
         kept = {key: tensor.detach().cpu().clone() for key, tensor in weights.items()}
-        if kept or alignment is not None or bank:
+        lost = {part: tensor.cpu() for part, tensor in lost.items()}
+        if kept or alignment is not None or bank or lost:
             notes = before.notes if before else {}
-            self.client_states[task.client_id] = ClientState(list(task.active), alignment, kept, notes, bank)
+            self.client_states[task.client_id] = ClientState(list(task.active), alignment, kept, notes, bank, lost)
 
-    def _result(self, task: Task, num_images: int, report: LoopReport) -> Result:
-        # Not copied: the engine lets nobody train here before the server has taken the result.
-        parts = self.model.read(self.model.trained_names(task.stage))
+    def _result(self, task: Task, parts: Parts, num_images: int, report: LoopReport) -> Result:
         return Result(
             task.client_id,
             parts,
@@ -213,7 +228,7 @@ class LocalUpdate:
             "alignment": type(self.step.alignment).__name__,
             "start": type(self.start).__name__,
             "bank": self.banks.rule.settings() if self.banks else None,
-        }
+        } | ({"compression": repr(self.compression)} if self.compression else {})
 
     def state_dict(self) -> dict[str, Any]:
         """Return what clients remember between rounds, and the step costs measured so far."""

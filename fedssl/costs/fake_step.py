@@ -31,7 +31,8 @@ class StepPrediction:
         parameters: Weights and buffers of the present layers and heads.
         gradients: Gradients of the trained parameters.
         optimizer_state: State of the client's optimizer.
-        copies: Momentum target, alignment and proximal copies, and corrections of the gradients.
+        copies: Momentum target, alignment and proximal copies, corrections of the gradients, and the received weights
+            if their change is compressed.
         activations: Activations that autograd keeps for backward.
         peak: Most bytes of tensors alive at once.
         macs: Multiply-accumulates.
@@ -89,6 +90,8 @@ class FakeStep:
             corrections = [(p, torch.zeros_like(p)) for p in self._method.trained()] if step.corrected else []
             # As if the client had trained before: with a memory, MOON's step has more to compute and to hold.
             self._copies = step.begin_client(self._method, step.remember(self._method), corrections)
+            if step.keeps_received:
+                self._copies += [torch.empty_like(parameter) for parameter in self._method.trained()]
             optimizer = self._method.configure_optimizers()
         assert isinstance(optimizer, Optimizer)
         self._optimizer = optimizer

@@ -11,6 +11,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from itertools import count
 from typing import Any
 
@@ -24,6 +25,7 @@ from fedssl.data.datasets import SampleSet
 from fedssl.devices import DeviceProfile
 from fedssl.federation.federation import Engine, Federation
 from fedssl.federation.settings import FederationSettings
+from fedssl.protocol.compression import Compression, pack_update
 from fedssl.protocol.messages import Failure, Parts, Result, Task, Tensors, num_bytes
 from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.aggregation import Update
@@ -78,7 +80,8 @@ def dry_federation(
 
 def dry_rounds(federation: Federation) -> list[DryRound]:
     """Run all rounds of a dry federation."""
-    server, engine = federation.server, DryEngine(federation.forecast, federation.sizes)
+    server, compression = federation.server, federation.settings.local.compression
+    engine = DryEngine(federation.forecast, federation.sizes, compression)
     rounds = []
     while not server.done:
         report = federation.round(engine)
@@ -93,11 +96,13 @@ class DryEngine(Engine):
     Args:
         forecast: Predicts what a round asks of a client.
         sizes: Number of images of each client.
+        compression: Packs what clients send; ``None`` sends the weights.
     """
 
-    def __init__(self, forecast: Forecast, sizes: Sequence[int]) -> None:
+    def __init__(self, forecast: Forecast, sizes: Sequence[int], compression: Compression | None = None) -> None:
         self._forecast = forecast
         self._sizes = sizes
+        self._packed = cache(partial(self._pack, compression)) if compression else None
         self._banks: dict[int, str] = {}
 
     def connect(self, server: Server) -> None:
@@ -115,7 +120,14 @@ class DryEngine(Engine):
         macs = self._forecast(task.stage, images).macs
         if self._fills_bank(task):
             macs += self._forecast.filling_macs(task.stage, images)
-        return Result(task.client_id, task.active, images, math.nan, math.nan, macs, 0, steps)
+        parts = {name: self._packed(name) for name in task.active} if self._packed else task.active
+        return Result(task.client_id, parts, images, math.nan, math.nan, macs, 0, steps)
+
+    def _pack(self, rule: Compression, name: str) -> Tensors:
+        """Compress a part in which nothing has changed: the bytes depend on its size alone."""
+        model = self._forecast.predictor.model
+        part = model.read([name])
+        return _without_values(pack_update(rule, part, part, model.parameters([name]), {})[0][name])
 
     def _fills_bank(self, task: Task) -> bool:
         """Return True if the client's bank is not yet what the task needs; it is from now on."""

@@ -186,7 +186,14 @@ class Federation:
         # gradient no optimizer moves them, and its state has one form in all checkpoints.
         parameters = dict.fromkeys(p for module in self.model.parts.values() for p in module.parameters())
         optimizer = server.optimizer(list(parameters))
-        return AggregatedStep(self.model, server.aggregation, optimizer, server.max_update, server.measure_distance)
+        return AggregatedStep(
+            self.model,
+            server.aggregation,
+            optimizer,
+            max_update=server.max_update,
+            measure_distance=server.measure_distance,
+            compression=self.settings.local.compression,
+        )
 
 
 def make_client(
@@ -211,4 +218,5 @@ def make_client(
         start=local.start,
         plans=plans,
         bank=local.bank,
+        compression=local.compression,
     )

@@ -15,6 +15,7 @@ from fedssl.client.start import StartRule
 from fedssl.costs.prediction import StepPredictor
 from fedssl.devices import Deadline, DeviceSource
 from fedssl.memory_budget.setting import MemoryBudget
+from fedssl.protocol.compression import Compression
 from fedssl.protocol.parts import MethodFactory, PartitionedModel, build_model
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
@@ -72,6 +73,7 @@ class LocalSettings:
         start: Weights that clients start a round from; ``None``: the global ones.
         bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
         memory: Memory budget of a step.
+        compression: Packs what clients send; ``None`` sends the weights.
     """
 
     epochs: int = 1
@@ -83,6 +85,7 @@ class LocalSettings:
     start: StartRule | None = None
     bank: ActivationBank | None = None
     memory: MemoryBudget = MemoryBudget()  # noqa: RUF009 (frozen)
+    compression: Compression | None = None
 
     def __post_init__(self) -> None:
         check_at_least(1, local_epochs=self.epochs)
@@ -194,7 +197,13 @@ class FederationSettings:
         """Return a predictor of local steps with a model of its own, or one that takes over the given model."""
         local, corrected = self.local, self.server.aggregation.corrects
         # A copy: attaching points an alignment at one model, and the resident client's must stay at its own.
-        step = LocalStep(copy.deepcopy(local.alignment), local.proximal, corrected, local.gradient_clip_norm)
+        step = LocalStep(
+            copy.deepcopy(local.alignment),
+            local.proximal,
+            corrected,
+            local.gradient_clip_norm,
+            keeps_received=local.compression is not None,
+        )
         return StepPredictor(model or self.build(), step, local.bank)
 
     def check(self, model: PartitionedModel) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from fedssl.protocol.compression import Compression, unpack_update
 from fedssl.protocol.messages import Parts, Tensors, flatten, part_of, unflatten
 from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.aggregation import Aggregation
@@ -80,6 +82,7 @@ class AggregatedStep(GlobalStep):
         optimizer: Steps the model along ``global - aggregate``; SGD with lr 1 is FedAvg.
         max_update: Largest change of a tensor that a client may give, see ``ReceivedUpdates``.
         measure_distance: Measure how far the local models of a round are apart.
+        compression: Unpacks what clients send; ``None``: they send the weights.
     """
 
     def __init__(
@@ -87,14 +90,17 @@ class AggregatedStep(GlobalStep):
         model: PartitionedModel,
         rule: Aggregation,
         optimizer: Optimizer,
+        *,
         max_update: float = MAX_UPDATE,
         measure_distance: bool = False,
+        compression: Compression | None = None,
     ) -> None:
         self.model = model
         self.rule = rule
         self.optimizer = optimizer
         self.max_update = max_update
         self.measure_distance = measure_distance
+        self.compression = compression
 
     def begin(self, participation: Participation, rounds: int) -> None:
         """Begin a run of the rule."""
@@ -108,8 +114,15 @@ class AggregatedStep(GlobalStep):
         """Begin a round of the rule with the global tensors."""
         reference = flatten(self.model.read(names))
         self.rule.begin_round({key: tensor for key, tensor in reference.items() if tensor.is_floating_point()})
-        distance = ClientDistance(reference, self.model.parameters(names)) if self.measure_distance else None
-        return ReceivedUpdates(reference, self.rule.add, self.max_update, distance, lr_factor)
+        weights = self.model.parameters(names)
+        return ReceivedUpdates(
+            reference,
+            self.rule.add,
+            self.max_update,
+            distance=ClientDistance(reference, weights) if self.measure_distance else None,
+            unpack=partial(unpack_update, self.compression, weights=weights.keys()) if self.compression else None,
+            lr_factor=lr_factor,
+        )
 
     def finish(self, updates: ReceivedUpdates, round_: int, step: Callable[[], Any] | None = None) -> set[str]:
         """Aggregate the updates and step the optimizer."""

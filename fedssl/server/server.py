@@ -212,6 +212,8 @@ class Server:
             if isinstance(delivery.result, Result) and delivery.result is not result:
                 asked = asked[-len(delivery.result.parts) :]
             result = delivery.result
+        # As it travelled: the check unpacks what a client has compressed.
+        sent = num_bytes(result.parts) if isinstance(result, Result) else 0
         arrived = updates.check(result, asked)
         if isinstance(arrived, Result):
             # A client cannot claim more weight than the division gave it, or than it announced when it joined.
@@ -220,7 +222,7 @@ class Server:
         if isinstance(arrived, Failure):
             self.ledger.lost(arrived)
             return []
-        self.current.up_bytes[client] = num_bytes(arrived.parts)
+        self.current.up_bytes[client] = sent
         self.ledger.received(arrived, self.current.up_bytes[client])
         wanted = self.participation.selector.wants_updates
         # Sampled at once: the tensors may lie in the resident model, which the next client overwrites.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fedssl.protocol.messages import Failure, Result, Tensors, flatten, part_of
+from fedssl.protocol.messages import Failure, Parts, Result, Tensors, flatten, part_of, unflatten
 from fedssl.server.aggregation import Update
 from fedssl.server.aggregation.rule import difference_to
 from fedssl.server.distance import ClientDistance
@@ -41,6 +42,7 @@ class ReceivedUpdates:
         max_update: A client is dropped if a tensor of its update changed by more, as a root mean square, in units of
             one plus that of the global tensor.
         distance: Measures how far the good updates are apart; ``None`` does not.
+        unpack: Makes a client's tensors of what it sent and of the global tensors; ``None``: it sent its tensors.
         lr_factor: Factor of the clients' learning rate.
 
     Attributes:
@@ -52,7 +54,9 @@ class ReceivedUpdates:
         reference: Tensors,
         add: Callable[[Update], None],
         max_update: float = MAX_UPDATE,
+        *,
         distance: ClientDistance | None = None,
+        unpack: Callable[[Parts, Parts], Parts] | None = None,
         lr_factor: float = 1.0,
     ) -> None:
         self.reference = reference
@@ -66,12 +70,13 @@ class ReceivedUpdates:
         self.activation_bytes = 0
         self._hand_on = add
         self._max_update = max_update
+        self._unpack = unpack
         self._lr_factor = lr_factor
         self._images = 0
         self._loss = 0.0
 
     def check(self, result: Result | Failure, parts: Iterable[str]) -> Result | Failure:
-        """Return the result, or the reason why it cannot be used.
+        """Return the result, unpacked if it was compressed, or the reason why it cannot be used.
 
         Args:
             result: Result of a client.
@@ -81,6 +86,11 @@ class ReceivedUpdates:
             return result
         asked = set(parts)
         expected = {key: own for key, own in self.reference.items() if part_of(key) in asked}
+        if self._unpack:
+            try:
+                result = replace(result, parts=self._unpack(result.parts, unflatten(expected)))
+            except ValueError as error:
+                return Failure(result.client_id, f"its update cannot be unpacked: {error}")
         return find_fault(result, expected, self._max_update) or result
 
     def take(self, result: Result | Failure) -> None:

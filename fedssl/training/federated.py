@@ -25,6 +25,7 @@ from fedssl.federation.settings import (
     sgd,
 )
 from fedssl.memory_budget.setting import MemoryBudget
+from fedssl.protocol.compression import Compression
 from fedssl.protocol.parts import MethodFactory, PartitionedModel
 from fedssl.server.aggregation import Aggregation, WeightedMean
 from fedssl.server.calibration import Calibration
@@ -80,6 +81,7 @@ class FederatedSSL(Pretraining):
         start: What clients start a round from: FedU or FedEMA; ``None``: the global weights.
         alignment: Representation alignment with the received global model; ``None`` switches it off.
         proximal: mu of the FedProx term; 0 switches it off.
+        compression: Packs what clients send (BFloat16, EightBit, TopK); ``None`` sends the weights.
         calibration: Server-side calibration on auxiliary images; ``None`` switches it off.
         aggregation: How the clients' results become one.
         max_update: Most that a tensor of a client's update may change, as a root mean square and in units of one plus
@@ -119,6 +121,7 @@ class FederatedSSL(Pretraining):
         start: StartRule | None = None,
         alignment: Alignment | None = None,
         proximal: float = 0.0,
+        compression: Compression | None = None,
         calibration: Calibration | None = None,
         aggregation: Aggregation = WeightedMean(),  # noqa: B008 (a round starts it anew)
         max_update: float = MAX_UPDATE,
@@ -149,6 +152,7 @@ class FederatedSSL(Pretraining):
             start=start,
             bank=bank,
             memory=MemoryBudget.parse(memory_budget, devices),
+            compression=compression,
         )
         cohort = CohortSettings(
             participation=participation, dropout=dropout, selector=selector, devices=devices, deadline=deadline

@@ -28,6 +28,7 @@ from fedssl.federation.settings import (
     ServerSettings,
     sgd,
 )
+from fedssl.protocol.compression import Compression
 from fedssl.protocol.messages import Failure, Result, Task, flatten
 from fedssl.protocol.parts import PartitionedModel, build_model
 from fedssl.server.aggregation import Aggregation, WeightedMean
@@ -202,10 +203,11 @@ def make_small_world(
     seed: int = 0,
     augment: TwoViews | None = None,
     bank: ActivationBank | None = None,
+    compression: Compression | None = None,
 ) -> World:
     """A federation of clients of the given sizes."""
     local = {"epochs": epochs, "alignment": copy.copy(alignment), "proximal": proximal, "start": start, "bank": bank}
-    local |= {"lr_schedule": lr_schedule, "gradient_clip_norm": gradient_clip_norm}
+    local |= {"lr_schedule": lr_schedule, "gradient_clip_norm": gradient_clip_norm, "compression": compression}
     cohort = {"participation": cohort_size or len(sizes), "dropout": dropout, "selector": selector}
     cohort |= {"devices": Given(devices) if devices else None, "deadline": deadline}
     server = {"aggregation": aggregation or WeightedMean(), "optimizer": server_optimizer}
@@ -310,4 +312,5 @@ def _structure(predictor: StepPredictor) -> tuple[Any, ...]:
     shapes = tuple((name, key, t.shape) for name, part in model.parts.items() for key, t in part.state_dict().items())
     settings = {name: value for name, value in vars(method).items() if isinstance(value, bool | int | float | str)}
     kind = (type(method), repr(sorted(settings.items())), optimizer, model.micro_batch, repr(model.encoder.spec))
-    return shapes, kind, type(step.alignment), bool(step.proximal), step.corrected, repr(predictor.bank)
+    terms = type(step.alignment), bool(step.proximal), step.corrected, step.keeps_received
+    return shapes, kind, terms, repr(predictor.bank)

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from fedssl import SCAFFOLD, ActivationBank, Calibration, Deadline, GlobalAlignment, SmartFreezeSelector
+from fedssl import (
+    SCAFFOLD,
+    ActivationBank,
+    Calibration,
+    Deadline,
+    EightBit,
+    GlobalAlignment,
+    SmartFreezeSelector,
+    TopK,
+)
 from fedssl.devices import DeviceProfile
 from fedssl.federation.dry import dry_federation, dry_rounds
 from fedssl.server.rounds import RoundReport
@@ -41,6 +50,8 @@ def costs(report: RoundReport) -> tuple[Any, ...]:
         (LayerWise(layer_budget=2), {"bank": ActivationBank(2)}),
         in_ci(LayerWise(), {"bank": ActivationBank(1), "calibration": Calibration(batch_size=4, when="stage")}),
         in_ci(LayerWise(), {"aggregation": SCAFFOLD(), "cohort_size": 2}),
+        (LayerWise(), {"compression": EightBit(), "cohort_size": 2}),
+        in_ci(EndToEnd(), {"compression": TopK(0.3), "devices": [MEDIUM, SLOW, FOREVER], "deadline": Deadline(2.0)}),
         in_ci(LastLayers(), {"method": "Supervised", "devices": [MEDIUM, SLOW, MEDIUM]}),
         (LayerWise(), {"devices": [MEDIUM, SLOW, FOREVER], "deadline": Deadline(2.0)}),
         (LayerWise(), {"devices": [MEDIUM, SLOW, FOREVER], "deadline": Deadline(2.0, "send_finished_layers")}),

@@ -30,9 +30,12 @@ LAST_LAYERS = (
 )
 RUNS = {
     "layer-wise": ("lw_fedssl.yaml", LAYERWISE),
-    "mixed precision": ("lw_fedssl.yaml", ("--trainer.precision=bf16-mixed", "--model.rounds=2")),
+    "mixed precision": (
+        "lw_fedssl.yaml",
+        ("--trainer.precision=bf16-mixed", "--model.rounds=2", "--model.compression=BFloat16"),
+    ),
     "progressive": ("prog_fedssl.yaml", ("--model.alignment=GlobalAlignment", "--model.participation=2")),
-    "FedNova": ("lw_fedssl.yaml", ("--model.aggregation=FedNova", "--model.rounds=2")),
+    "FedNova": ("lw_fedssl.yaml", ("--model.aggregation=FedNova", "--model.rounds=2", "--model.compression=EightBit")),
     "SCAFFOLD": (
         "lw_fedssl.yaml",
         (
@@ -41,7 +44,10 @@ RUNS = {
         ),
     ),
     "last layers": ("lw_fedssl.yaml", LAST_LAYERS),
-    "end-to-end": ("fedssl.yaml", ("--model.start=fedssl.FedEMA", "--model.method=BYOL", "--model.dropout=0.2")),
+    "end-to-end": (
+        "fedssl.yaml",
+        ("--model.start=fedssl.FedEMA", "--model.method=BYOL", "--model.dropout=0.2", "--model.compression=TopK"),
+    ),
 }
 
 
