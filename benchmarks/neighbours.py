@@ -24,10 +24,10 @@ local epochs, half of the configurations' rounds (the pace controller may use 48
 each have a device of 20, 5 and 1 GMAC/s with 20/5, 5/1 and 1/0.25 Mbit/s down/up; deadlines are 74 virtual seconds a
 round, which the slowest class misses. Supervised rows train a narrow ResNet-18. SmartFreeze ends by itself, after about
 72 rounds, and end-to-end training of its clients has 72: on its devices, of which some hold no whole model, and on
-devices that all do. Simulated minutes are those of the virtual clock; accuracy over time is the validation kNN after every
-round, on 359 training images held out as queries (a standard error of 1.6 points at 90 %; the test has 360). kNN minus
-reference: the first row of the kind, seed by seed, mean and 95 % t interval; the kinds are self-supervised, ProgFed's
-clients and SmartFreeze's clients.
+devices that all do. Simulated minutes are those of the virtual clock; accuracy over time is the validation kNN after
+every round, on 359 training images held out as queries (a standard error of 1.6 points at 90 %; the test has 360). kNN
+minus reference: the first row of the kind, seed by seed, mean and 95 % t interval; the kinds are self-supervised,
+ProgFed's clients and SmartFreeze's clients.
 """
 MEMORY_NOTES = """
 The digits over 6 clients by Dirichlet(0.5), 24 rounds of 2 local epochs; three devices have 40 MiB, which holds a
