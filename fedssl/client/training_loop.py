@@ -20,6 +20,10 @@ from fedssl.data.datasets import SampleSet
 from fedssl.protocol.messages import Task
 from ssl_methods import Inputs, Method
 
+CPU = torch.device("cpu")
+LARGEST_SHARE = 0.25
+"""Part of a GPU's free memory that a client's images may take; the rest is for training."""
+
 
 class NonFiniteLossError(ArithmeticError):
     """The training loss became NaN or infinite."""
@@ -122,16 +126,14 @@ def train_epochs(
         losses.add_(torch.stack([value, value.square()]))
 
     for _ in range(epochs):
-        batches = shuffled_batches(images, batch_size, generator)
+        # Numbers of a bank's rows stay: it lies in main memory, and fetching them back would wait for the device.
+        batches = shuffled_batches(images, batch_size, generator, CPU if key.banked else device)
         while True:
             with times("augmentation"):
                 batch = next(batches, None)
                 if batch is None:
                     break
-                samples, labels = batch
-                # Numbers stay: their bank lies in main memory, and fetching them back would wait for the device.
-                samples = samples if key.banked else samples.to(device, non_blocking=True)
-                inputs = method.inputs(samples, labels.to(device, non_blocking=True))
+                inputs = method.inputs(*batch)
             size = len(batch[0])
             planned = plans(size) if plans else None
             budget = plans.budget if plans and planned else None
@@ -155,23 +157,48 @@ def scale_lr(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = group["lr"] * factor
 
 
-def shuffled_batches(images: SampleSet, batch_size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def shuffled_batches(
+    images: SampleSet, batch_size: int, generator: torch.Generator, device: torch.device = CPU
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield one epoch of batches in random order, without a batch of a single image.
 
-    Images that are decoded from files are read one batch ahead.
+    A GPU gets all of them at once if they are in memory and take little of its own. Other images are read, and put
+    where a GPU can fetch them while it computes, one batch ahead.
 
     Yields:
-        Images uint8 (B, C, H, W), or texts (B, T + 1), and labels (B,).
+        Images uint8 (B, C, H, W), or texts (B, T + 1), and labels (B,), on the device.
     """
     order = torch.randperm(len(images), generator=generator)
     indices = [chunk for chunk in order.split(batch_size) if len(chunk) > 1]
-    if images.in_memory or not indices:
-        yield from ((images.gather(chunk), images.labels[chunk]) for chunk in indices)
+    if not indices:
         return
+    if images.in_memory and device == CPU:
+        yield from ((images.gather(chunk), images.labels[chunk]) for chunk in indices)
+    elif images.in_memory and fits(images, device):
+        whole = images.gather(torch.arange(len(images))), images.labels, order
+        samples, labels, order = (each.to(device, non_blocking=True) for each in whole)
+        # Cut on the device: a batch then costs no copy at all.
+        yield from ((samples[chunk], labels[chunk]) for chunk in order.split(batch_size)[: len(indices)])
+    else:
+        yield from _read_ahead(images, indices, device)
+
+
+def fits(images: SampleSet, device: torch.device) -> bool:
+    """Tell if a client's samples take no more than ``LARGEST_SHARE`` of what a GPU has left."""
+    needed = images.gather(torch.arange(1)).nbytes * len(images)
+    return not torch.cuda.is_available() or needed <= LARGEST_SHARE * torch.cuda.mem_get_info(device)[0]
+
+
+def _read_ahead(images: SampleSet, indices: list[Tensor], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    def read(chunk: Tensor) -> tuple[Tensor, Tensor]:
+        batch = images.gather(chunk), images.labels[chunk]
+        # Pinned memory is what a GPU copies from without making the host wait.
+        return (batch[0].pin_memory(), batch[1].pin_memory()) if device.type == "cuda" else batch
+
     with ThreadPoolExecutor(max_workers=1) as reader:
-        pending = [reader.submit(images.gather, chunk) for chunk in indices[:1]]
-        for position, chunk in enumerate(indices):
-            batch = pending.pop().result()
-            if position + 1 < len(indices):
-                pending.append(reader.submit(images.gather, indices[position + 1]))
-            yield batch, images.labels[chunk]
+        pending = reader.submit(read, indices[0])
+        for chunk in [*indices[1:], None]:
+            samples, labels = pending.result()
+            if chunk is not None:
+                pending = reader.submit(read, chunk)
+            yield samples.to(device, non_blocking=True), labels.to(device, non_blocking=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedssl.client import step_costs
 from fedssl.client.step_costs import CostBook, StepKey
-from fedssl.client.training_loop import NonFiniteLossError, shuffled_batches, train_epochs
+from fedssl.client.training_loop import NonFiniteLossError, fits, shuffled_batches, train_epochs
 from fedssl.data.datasets import ArrayImages, FileImages, ImageSet
 from fedssl.utils.files import check_plain
 from layerwise import EndToEnd, StepCost
@@ -91,6 +91,32 @@ def test_files_give_the_batches_of_memory(number: int, tmp_path: Path) -> None:
     for (images, labels), (expected, classes) in zip(from_files, from_memory, strict=True):
         assert torch.equal(images, expected)
         assert torch.equal(labels, classes)
+
+
+@pytest.mark.parametrize("fitting", [True, False])
+def test_a_device_gets_the_batches_of_main_memory(
+    fitting: bool, monkeypatch: pytest.MonkeyPatch, noise: Callable[..., ArrayImages]
+) -> None:
+    """All images at once if they fit, else one batch ahead; cpu:0 stands for a GPU."""
+    monkeypatch.setattr("fedssl.client.training_loop.fits", lambda *_: fitting)
+    images = noise(11).subset(torch.tensor([7, 3, 5, 1, 0, 2, 9, 8, 10]))
+    there = shuffled_batches(images, 4, generator(), torch.device("cpu:0"))
+    here = list(shuffled_batches(images, 4, generator()))
+    for (samples, labels), (expected, classes) in zip(there, here, strict=True):
+        assert torch.equal(samples, expected)
+        assert torch.equal(labels, classes)
+    assert len(here) == 2, "the last image alone is no batch"
+
+
+def test_a_client_fits_if_a_quarter_of_the_free_memory_holds_its_images(
+    monkeypatch: pytest.MonkeyPatch, noise: Callable[..., ArrayImages]
+) -> None:
+    images = noise(10)
+    needed = images.gather(torch.arange(10)).nbytes
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for free, expected in ((4 * needed, True), (4 * needed - 4, False)):
+        monkeypatch.setattr("torch.cuda.mem_get_info", lambda _, free=free: (free, 2**40))
+        assert fits(images, torch.device("cuda")) is expected
 
 
 def test_a_broken_file_is_named(tmp_path: Path) -> None:
