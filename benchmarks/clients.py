@@ -48,6 +48,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--steps", type=int, default=2000, help="local steps of a run")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--accelerator", choices=("cpu", "gpu"), default="cpu")
     parser.set_defaults(run=run)
 
 
@@ -58,14 +59,16 @@ def run(arguments: argparse.Namespace, results: Path) -> None:
     for _ in range(arguments.repeats):
         for kind, cohort in kinds.items():
             for clients in arguments.sizes:
-                data[kind][clients].append(_measured(clients, cohort or clients, arguments.steps))
+                data[kind][clients].append(_measured(clients, cohort or clients, arguments))
                 print(kind, clients, data[kind][clients][-1], flush=True)
     rows = [row for kind, found in data.items() for row in _rows(kind, found)]
-    write_record(results, "clients", "Memory and time over the number of clients", rows, data, NOTES)
+    name = "clients" if arguments.accelerator == "cpu" else "gpu_clients"
+    write_record(results, name, "Memory and time over the number of clients", rows, data, NOTES)
 
 
-def _measured(clients: int, cohort: int, steps: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.clients", str(clients), str(cohort), str(steps // cohort)]
+def _measured(clients: int, cohort: int, arguments: argparse.Namespace) -> dict[str, float]:
+    numbers = map(str, (clients, cohort, arguments.steps // cohort))
+    command = [sys.executable, "-m", "benchmarks.clients", *numbers, arguments.accelerator]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | ONE_THREAD)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -97,7 +100,7 @@ class ManyClients(FederatedData):
         return ClientDatasets([pool.subset(draw) for draw in draws])
 
 
-def main(clients: int, cohort: int, rounds: int) -> None:
+def main(clients: int, cohort: int, rounds: int, accelerator: str) -> None:
     """One run, in a process of its own; prints what it needed."""
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     module = FederatedSSL(
@@ -115,7 +118,7 @@ def main(clients: int, cohort: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             max_epochs=rounds,
-            accelerator="cpu",
+            accelerator=accelerator,
             limit_val_batches=0,
             num_sanity_val_steps=0,
             log_every_n_steps=1,
@@ -131,4 +134,4 @@ def main(clients: int, cohort: int, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:4]), accelerator=sys.argv[4])

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.record import write_record
 from benchmarks.round_times import Measured, measure
 from fedssl.utils.files import write_atomically
@@ -86,10 +88,14 @@ SIMULATION = {
 
 
 def start_simulation(server: Any, client: Any, clients: int, cores: int) -> None:
-    """Runs a ServerApp and a ClientApp in Flower's simulation, one core an actor."""
+    """Runs a ServerApp and a ClientApp in Flower's simulation, one core an actor; on a GPU, equal parts of it too."""
     from flwr.simulation import run_simulation
 
-    backend = {"client_resources": {"num_cpus": 1}, "init_args": {"num_cpus": cores, "log_to_driver": False}}
+    share = 1 / cores if torch.cuda.is_available() else 0.0
+    backend = {
+        "client_resources": {"num_cpus": 1, "num_gpus": share},
+        "init_args": {"num_cpus": cores, "log_to_driver": False},
+    }
     run_simulation(server, client, clients, backend_config=backend)
 
 

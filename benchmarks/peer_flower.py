@@ -6,6 +6,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -17,6 +18,7 @@ from benchmarks.peer_job import CLIENTS, EPOCHS, ROUNDS, client_images, loader, 
 from benchmarks.round_times import tick
 from ssl_methods import SimCLR
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 client = ClientApp()
 server = ServerApp()
 
@@ -24,7 +26,7 @@ server = ServerApp()
 @lru_cache
 def resident() -> tuple[SimCLR, list[tuple[Tensor, Tensor]]]:
     """Model and images, once in a process."""
-    return make_method(), client_images()
+    return make_method().to(DEVICE), client_images()
 
 
 @client.train()
@@ -37,7 +39,7 @@ def train(message: Message, context: Context) -> Message:
     optimizer = method.configure_optimizers()
     for _ in range(EPOCHS):
         for batch in loader(images, labels):
-            loss = method.training_step(batch)
+            loss = method.training_step([each.to(DEVICE) for each in batch])
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

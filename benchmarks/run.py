@@ -13,6 +13,7 @@ MODULES = (
     "caff",
     "clients",
     "flower",
+    "gpu",
     "memory",
     "memory_accuracy",
     "meter",
