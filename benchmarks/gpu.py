@@ -231,7 +231,7 @@ class Steps:
 
 
 def _compiled(prefix: nn.Module) -> nn.Module:
-    return torch.compile(prefix) if list(prefix.parameters()) else prefix  # type: ignore[return-value]
+    return torch.compile(prefix) if list(prefix.parameters()) else prefix
 
 
 def _steps(card: Card) -> Iterator[dict[str, str]]:
@@ -327,4 +327,4 @@ def _lightly_images_a_second(card: Card, like: Steps, workers: int) -> float:
     start = time.perf_counter()
     epoch()
     card.wait()
-    return len(loader.dataset) / (time.perf_counter() - start)  # type: ignore[arg-type]
+    return len(loader.dataset) / (time.perf_counter() - start)
