@@ -4,13 +4,14 @@ import csv
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from fedssl.data.datasets.folders import labelled_files
-from fedssl.data.datasets.pixels import image_files, images_below, subfolders
+from fedssl.data.datasets.folders import labelled_files, not_images
+from fedssl.data.datasets.listing import files_below, image_files, images_below, subfolders
 from fedssl.data.datasets.source import Files, Holders, Loader, find
 
 SPLITS = ("train", "val", "test")
@@ -29,7 +30,7 @@ def read_client_folders(root: Path, split: str) -> Files:
 
     Raises:
         FileNotFoundError: The folder does not exist.
-        ValueError: Images lie beside the folders of the clients, or beside those of a client's classes.
+        ValueError: Images lie beside the folders of the clients.
     """
     base = find(root / split) if split != "train" or (root / split).is_dir() else root
     clients = [folder for folder in subfolders(base) if base != root or folder.name != "test"]
@@ -40,22 +41,21 @@ def read_client_folders(root: Path, split: str) -> Files:
         )
     known = {inner.name for folder in clients for inner in subfolders(folder)}
     known |= {inner.name for folder in subfolders(root / "train") for inner in subfolders(folder)}
+    others = not_images(path for folder in clients for path in files_below(folder))
     if split == "test" and clients and {folder.name for folder in clients} <= known:
-        return labelled_files({folder.name: images_below(folder) for folder in clients}, known)
+        return replace(labelled_files({folder.name: images_below(folder) for folder in clients}, known), others=others)
     held = [_of_client(folder) for folder in clients]
     classes = sorted(known)
     labels = _positions([name for each in held for name, _ in each], classes)
     files = [path for each in held for _, path in each]
     owners = np.repeat(np.arange(len(clients)), [len(each) for each in held])
-    return Files(files, labels, classes, holders=Holders([folder.name for folder in clients], owners))
+    return Files(files, labels, classes, holders=Holders([folder.name for folder in clients], owners), others=others)
 
 
 def _of_client(folder: Path) -> list[tuple[str, Path]]:
     """List the images of a client, each with the name of its class; empty names for images without classes."""
-    loose, inner = image_files(folder), subfolders(folder)
-    if loose and any(images_below(each) for each in inner):
-        raise ValueError(f"{folder} has images such as {loose[0].name} beside the folders of its classes")
-    return [("", path) for path in loose] + [(each.name, path) for each in inner for path in images_below(each)]
+    labelled = [(each.name, path) for each in subfolders(folder) for path in images_below(each)]
+    return [("", path) for path in image_files(folder)] + labelled
 
 
 CLIENT_FOLDERS = Loader(

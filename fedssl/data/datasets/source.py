@@ -1,9 +1,11 @@
 """Sources of the data sets: their readers, what these return, the download of absent files, and fixed splits."""
 
+from __future__ import annotations
+
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from tarfile import TarError
@@ -46,6 +48,10 @@ class Holders:
     clients: np.ndarray
     groups: np.ndarray | None = None
 
+    def only(self, kept: np.ndarray) -> Holders:
+        """Return the holders of the samples at these positions."""
+        return replace(self, clients=self.clients[kept], groups=None if self.groups is None else self.groups[kept])
+
 
 @dataclass(frozen=True)
 class Files:
@@ -53,6 +59,7 @@ class Files:
 
     ``image_size`` is the natural size in pixels where all files have the same, otherwise None. They are decoded to
     ``channels`` colours, unless the user wants grey. ``holders`` says who has each file, where the data set knows it.
+    ``others`` are files beside them that are no images by their names.
     """
 
     paths: Sequence[Path]
@@ -61,6 +68,12 @@ class Files:
     image_size: int | None = None
     channels: int = 3
     holders: Holders | None = None
+    others: Sequence[Path] = ()
+
+    def only(self, kept: np.ndarray) -> Files:
+        """Return the files at these positions."""
+        paths = [self.paths[position] for position in kept]
+        return replace(self, paths=paths, labels=self.labels[kept], holders=self.holders and self.holders.only(kept))
 
 
 @dataclass(frozen=True)
