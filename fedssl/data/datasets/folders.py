@@ -92,7 +92,7 @@ def read_folder(root: Path, split: str) -> Files:
     if split == "train" and not (root / split).is_dir():
         tests = root / "test"
         every = [path for path in files_below(root) if tests not in path.parents]
-        if any(map(is_image, every)):
+        if every:
             return replace(unlabelled([path for path in every if is_image(path)]), others=not_images(every))
     base = find(root / split)
     own = {folder.name: images_below(folder) for folder in subfolders(base)}
@@ -132,7 +132,7 @@ FOLDER_LOADERS = {
     "folder": Loader(
         read_folder,
         "image folder",
-        "your own images",
+        "",
         "train/<class>/* and test/<class>/*, or unlabelled: train/*, or images at any depth of the root",
     ),
 }

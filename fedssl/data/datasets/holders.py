@@ -61,7 +61,7 @@ def _of_client(folder: Path) -> list[tuple[str, Path]]:
 CLIENT_FOLDERS = Loader(
     read_client_folders,
     "folders of clients",
-    "your own images",
+    "",
     "train/<client>/<class>/* and test/<class>/* or test/<client>/<class>/*, or unlabelled: train/<client>/* or "
     "<client>/* in the root",
 )
@@ -70,9 +70,7 @@ CLIENT_FOLDERS = Loader(
 def table_loader(table: str, shared_patients: bool) -> Loader:
     """Return the reader of the files of a table."""
     read = partial(_read_table, table, shared_patients)
-    return Loader(
-        read, "table of files", "your own images", f"{table}, a CSV file of {', '.join(COLUMNS)}", splits=SPLITS
-    )
+    return Loader(read, "table of files", "", f"{table}, a CSV file of {', '.join(COLUMNS)}", splits=SPLITS)
 
 
 def _read_table(table: str, shared_patients: bool, root: Path, split: str) -> Files:

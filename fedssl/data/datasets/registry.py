@@ -11,7 +11,7 @@ from fedssl.data.datasets.cifar import CIFAR10, CIFAR100
 from fedssl.data.datasets.folders import FOLDER_LOADERS
 from fedssl.data.datasets.pixels import AS_DEFAULT, Decoding, square
 from fedssl.data.datasets.samples import ArrayImages, FileImages, ImageSet
-from fedssl.data.datasets.source import Arrays, Files, Loader
+from fedssl.data.datasets.source import YOUR_OWN, Arrays, Files, Loader
 from fedssl.data.datasets.survey import survey
 
 DATASETS: dict[str, Loader] = {
@@ -90,7 +90,7 @@ def load_images(
     if isinstance(found, Files) and not is_public(name):
         found, said = survey(found, channels, decoding, max_bad_files)
     if len(found.labels) == 0:
-        raise ValueError(f"split {split!r} of {name} has no images under {root}" + (f": {said}" if said else ""))
+        raise ValueError(f"split {split!r} of {name} has no images under {root}" + (said and f" ({said}). {YOUR_OWN}"))
     if size is None:
         raise ValueError(f"{name} has images of different sizes: set --data.image_size")
     needed = len(found.labels) * min(channels, found.channels) * size**2

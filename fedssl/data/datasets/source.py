@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+YOUR_OWN = "Set --data.root to the folder of your images, --data.eval_root to that of an evaluation elsewhere"
+
 
 @dataclass(frozen=True)
 class Arrays:
@@ -83,7 +85,7 @@ class Loader:
     Args:
         read: Function of (root, split) that returns the images; an absent file raises FileNotFoundError with its name.
         title: Name of the data set, for people.
-        page: Project page, or whatever tells where to get it.
+        page: Project page, or whatever tells where to get it; empty for the user's own images.
         layout: Files expected below the root.
         download: Function that downloads the data set below a root; ``None`` if users must fetch it themselves.
         splits: Names of the allowed splits.
@@ -117,7 +119,7 @@ class Loader:
                 reason = f" (download failed: {error})"
         raise FileNotFoundError(
             f"{self.title}: {missing} not found under root {root}{reason}. "
-            f"Get it from {self.page}; expected layout: {self.layout}"
+            f"{f'Get it from {self.page}' if self.page else YOUR_OWN}; expected layout: {self.layout}"
         )
 
 

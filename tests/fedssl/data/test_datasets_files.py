@@ -241,6 +241,9 @@ def test_folder_unlabelled_train_and_labelled_test(tmp_path: Path) -> None:
 def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"train not found under root .*layout: train/<class>"):
         load_images("folder", "train", tmp_path, image_size=8)
+    (tmp_path / "a.heic").touch()
+    with pytest.raises(ValueError, match=r"no images .* 1 skipped \(not images: .heic 1\)\)\. Set --data.root to the"):
+        load_images("folder", "train", tmp_path, image_size=8)
     (tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match="split 'train' of folder has no images under"):
         load_images("folder", "train", tmp_path, image_size=8)
