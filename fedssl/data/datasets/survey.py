@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def survey(files: Files, channels: int, decoding: Decoding, max_bad_files: int) 
     return files.only(kept) if bad else files, account(files.others, len(kept), len(bad), changes)
 
 
-def account(others: list[Path], read: int, bad: int, changes: Counter[str]) -> str:
+def account(others: Sequence[Path], read: int, bad: int, changes: Counter[str]) -> str:
     """Tell what was read, left out and changed, in one line.
 
     Args:
