@@ -38,8 +38,9 @@ def with_proposal(arguments: list[str]) -> list[str]:
     kind, encoder = str(every.get("data")).rpartition(".")[2], str(every.get("model.encoder.name", ""))
     if every.get("data.dataset") != "folder" or kind not in IMAGES or not encoder:
         return arguments
-    if "resnet" in encoder or every.get("model.encoder.weights") or "model.encoder.options" in flags:
-        said[PATCH] = None  # there are no patches, or pretrained weights have theirs, or the user sets all options
+    named = any("model.encoder.name" in settings for settings in meant)
+    if named or "resnet" in encoder or every.get("model.encoder.weights") or "model.encoder.options" in flags:
+        said.setdefault(PATCH, None)  # the user's network, timm's name of it or its weights say which patches it has
     root = Path(every.get("data.root", "data")).expanduser().absolute()
     left = propose(Facts(0, 0, colour=True), said)  # without any, there is no need to look
     facts = facts_of(root) if left else None

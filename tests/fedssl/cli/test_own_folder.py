@@ -57,6 +57,12 @@ def test_the_users_settings_win(photos: Path, tmp_path: Path) -> None:
     )
     assert not [flag for flag in added(photos, "--model.encoder.name=resnet18") if "patch" in flag]
     assert not [flag for flag in added(photos, "--model.encoder.options={patch_size: 16}") if "patch" in flag]
+    own.write_text(
+        "{data: {init_args: {dataset: folder}}, model: {init_args: {encoder: {name: vit_small_patch16_224}}}}"
+    )
+    completed = with_proposal(["fit", "-c", lw, "-c", str(own), f"--data.root={photos}"])
+    assert "--data.image_size=64" in completed
+    assert not [flag for flag in completed if "patch_size" in flag]
     assert added(photos, "--data=fedssl.FederatedText") == []
     assert added(tmp_path / "nowhere") == []
 
