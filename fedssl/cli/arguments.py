@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from fedssl.cli.own_folder import with_proposal
+
 _PLACES = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
 SHIPPED = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 """The project's configurations: in the package where it is installed, beside it in a checkout."""
@@ -30,7 +32,7 @@ class UsageError(SystemExit):
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
-    """Complete bare configuration names and flags, and refuse a configuration before the sub-command.
+    """Complete bare configuration names, flags and what a folder of images proposes.
 
     Raises:
         UsageError: A configuration precedes the sub-command, where LightningCLI would ignore it, or a file does not
@@ -49,7 +51,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             argument = f"{flag}={find_config(value)}"
         after_flag = is_config and not value
         prepared.append(argument)
-    return prepared
+    return with_proposal(prepared)
 
 
 def _complete_flags(arguments: list[str]) -> list[str]:

@@ -69,10 +69,15 @@ class ClientData(LightningDataModule):
         classes = np.arange(len(self.pool.classes))
         return np.stack([(each.labels.numpy()[:, None] == classes).sum(axis=0) for each in self.datasets.clients])
 
+    @property
+    def client_names(self) -> Sequence[str]:
+        """Names of the clients: their numbers, unless the data say who they are."""
+        return self.datasets.names or [str(client) for client in range(self.num_clients)]
+
     def table(self) -> str:
         """Return the partition as a table, one row a client."""
-        names = self.datasets.names or [str(client) for client in range(self.num_clients)]
-        return partition_table(self.class_counts(), np.array(self.datasets.sizes), self.pool.classes, names)
+        sizes = np.array(self.datasets.sizes)
+        return partition_table(self.class_counts(), sizes, self.pool.classes, self.client_names)
 
 
 def divide(samples: SampleSet, partition: Partitioner, num_clients: int, rng: np.random.Generator) -> ClientDatasets:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from fedssl.data.clients import Batches, ClientData, ClientDatasets, cut, divide, in_order
 from fedssl.data.datasets import ImageSet, load_images
+from fedssl.data.datasets.pixels import Decoding
 from fedssl.data.datasets.registry import find_loader
 from fedssl.data.datasets.source import Loader
 from fedssl.data.partition import IID, Partitioner
@@ -58,6 +59,13 @@ class ImageData(LightningDataModule):
             ``eval_train_images`` leaves some out. Off by default: it encodes every one of them.
         validation_fraction: Part of the labelled training images held out as queries of the online kNN.
         eval_batch_size: Images in a batch of the evaluation.
+        fit: How images that are not square become so: ``crop`` cuts the centre out, ``pad`` adds the background,
+            ``stretch`` scales height and width by themselves.
+        background: Colour behind transparent pixels and around padded images, ``white`` or ``black``. Drawings and
+            scans with transparency are made to be seen on white, and dark ink would vanish on black.
+        window: Level and width of the values that become black to white in images of more than 8 bits; ``None`` takes
+            all 16 bits, and a DICOM file's own window.
+        max_bad_files: Largest number of files of a split of your own that are skipped because they cannot be read.
         in_memory: Hold the images in memory; ``None`` decides by size.
         download: Allow the download of absent data sets.
         seed: Seed of all splits; ``None`` takes the run's.
@@ -68,6 +76,7 @@ class ImageData(LightningDataModule):
         eval_test: Test images of the evaluation, after ``setup``.
         no_evaluation: Reason why nothing is evaluated, after ``setup``; then there are no images of the evaluation.
             Empty if there are.
+        accounts: What was read, left out and changed of the user's own files, in a line for each split.
     """
 
     pool: ImageSet
@@ -91,6 +100,10 @@ class ImageData(LightningDataModule):
         eval_full_bank: bool = False,
         validation_fraction: float = 0.1,
         eval_batch_size: int = 256,
+        fit: Literal["crop", "pad", "stretch"] = "crop",
+        background: Literal["white", "black"] = "white",
+        window: tuple[float, float] | None = None,
+        max_bad_files: int = 0,
         in_memory: bool | None = None,
         download: bool = True,
         seed: int | None = None,
@@ -98,6 +111,7 @@ class ImageData(LightningDataModule):
         super().__init__()
         check_at_least(2, batch_size=batch_size)  # one image alone is no step
         check_at_least(1, eval_batch_size=eval_batch_size)
+        check_at_least(0, max_bad_files=max_bad_files)
         if not 0 < validation_fraction < 1:
             raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
         self.dataset, self.root, self.split = dataset, root, split
@@ -109,6 +123,7 @@ class ImageData(LightningDataModule):
         self.eval_splits, self.eval_train_images = (eval_train_split, eval_test_split), eval_train_images
         self.eval_full_bank = eval_full_bank
         self.validation_fraction, self.eval_batch_size = validation_fraction, eval_batch_size
+        self.decoding, self.max_bad_files = Decoding(fit, background, window), max_bad_files
         self.in_memory, self.download = in_memory, download
         self.seed = run_seed(seed)
         self.no_evaluation = "data.eval_dataset is none" if eval_dataset == NO_EVALUATION else ""
@@ -116,19 +131,9 @@ class ImageData(LightningDataModule):
             raise ValueError(
                 "data.eval_dataset none evaluates nothing: leave eval_root, eval_train_images and eval_full_bank out"
             )
+        self.accounts: dict[str, str] = {}
         # one copy in memory if a split is both pretrained on and evaluated with
-        self._load = cache(
-            lambda name, split, root: load_images(
-                name,
-                split,
-                root,
-                self.image_size,
-                self.channels,
-                self.in_memory,
-                self.download,
-                loader=self._loader(name, root),
-            )
-        )
+        self._load = cache(self.read)
 
     def setup(self, stage: str) -> None:
         """Load the images that the stage needs, once."""
@@ -138,6 +143,26 @@ class ImageData(LightningDataModule):
             self._set_up_evaluation()
         if self.no_evaluation and stage != "fit":
             raise ValueError(f"nothing is evaluated, as {self.no_evaluation}: {MENDS}")
+
+    def read(self, name: str, split: str, root: str) -> ImageSet:
+        """Load a split of a data set as the settings say, and tell what was left out and changed."""
+        images = load_images(
+            name,
+            split,
+            root,
+            self.image_size,
+            self.channels,
+            self.in_memory,
+            self.download,
+            loader=self._loader(name, root),
+            decoding=self.decoding,
+            max_bad_files=self.max_bad_files,
+        )
+        if images.account:
+            of = f"{name}/{split}" + " in another root" * (root != self.root)
+            self.accounts[of] = images.account
+            logger.log(logging.WARNING if "," in images.account else logging.INFO, "%s: %s", of, images.account)
+        return images
 
     @property
     def num_classes(self) -> int:

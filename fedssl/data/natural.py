@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from fedssl.data.datasets import SampleSet
-from fedssl.data.datasets.holders import CLIENT_FOLDERS, table_loader
+from fedssl.data.datasets.holders import client_folders_loader, table_loader
 from fedssl.data.datasets.source import Loader
 from fedssl.data.partition import Partitioner
 
@@ -48,9 +48,18 @@ class ByFolder(NaturalPartitioner):
 
     A client's images may lie in folders of classes, ``train/<client>/<class>/...``. Without a folder ``train`` the
     clients' folders are those of the root.
+
+    Args:
+        patients: Take the folder that an image lies in for the patient whom it shows,
+            ``train/<client>/<class>/<patient>`` or, unlabelled, ``train/<client>/<patient>``. No patient may be in
+            training and test images, and what is cut off the training images has whole patients.
+        shared_patients: Let several clients have images of the same patient, whose folders have the same name.
     """
 
-    loader = CLIENT_FOLDERS
+    def __init__(self, patients: bool = False, shared_patients: bool = False) -> None:
+        if shared_patients and not patients:
+            raise ValueError("shared_patients needs patients: set --data.partition.patients true")
+        self.loader = client_folders_loader(patients, shared_patients)
 
 
 class ByTable(NaturalPartitioner):
@@ -62,7 +71,7 @@ class ByTable(NaturalPartitioner):
     what is cut off the training images, for calibration or as queries of the online kNN, has whole patients.
 
     Args:
-        table: CSV file, looked for below ``data.root`` first.
+        table: CSV file, or Parquet file if pyarrow is installed, looked for below ``data.root`` first.
         shared_patients: Let several clients have images of the same patient, whom the table names alike.
     """
 

@@ -57,7 +57,7 @@ class Partitioner(ABC):
         if num_clients * self.min_size > len(labels):
             raise ValueError(
                 f"{num_clients} clients with at least {self.min_size} image(s) each need "
-                f"{num_clients * self.min_size} images, but there are {len(labels)}"
+                f"{num_clients * self.min_size} images, but there are {len(labels)}: lower --data.clients"
             )
         if self.uses_labels and labels.min() < 0:
             raise ValueError(

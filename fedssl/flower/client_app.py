@@ -10,7 +10,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedssl.data.clients import ClientData
-from fedssl.data.datasets import SampleSet, load_images
+from fedssl.data.datasets import SampleSet
 from fedssl.data.images import FederatedData
 from fedssl.federation.federation import make_client
 from fedssl.flower.cache import ClientCache
@@ -116,7 +116,7 @@ def worker(recipe: str, data_root: str | None) -> Worker:
 def _own_images(data: ClientData, folder: str) -> SampleSet:
     if not isinstance(data, FederatedData):
         raise ValueError(f"images {folder} in --node-config: the clients of this run have {type(data).__name__}")
-    return load_images("folder", "train", folder, data.image_size, data.channels, data.in_memory, download=False)
+    return data.read("folder", "train", folder)
 
 
 def _share(data: ClientData, client_id: int) -> SampleSet:

@@ -85,16 +85,18 @@ class PlanningTrainer(Trainer):
 
 def _images_of_clients(data: ClientData, images_per_client: int | None) -> list[int]:
     if images_per_client is not None:
-        if images_per_client < 1:
-            raise ValueError(f"images_per_client must be at least 1, got {images_per_client}")
+        if images_per_client < 2:
+            raise ValueError(f"images_per_client must be at least 2, which can be contrasted, got {images_per_client}")
         return [images_per_client] * data.num_clients
     # A forecast must not begin with a download.
     data.download = False
     try:
         data.setup("fit")
     except FileNotFoundError as error:
-        raise ValueError(f"{data.dataset} is not here: give --images_per_client, or --data.root ({error})") from error
-    return [len(images) for images in data.datasets.clients]
+        raise ValueError(f"{error}. Or give --images_per_client, which needs no data") from error
+    if max(data.datasets.sizes) < 2:
+        raise ValueError(f"no client has two images to contrast, of {len(data.pool)} in all: lower --data.clients")
+    return data.datasets.sizes
 
 
 def check_plot(path: Path) -> Path:

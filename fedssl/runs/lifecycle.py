@@ -101,6 +101,7 @@ def finish_fit(
     """
     results = collect_results(module, seconds)
     results |= {"not_evaluated": data.no_evaluation} if data.no_evaluation else {}
+    results |= {"files": data.accounts} if isinstance(data, ImageData) and data.accounts else {}
     _export(module, folder / "encoder")
     over_time = accuracy_over_simulated_time(folder / METRICS)
     results |= {"accuracy_over_simulated_time": over_time} if over_time else {}

@@ -2,11 +2,12 @@
 
 import errno
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from fedssl.data.datasets.pixels import image_files, images_below, subfolders
+from fedssl.data.datasets.listing import files_below, image_files, images_below, is_image, subfolders
 from fedssl.data.datasets.source import Files, Loader, find, stratified_split
 
 COCO_FOLDERS = {"train": "train2017", "test": "val2017", "unlabeled": "unlabeled2017"}
@@ -82,25 +83,30 @@ def read_coco(root: Path, split: str) -> Files:
 def read_folder(root: Path, split: str) -> Files:
     """Read a user's own images: one folder a class, at any depth, or no classes at all.
 
-    Classes are those of train and test together, so that both splits number them alike.
+    Classes are those of train and test together, so that both splits number them alike. Images beside the folders of
+    the classes have no label.
 
     Raises:
         FileNotFoundError: The split's folder does not exist, nor, for "train", images in the root.
-        ValueError: Images lie both beside and inside the folders of the classes.
     """
     if split == "train" and not (root / split).is_dir():
-        folders = [folder for folder in subfolders(root) if folder.name != "test"]
-        if found := image_files(root) + [path for folder in folders for path in images_below(folder)]:
-            return unlabelled(found)
+        tests = root / "test"
+        every = [path for path in files_below(root) if tests not in path.parents]
+        if every:
+            return replace(unlabelled([path for path in every if is_image(path)]), others=not_images(every))
     base = find(root / split)
     own = {folder.name: images_below(folder) for folder in subfolders(base)}
-    loose = image_files(base)
-    if loose and any(own.values()):
-        raise ValueError(f"{base} has images such as {loose[0].name} beside the folders of its classes")
-    if loose or not own:
-        return unlabelled(loose)
-    classes = {folder.name for part in ("train", "test") for folder in subfolders(root / part)}
-    return labelled_files(own, classes)
+    files, loose = unlabelled([]), unlabelled(image_files(base))
+    if any(own.values()):
+        classes = {folder.name for part in ("train", "test") for folder in subfolders(root / part)}
+        files = labelled_files(own, classes)
+    labels = np.concatenate([files.labels, loose.labels])
+    return Files([*files.paths, *loose.paths], labels, files.classes, others=not_images(files_below(base)))
+
+
+def not_images(paths: Iterable[Path]) -> list[Path]:
+    """Return the files that are no images by their names."""
+    return [path for path in paths if not is_image(path)]
 
 
 FOLDER_LOADERS = {
@@ -126,7 +132,7 @@ FOLDER_LOADERS = {
     "folder": Loader(
         read_folder,
         "image folder",
-        "your own images",
+        "",
         "train/<class>/* and test/<class>/*, or unlabelled: train/*, or images at any depth of the root",
     ),
 }

@@ -1,17 +1,69 @@
-"""Conversion of pixels to uint8 of one square size (resizing, cropping, grey, RGB), for arrays and for image files."""
+"""Pixels of one square size, uint8: how images get there, and the conversion of arrays."""
 
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 # ITU-R 601 luma (0.299, 0.587, 0.114) in 16-bit fixed point as Pillow has it, so that arrays and files agree
 LUMA = (19595, 38470, 7471)
 CHUNK_BYTES = 32 * 2**20
+FITS = {"crop": "cropped", "pad": "padded", "stretch": "stretched"}
+LEVELS = {"white": 255, "black": 0}
+
+Pixels = TypeVar("Pixels", Tensor, Image.Image)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Conversion of images of any form to 8 bits and a square.
+
+    Args:
+        fit: ``crop`` scales the shorter side and cuts the centre out, ``pad`` scales the longer side and fills up with
+            the background, ``stretch`` scales both.
+        background: What is seen through transparent pixels, and around padded images.
+        window: Level and width of the values that become black to white in images of more than 8 bits; ``None`` takes
+            all 16 bits, and a DICOM file's own window.
+
+    Raises:
+        ValueError: An argument is not among those allowed.
+    """
+
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    background: Literal["white", "black"] = "white"
+    window: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("fit", FITS), ("background", LEVELS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"data.{name} must be {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.window and self.window[1] <= 0:
+            raise ValueError(f"data.window is level and width, and the width above 0: got {list(self.window)}")
+
+    @property
+    def level(self) -> int:
+        """Grey level of the background."""
+        return LEVELS[self.background]
+
+    def to_square(self, images: Pixels, image_size: int) -> Pixels:
+        """Scale a Pillow image, or a tensor (..., H, W), to a square (bilinear, antialiased)."""
+        if self.fit == "stretch":
+            return F.resize(images, [image_size, image_size])
+        sides = F.get_size(images)
+        if self.fit == "crop":
+            whole = images if min(sides) == image_size else F.resize(images, [image_size])
+            return F.center_crop(whole, [image_size])
+        height, width = (max(1, round(side * image_size / max(sides))) for side in sides)
+        top, left = (image_size - height) // 2, (image_size - width) // 2
+        borders = [left, top, image_size - width - left, image_size - height - top]
+        return F.pad(F.resize(images, [height, width]), borders, fill=self.level)
+
+
+AS_DEFAULT = Decoding()
 
 
 def to_grey(images: Tensor) -> Tensor:
@@ -20,15 +72,14 @@ def to_grey(images: Tensor) -> Tensor:
     return ((red + green + blue + 2**15) >> 16).to(torch.uint8).unsqueeze(1)
 
 
-def square(images: np.ndarray, image_size: int, channels: int) -> Tensor:
-    """Resize an array of images to one square size and number of channels.
-
-    The shorter side is scaled (bilinear, antialiased) and the centre cut out, a chunk of images at a time.
+def square(images: np.ndarray, image_size: int, channels: int, decoding: Decoding = AS_DEFAULT) -> Tensor:
+    """Resize an array of images to one square size and number of channels, a chunk of images at a time.
 
     Args:
         images: uint8 (N, C, H, W), C 1 or 3; may be a strided view or a memory map.
         image_size: Height and width of the result in pixels.
         channels: 1 or 3. Grey images become RGB as a view that stores one channel only.
+        decoding: How images that are not square become so.
 
     Returns:
         uint8 (N, channels, image_size, image_size).
@@ -40,49 +91,5 @@ def square(images: np.ndarray, image_size: int, channels: int) -> Tensor:
         chunk = torch.from_numpy(np.array(images[start : start + step]))
         if stored < chunk.shape[1]:
             chunk = to_grey(chunk)
-        if min(chunk.shape[2:]) != image_size:
-            chunk = F.resize(chunk, [image_size], antialias=True)
-        result[start : start + step] = F.center_crop(chunk, [image_size])
+        result[start : start + step] = decoding.to_square(chunk, image_size)
     return result.expand(-1, channels, -1, -1)
-
-
-def read_image(path: Path, image_size: int, channels: int) -> Tensor:
-    """Decode an image file to uint8 (channels, image_size, image_size), scaled and cropped like ``square``.
-
-    Large JPEG files are decoded at a reduced size first, which is several times faster and close to equal.
-
-    Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: The file is no readable 8-bit image; the message names it.
-    """
-    try:
-        with Image.open(path) as file:
-            if file.mode[0] in "IF":
-                raise ValueError(f"mode {file.mode} has more than 8 bits a channel; convert it to 8 bits")
-            file.draft(None, (image_size, image_size))  # JPEG: decode at 1/2, 1/4 or 1/8, not below
-            image = file.convert("L" if channels == 1 else "RGB")
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken files
-        raise ValueError(f"{path} is not a readable image: {error}") from error
-    return F.pil_to_tensor(F.center_crop(F.resize(image, [image_size]), [image_size]))
-
-
-def image_files(folder: Path) -> list[Path]:
-    """List the image files directly in ``folder``, sorted by name, without hidden ones; empty if it does not exist."""
-    return [path for path in _entries(folder) if path.suffix.lower() in IMG_EXTENSIONS]
-
-
-def images_below(folder: Path) -> list[Path]:
-    """List the image files in ``folder``, then those of its subfolders at any depth, sorted by name in each."""
-    return image_files(folder) + [path for inner in subfolders(folder) for path in images_below(inner)]
-
-
-def subfolders(folder: Path) -> list[Path]:
-    """List the folders directly in ``folder``, sorted by name, without hidden ones; empty if it does not exist."""
-    return [path for path in _entries(folder) if path.is_dir()]
-
-
-def _entries(folder: Path) -> list[Path]:
-    """List what lies in a folder; unlike ``Path.glob``, one that may not be read is an error and not empty."""
-    return sorted(path for path in folder.iterdir() if path.name[0] != ".") if folder.is_dir() else []

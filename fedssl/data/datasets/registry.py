@@ -9,9 +9,10 @@ import torch
 from fedssl.data.datasets.arrays import DIGITS, FASHION_MNIST, MEMBER_AT_SIZE, MEMBERS, STL10, medmnist_loader
 from fedssl.data.datasets.cifar import CIFAR10, CIFAR100
 from fedssl.data.datasets.folders import FOLDER_LOADERS
-from fedssl.data.datasets.pixels import square
+from fedssl.data.datasets.pixels import AS_DEFAULT, Decoding, square
 from fedssl.data.datasets.samples import ArrayImages, FileImages, ImageSet
-from fedssl.data.datasets.source import Arrays, Files, Loader
+from fedssl.data.datasets.source import YOUR_OWN, Arrays, Files, Loader
+from fedssl.data.datasets.survey import survey
 
 DATASETS: dict[str, Loader] = {
     "digits": DIGITS,
@@ -52,6 +53,8 @@ def load_images(
     download: bool = True,
     memory_limit: int = 4 * 2**30,
     loader: Loader | None = None,
+    decoding: Decoding = AS_DEFAULT,
+    max_bad_files: int = 0,
 ) -> ImageSet:
     """Load one split of a data set as uint8 images of one square size.
 
@@ -67,6 +70,8 @@ def load_images(
         download: Allow the download of an absent data set, where it can be downloaded.
         memory_limit: Limit in bytes, used if ``in_memory`` is None.
         loader: Reader of the data set; None is the one that ``name`` is registered with.
+        decoding: How images of any form become 8 bits and a square.
+        max_bad_files: Largest number of the user's own files that are left out because they cannot be read.
 
     Raises:
         ValueError: An argument is not allowed, a file is damaged, or the split has no images.
@@ -81,24 +86,26 @@ def load_images(
         raise ValueError(f"channels must be 1 or 3, got {channels}")
     root = Path(root).expanduser().absolute()
     found: Arrays | Files = loader.load(root, split, download)
+    size, channels, said = image_size or found.image_size, channels or found.channels, ""
+    if isinstance(found, Files) and not is_public(name):
+        found, said = survey(found, channels, decoding, max_bad_files)
     if len(found.labels) == 0:
-        raise ValueError(f"split {split!r} of {name} has no images under {root}")
-    size, channels = image_size or found.image_size, channels or found.channels
+        raise ValueError(f"split {split!r} of {name} has no images under {root}" + (said and f" ({said}). {YOUR_OWN}"))
     if size is None:
         raise ValueError(f"{name} has images of different sizes: set --data.image_size")
     needed = len(found.labels) * min(channels, found.channels) * size**2
     in_memory = needed <= memory_limit if in_memory is None else in_memory
     labels = torch.from_numpy(np.asarray(found.labels, np.int64))
     if isinstance(found, Files):
-        files: ImageSet = FileImages(name, found.paths, labels, found.classes, size, channels)
+        files: ImageSet = FileImages(name, found.paths, labels, found.classes, size, channels, decoding)
         paths = files.paths
         if in_memory:
             files = ArrayImages(name, files.gather(torch.arange(len(files))), labels, found.classes)
-        files.paths, files.holders = paths, found.holders
+        files.paths, files.holders, files.account = paths, found.holders, said
         return files
     if not in_memory:
         raise ValueError(
             f"{name} is stored as arrays and can only be held in memory, {needed} bytes at {size}x{size}: choose a "
             f"smaller image_size, raise memory_limit {memory_limit} or set in_memory=True"
         )
-    return ArrayImages(name, square(found.images, size, channels), labels, found.classes)
+    return ArrayImages(name, square(found.images, size, channels, decoding), labels, found.classes)

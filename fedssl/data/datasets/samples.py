@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fedssl.data.datasets.pixels import read_image
+from fedssl.data.datasets.decoding import read_image
+from fedssl.data.datasets.pixels import AS_DEFAULT, Decoding
 from fedssl.data.datasets.source import Holders
 
 
@@ -33,6 +34,7 @@ class SampleSet(Dataset, ABC):
         in_memory: True if the samples are held in memory.
         paths: File of each sample of the storage, bytes (M,); ``None`` for samples that are no files.
         holders: Who has each sample of the storage; ``None`` where the data do not say.
+        account: What was read, left out and changed of the user's own files, in one line; empty for other data.
 
     Raises:
         ValueError: The labels are no whole numbers.
@@ -50,6 +52,7 @@ class SampleSet(Dataset, ABC):
         self.rows = torch.arange(len(labels))
         self.paths: np.ndarray | None = None
         self.holders: Holders | None = None
+        self.account = ""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -173,8 +176,9 @@ class FileImages(ImageSet):
         paths: One file an image.
         labels: Classes (N,), integers; -1 for unlabelled images.
         classes: Names of the classes.
-        image_size: Side in pixels: the shorter side is scaled to it, then the centre is cut out.
+        image_size: Side in pixels.
         channels: 1 or 3.
+        decoding: How files of any form become 8 bits and a square.
 
     Raises:
         ValueError: A file is no readable image; raised on reading, with its name.
@@ -190,8 +194,10 @@ class FileImages(ImageSet):
         classes: Sequence[str],
         image_size: int,
         channels: int,
+        decoding: Decoding = AS_DEFAULT,
     ) -> None:
         super().__init__(name, labels, classes, image_size, channels)
+        self.decoding = decoding
         # one array of bytes: a million Path objects take hundreds of megabytes, copied into every forked worker
         self.paths: np.ndarray = np.array([os.fsencode(path) for path in paths], dtype=bytes)
 
@@ -201,7 +207,7 @@ class FileImages(ImageSet):
         def decode(block: Tensor) -> None:
             for position in block.tolist():
                 path = Path(os.fsdecode(self.paths[rows[position]]))
-                images[position] = read_image(path, self.image_size, self.channels)
+                images[position] = read_image(path, self.image_size, self.channels, self.decoding)
 
         with ThreadPoolExecutor() as pool:
             list(pool.map(decode, torch.arange(len(rows)).split(DECODE_BLOCK)))

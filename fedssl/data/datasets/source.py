@@ -1,15 +1,19 @@
 """Sources of the data sets: their readers, what these return, the download of absent files, and fixed splits."""
 
+from __future__ import annotations
+
 import errno
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
 from tarfile import TarError
 from typing import Any
 
 import numpy as np
+
+YOUR_OWN = "Set --data.root to the folder of your images, --data.eval_root to that of an evaluation elsewhere"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Holders:
     clients: np.ndarray
     groups: np.ndarray | None = None
 
+    def only(self, kept: np.ndarray) -> Holders:
+        """Return the holders of the samples at these positions."""
+        return replace(self, clients=self.clients[kept], groups=None if self.groups is None else self.groups[kept])
+
 
 @dataclass(frozen=True)
 class Files:
@@ -53,6 +61,7 @@ class Files:
 
     ``image_size`` is the natural size in pixels where all files have the same, otherwise None. They are decoded to
     ``channels`` colours, unless the user wants grey. ``holders`` says who has each file, where the data set knows it.
+    ``others`` are files beside them that are no images by their names.
     """
 
     paths: Sequence[Path]
@@ -61,6 +70,12 @@ class Files:
     image_size: int | None = None
     channels: int = 3
     holders: Holders | None = None
+    others: Sequence[Path] = ()
+
+    def only(self, kept: np.ndarray) -> Files:
+        """Return the files at these positions."""
+        paths = [self.paths[position] for position in kept]
+        return replace(self, paths=paths, labels=self.labels[kept], holders=self.holders and self.holders.only(kept))
 
 
 @dataclass(frozen=True)
@@ -70,7 +85,7 @@ class Loader:
     Args:
         read: Function of (root, split) that returns the images; an absent file raises FileNotFoundError with its name.
         title: Name of the data set, for people.
-        page: Project page, or whatever tells where to get it.
+        page: Project page, or whatever tells where to get it; empty for the user's own images.
         layout: Files expected below the root.
         download: Function that downloads the data set below a root; ``None`` if users must fetch it themselves.
         splits: Names of the allowed splits.
@@ -104,7 +119,7 @@ class Loader:
                 reason = f" (download failed: {error})"
         raise FileNotFoundError(
             f"{self.title}: {missing} not found under root {root}{reason}. "
-            f"Get it from {self.page}; expected layout: {self.layout}"
+            f"{f'Get it from {self.page}' if self.page else YOUR_OWN}; expected layout: {self.layout}"
         )
 
 

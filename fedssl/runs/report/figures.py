@@ -144,7 +144,7 @@ def _number(axes: Axes, text: str, at: float, coordinates: Any, alignment: Any) 
 def distribution(clients: ClientDetails) -> Figure:
     """Draw the images of each class that each client holds; of more than ``MOST_CLIENTS``, an evenly spaced part."""
     shown = shown_clients(len(clients.images))
-    names, classes = shown.astype(str).tolist(), clients.classes.tolist()
+    names, classes = clients.names[shown].tolist(), clients.classes.tolist()
     return heat_map(clients.images[shown], names, classes, ("client", "class"))
 
 

@@ -112,6 +112,7 @@ class ClientDetails:
         up_bytes: Bytes sent, (clients,).
         macs: Multiply-accumulates of local training, (clients,).
         activation_bytes: Largest number of bytes kept for backward in one step, (clients,).
+        names: Names of the clients, (clients,): numbers, or as the data name them.
     """
 
     classes: np.ndarray
@@ -121,6 +122,7 @@ class ClientDetails:
     up_bytes: np.ndarray
     macs: np.ndarray
     activation_bytes: np.ndarray
+    names: np.ndarray
 
 
 def write_details(module: Pretraining, data: ImageData | ClientData, path: Path, pictures: bool = False) -> None:
@@ -153,6 +155,8 @@ def read_details(path: Path) -> tuple[EvaluationDetails | None, ClientDetails | 
     with np.load(path, allow_pickle=False) as file:
         arrays: Mapping[str, np.ndarray] = dict(file)
     clients = {key.removeprefix(CLIENTS): value for key, value in arrays.items() if key.startswith(CLIENTS)}
+    if clients:  # earlier runs named none
+        clients.setdefault("names", np.arange(len(clients["images"])).astype(str))
     evaluation = EvaluationDetails.from_arrays(arrays) if "layers" in arrays else None
     return evaluation, ClientDetails(**clients) if clients else None
 
@@ -163,4 +167,5 @@ def _client_details(module: FederatedSSL, data: ClientData) -> ClientDetails:
     paid = module.federation.server.ledger.clients
     costs = [vars(paid.get(client, ClientCost())) for client in range(data.num_clients)]
     paid_by_client = {key: np.asarray([cost[key] for cost in costs]) for key in costs[0]}
-    return ClientDetails(np.asarray(data.pool.classes, dtype=str), data.class_counts(), **paid_by_client)
+    classes, names = (np.asarray(each, dtype=str) for each in (data.pool.classes, data.client_names))
+    return ClientDetails(classes, data.class_counts(), names=names, **paid_by_client)

@@ -143,12 +143,13 @@ def stage_sums(record: RunRecord) -> list[dict[str, float]]:
 
 
 def origin_table(record: RunRecord) -> Table:
-    """Tabulate seed, commit, versions and wall time."""
+    """Tabulate seed, commit, versions, wall time, and what was read of the user's own files."""
     results = record.results
     rows = [["seed", str(results["seed"])], ["commit", results["commit"] or "unknown"]]
     rows += [["wall time", f"{results['wall_seconds']:,.0f} s in the last process"]]
     rows += [[package, number] for package, number in results["versions"].items()]
-    return Table(["what", "value"], rows, "Seed and versions", text_columns=2)
+    rows += [[f"files of {split}", account] for split, account in results.get("files", {}).items()]
+    return Table(["what", "value"], rows, "Seed, versions and files", text_columns=2)
 
 
 def gmacs(macs: float) -> str:

@@ -29,6 +29,7 @@ READ = {
 """Flags of the Trainer that mean in a federated run what they say."""
 REFUSED_ELSEWHERE = {"sync_batchnorm", "default_root_dir"}
 KEPT_AS = {
+    "fit": "decoding", "background": "decoding", "window": "decoding",
     "clients": "num_clients", "eval_train_split": "eval_splits", "eval_test_split": "eval_splits",
     "local_epochs": "epochs", "memory_budget": "memory", "server_optimizer": "optimizer",
 }  # fmt: skip

@@ -1,6 +1,7 @@
 """Data sets that are folders of image files, from tiny pictures written here."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from PIL import Image
 
 from fedssl.data.datasets import ArrayImages, FileImages, load_images
-from fedssl.data.datasets.pixels import read_image
+from fedssl.data.datasets.decoding import read_image
+from fedssl.data.datasets.pixels import Decoding, square
 
 RNG = np.random.default_rng(5)
 
@@ -64,8 +66,8 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:500])
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.png").write_text("no picture")
-    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(tmp_path / "deep.png")
-    for name in ("cut.png", "empty.jpg", "text.png", "deep.png"):
+    Image.fromarray(np.full((8, 8), 0.5, np.float32)).save(tmp_path / "deep.tif")
+    for name in ("cut.png", "empty.jpg", "text.png", "deep.tif"):
         with pytest.raises(ValueError, match=f"{name} is not a readable image"):
             read_image(tmp_path / name, 8, 3)
     with pytest.raises(FileNotFoundError, match=r"gone.png"):
@@ -115,16 +117,118 @@ def test_files_on_demand_equal_those_in_memory(tmp_path: Path) -> None:
     assert part.gather(chosen[:0]).shape == (0, 1, 6, 6)
 
 
-def test_corrupt_file_is_named_on_reading_or_loading(tmp_path: Path) -> None:
+def test_bad_files_are_refused_by_name_or_skipped_up_to_a_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for i in range(12):
-        write_image(tmp_path / f"{i:02d}.png")
-    (tmp_path / "05.png").write_bytes(b"\x89PNG nothing")
-    lazy = load_images("folder", "train", tmp_path, image_size=8, in_memory=False)
-    assert lazy[4][0].shape == (3, 8, 8)
-    with pytest.raises(ValueError, match=r"05.png is not a readable image"):
-        lazy[5]
-    with pytest.raises(ValueError, match=r"05.png is not a readable image"):
-        load_images("folder", "train", tmp_path, image_size=8)
+        write_image(tmp_path / f"{i:02d} ü.png", 64, 64)
+    (tmp_path / "05 ü.png").write_text("no picture")
+    (tmp_path / "06 ü.png").write_bytes(b"")
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    for in_memory in (True, False):
+        with pytest.raises(
+            ValueError, match=r"05 ü.png is not a readable image: .*skip them with --data.max_bad_files 3"
+        ):
+            load_images("folder", "train", tmp_path, 8, in_memory=in_memory, max_bad_files=2)
+    (tmp_path / "07 ü.png").write_bytes((tmp_path / "07 ü.png").read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"07 ü.png is not a readable image: .*truncated"):
+        load_images("folder", "train", tmp_path, 8, max_bad_files=3)
+    images = load_images("folder", "train", tmp_path, 8, in_memory=False, max_bad_files=4)
+    assert [path.name[:2] for path in images.files] == ["00", "01", "02", "03", "04", "08", "09", "10", "11"]
+    assert images.gather(torch.arange(9)).shape == (9, 3, 8, 8)
+    assert images.account == "13 files: 9 images read, 4 skipped as unreadable"
+    assert "image file is truncated; and 1 more" in caplog.messages[-1]
+
+
+def test_what_is_skipped_and_changed_is_counted(tmp_path: Path) -> None:
+    write_image(tmp_path / "plain.png")
+    write_image(tmp_path / "grey.png", channels=1)
+    write_image(tmp_path / "wide.bmp", 8, 12)
+    Image.new("CMYK", (8, 8)).save(tmp_path / "print.jpg")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "phone.jpg", exif=turned)
+    Image.new("LA", (8, 8)).save(tmp_path / "clear.png")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    for at, number in (("full", 60_000), ("dark", 4095)):
+        Image.fromarray(np.full((8, 8), number, np.uint16)).save(tmp_path / f"{at}.png")
+    for name in ("a.txt", "deep/b.TXT", "README", ".hidden"):
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    (tmp_path / "deep" / "folder.png").mkdir()
+    (tmp_path / "deep" / "again").symlink_to(tmp_path)
+    assert load_images("folder", "train", tmp_path, 8).account == (
+        "12 files: 9 images read, 3 skipped (not images: .txt 2, without ending 1), 1 converted from CMYK to RGB, "
+        "1 converted from L to RGB, 1 converted from LA on white, 1 converted from P to RGB, "
+        "1 converted from more than 8 bits, 1 converted from more than 8 bits, dark because the upper ones are empty: "
+        "set --data.window, 1 cropped to a square, 1 of several frames, of which the first is read, 1 turned by EXIF"
+    )
+
+
+# --- images of any form
+
+
+def decoded(path: Path, channels: int = 1, **settings: Any) -> list[Any]:
+    return read_image(path, 2, channels, Decoding(**settings)).tolist()
+
+
+def test_images_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the first row is the right-hand side
+    Image.fromarray(np.array([[10, 20], [30, 40]], np.uint8)).save(tmp_path / "a.png", exif=turned)
+    assert decoded(tmp_path / "a.png") == [[[30, 10], [40, 20]]]
+
+
+def test_transparent_pixels_show_the_background(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[[9, 255], [9, 0]]] * 2, np.uint8)).save(tmp_path / "a.png")
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([9, 9, 9])
+    palette.save(tmp_path / "b.png", transparency=0)
+    assert decoded(tmp_path / "a.png") == [[[9, 255]] * 2]
+    assert decoded(tmp_path / "a.png", background="black") == [[[9, 0]] * 2]
+    assert decoded(tmp_path / "b.png", 3) == [[[255, 255]] * 2] * 3
+
+
+def test_images_become_square_by_crop_pad_or_stretch(tmp_path: Path) -> None:
+    wide = np.array([[0, 0, 90, 90, 90, 90, 0, 0]] * 4, np.uint8)
+    Image.fromarray(wide).save(tmp_path / "a.png")
+    read = {fit: read_image(tmp_path / "a.png", 4, 1, Decoding(fit)) for fit in ("crop", "pad", "stretch")}
+    assert read["crop"].unique().tolist() == [90]
+    assert (read["pad"][0, 0].tolist(), read["pad"][0, 3].tolist()) == ([255] * 4, [255] * 4)
+    assert read["pad"][0, 1].tolist() == read["stretch"][0, 0].tolist()
+    for fit, whole in read.items():  # arrays alike
+        array = square(wide[None, None], 4, 1, Decoding(fit))
+        assert (array[0].int() - whole.int()).abs().max() <= 1
+
+
+def test_a_window_chooses_among_more_than_8_bits(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 900], [1000, 65535]], np.uint16)).save(tmp_path / "a.png")
+    Image.fromarray(np.array([[-1, 0], [0.5, np.nan]], np.float32)).save(tmp_path / "b.tif")
+    assert decoded(tmp_path / "a.png") == [[[0, 4], [4, 255]]]
+    assert decoded(tmp_path / "a.png", window=(950, 200)) == [[[0, 64], [191, 255]]]
+    assert decoded(tmp_path / "b.tif", window=(0, 2)) == [[[0, 128], [191, 128]]]
+    with pytest.raises(ValueError, match=r"b.tif .* values of no known range: set --data.window"):
+        decoded(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("suffix", ["tiff", "webp", "gif", "bmp", "ppm"])
+def test_other_formats(suffix: str, tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2), (200, 200, 200)).save(tmp_path / f"a.{suffix}")
+    assert decoded(tmp_path / f"a.{suffix}") == [[[200, 200]] * 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fit": "squeeze"}, "data.fit must be crop, pad, stretch, got 'squeeze'"),
+        ({"background": "red"}, "data.background must be white, black, got 'red'"),
+        ({"window": (40, 0)}, r"the width above 0: got \[40, 0\]"),
+    ],
+)
+def test_forms_are_checked(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Decoding(**settings)
 
 
 def test_folder_unlabelled_train_and_labelled_test(tmp_path: Path) -> None:
@@ -137,6 +241,9 @@ def test_folder_unlabelled_train_and_labelled_test(tmp_path: Path) -> None:
 def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"train not found under root .*layout: train/<class>"):
         load_images("folder", "train", tmp_path, image_size=8)
+    (tmp_path / "a.heic").touch()
+    with pytest.raises(ValueError, match=r"no images .* 1 skipped \(not images: .heic 1\)\)\. Set --data.root to the"):
+        load_images("folder", "train", tmp_path, image_size=8)
     (tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match="split 'train' of folder has no images under"):
         load_images("folder", "train", tmp_path, image_size=8)
@@ -144,8 +251,7 @@ def test_folder_errors(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="images of different sizes: set --data"):
         load_images("folder", "train", tmp_path)
     write_image(tmp_path / "train" / "stray.png")
-    with pytest.raises(ValueError, match=r"stray.png beside the folders"):
-        load_images("folder", "train", tmp_path, image_size=8)
+    assert load_images("folder", "train", tmp_path, image_size=8).labels.tolist() == [0, -1]
 
 
 # --- the known layouts

@@ -1,5 +1,6 @@
 """Natural partition, on pictures of one colour written here: the colour says which picture it is."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,7 @@ def test_images_that_nobody_holds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"stray.png in no client's folder"):
         loaded(tmp_path, ByFolder())
     (tmp_path / "train/stray.png").rename(tmp_path / "train/n/stray.png")
-    with pytest.raises(ValueError, match=r"stray.png beside the folders of its classes"):
-        loaded(tmp_path, ByFolder())
+    assert loaded(tmp_path, ByFolder(), eval_dataset="digits").pool.labels.tolist() == [-1, 0]
 
 
 def test_a_client_without_images_is_refused(tmp_path: Path) -> None:
@@ -110,6 +110,31 @@ def test_only_own_files_have_holders() -> None:
         FederatedData(partition=ByFolder(), seed=0)
     with pytest.raises(ValueError, match="ByFolder divides image files, and toy_dialogue has none"):
         FederatedText(partition=ByFolder(), context=16, seed=0).setup("fit")
+
+
+def test_the_folder_of_an_image_may_be_a_patient(tmp_path: Path) -> None:
+    train = [f"train/{'ns'[i % 2]}/{'ab'[i % 3 > 0]}/{'ns'[i % 2]}{i // 6}/{i}.png" for i in range(30)]
+    write(tmp_path, *train, "test/a/t/1.png", "test/b/deep/u/1.png")
+    data = loaded(tmp_path, ByFolder(patients=True), auxiliary_fraction=0.3)
+    assert data.datasets.auxiliary is not None
+    aside = {path.parent.name for path in data.datasets.auxiliary.files}
+    assert aside
+    assert not aside & {path.parent.name for client in data.datasets.clients for path in client.files}
+    assert (data.pool.classes, data.eval_test.labels.tolist()) == (("a", "b"), [0, 1])
+    shared = tmp_path / "train" / "n" / "s0" / "1.png"
+    shared.parent.mkdir()
+    Image.new("L", (4, 4)).save(shared)
+    with pytest.raises(
+        ValueError, match=r"folder .*: patient s0 has client n and s: .* set --data.partition.shared_pat"
+    ):
+        loaded(tmp_path, ByFolder(patients=True))
+    pool = loaded(tmp_path, ByFolder(patients=True, shared_patients=True)).pool
+    assert pool.labels[[path == shared for path in pool.files].index(True)] == -1
+    (tmp_path / "test" / "a" / "t").rename(tmp_path / "test" / "a" / "n1")
+    with pytest.raises(ValueError, match="patient n1 has split train and test: give every patient one split"):
+        loaded(tmp_path, ByFolder(patients=True, shared_patients=True))
+    with pytest.raises(ValueError, match=r"set --data.partition.patients true"):
+        ByFolder(shared_patients=True)
 
 
 # --- tables
@@ -189,7 +214,7 @@ def test_clients_may_share_a_patient_if_the_table_may(tmp_path: Path) -> None:
     assert held(data) == {"n": [0], "s": [1]}
 
 
-def test_missing_files_and_other_forms_are_named(tmp_path: Path) -> None:
+def test_missing_files_and_other_forms_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table(tmp_path, ROW)
     (tmp_path / "0.png").unlink()
     with pytest.raises(ValueError, match=r"not found below --data.root .*: '0.png'"):
@@ -197,5 +222,22 @@ def test_missing_files_and_other_forms_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none.csv not found under root"):
         loaded(tmp_path, ByTable("none.csv"))
     (tmp_path / "who.csv").rename(tmp_path / "who.parquet")
-    with pytest.raises(ValueError, match="is Parquet, which is not read: save it as CSV"):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match="is Parquet: pip install pyarrow, or save it as CSV"):
+        loaded(tmp_path, ByTable("who.parquet"))
+
+
+def test_a_table_may_be_parquet(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow", reason="pip install pyarrow")
+    from pyarrow import parquet
+
+    write(tmp_path, "0.png", "1.png", "2.png")
+    columns = {"file": ["0.png", "1.png", "2.png"], "client": ["s", "n", "s"], "patient": [7, 8, None]}
+    parquet.write_table(arrow.table(columns), tmp_path / "who.parquet")
+    data = loaded(tmp_path, ByTable("who.parquet"), eval_dataset="digits")
+    assert held(data) == {"n": [1], "s": [0, 2]}
+    assert data.pool.groups is not None
+    assert len(set(data.pool.groups)) == 3
+    (tmp_path / "who.parquet").write_text("no table")
+    with pytest.raises(ValueError, match=r"who.parquet is no readable Parquet"):
         loaded(tmp_path, ByTable("who.parquet"))

@@ -147,7 +147,7 @@ def test_json_without_options(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["-c", "centralized.yaml"], "only federated runs can be planned"),
-        (["-c", "lw_fedssl.yaml", "--images_per_client=0"], "images_per_client must be at least 1"),
+        (["-c", "lw_fedssl.yaml", "--images_per_client=0"], "images_per_client must be at least 2"),
         (["-c", "lw_fedssl.yaml", "--data.dataset=cifar10"], "give --images_per_client"),
         (["-c", "lw_fedssl.yaml", "--budget=512"], "'512' is not a size"),
         (["-c", "lw_fedssl.yaml", "--device-profile=absent.yaml"], r"absent\.yaml: no such file"),

@@ -145,7 +145,12 @@ def test_figures_of_odd_sizes_can_be_drawn(tmp_path: Path) -> None:
 def clients(number: int) -> ClientDetails:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 9, (number, 3))
-    return ClientDetails(np.asarray(["a", "b", "c"]), images, *(rng.integers(0, 5, number) for _ in range(5)))
+    return ClientDetails(
+        np.asarray(["a", "b", "c"]),
+        images,
+        *(rng.integers(0, 5, number) for _ in range(5)),
+        np.arange(number).astype(str),
+    )
 
 
 def test_few_clients_have_a_bar_each() -> None:

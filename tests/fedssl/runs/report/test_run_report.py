@@ -49,6 +49,8 @@ def test_without_labels_results_and_report_say_why_there_are_no_accuracies(tmp_p
     page = (folder / "report.html").read_text()
     assert f"What the representation is worth was not measured, as {why}. In 4 rounds" in page
     assert str(tmp_path) not in page
+    assert "12 images read" in results["files"]["folder/train"]
+    assert results["files"]["folder/train"] in page
     assert (folder / "encoder" / "model.safetensors").exists()
 
 
