@@ -5,9 +5,9 @@ import pytorch_lightning as pl
 import torch
 
 from layerwise import EncoderSpec, build_encoder
-from ssl_methods import BYOL, Foundation, MoCoV3, SimCLR, TwoViews
+from ssl_methods import BYOL, DINO, Foundation, MoCoV3, SimCLR, SimSiam, TwoViews, VICReg
 
-METHODS = [SimCLR, BYOL, MoCoV3]
+METHODS = [SimCLR, BYOL, MoCoV3, SimSiam, VICReg, DINO]
 VIT = {"patch_size": 4, "depth": 4, "embed_dim": 32, "num_heads": 2}
 ENCODERS = {
     "vit_token": EncoderSpec("vit_tiny_patch16_224", 16, 1, "learned", VIT),

@@ -12,13 +12,17 @@ import torch
 from torch import nn
 
 from layerwise import LayerWise, Progressive, split_encoder
-from ssl_methods import BYOL, MoCoV3, SimCLR, TwoViews
+from ssl_methods import BYOL, DINO, MoCoV3, SimCLR, SimSiam, TwoViews, VICReg
+from ssl_methods.ssl_method import MomentumMethod
 
 MOMENTUM = 0.9
 SETTINGS = {
     SimCLR: {"temperature": 0.2},
     BYOL: {"momentum": MOMENTUM},
     MoCoV3: {"temperature": 0.1, "momentum": MOMENTUM},
+    SimSiam: {},
+    VICReg: {"invariance": 3.0, "variance": 2.0, "covariance": 0.5},
+    DINO: {"temperature": 0.3, "target_temperature": 0.1, "momentum": MOMENTUM, "centre_momentum": 0.7},
 }
 SGD = functools.partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 close = functools.partial(torch.testing.assert_close, rtol=1e-8, atol=1e-11)
@@ -70,6 +74,29 @@ def moco_loss(predictions, targets, temperature):
     return total
 
 
+def simsiam_loss(predictions, targets):
+    pairs = zip(predictions, targets[::-1], strict=True)
+    return -sum((normalize(p) * normalize(t)).sum(1).mean() for p, t in pairs) / 2
+
+
+def vicreg_loss(projections, invariance, variance, covariance):
+    loss = invariance * (projections[0] - projections[1]).square().mean()
+    for each in projections:
+        deviations = each - each.mean(0)
+        matrix = deviations.T @ deviations / (len(each) - 1)
+        loss = loss + variance / 2 * (1 - (matrix.diagonal() + 1e-4).sqrt()).clamp(min=0).mean()
+        loss = loss + covariance * (matrix - matrix.diagonal().diag()).square().sum() / each.shape[1]
+    return loss
+
+
+def dino_loss(projections, targets, centre, temperature, target_temperature):
+    total = 0
+    for projection, target in zip(projections, targets[::-1], strict=True):
+        wanted = ((target - centre) / target_temperature).softmax(1)
+        total = total - (wanted * (projection / temperature).log_softmax(1)).sum(1).mean()
+    return total / 2
+
+
 def simclr_loss(projections, temperature):
     everything = normalize(torch.cat(projections))
     similarities = everything @ everything.T / temperature
@@ -88,20 +115,27 @@ class Naive:
         self.online = FullBranch(copy.deepcopy(encoder), heads["projector"], stage)
         self.predictor = heads.get("predictor")
         self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.centre = 0.0
         parameters = [*self.online.parameters(), *(self.predictor.parameters() if self.predictor else [])]
         # Blocks beyond the stage's depth get no gradient, so the optimizer passes them over.
         self.optimizer = SGD([p for p in parameters if p.requires_grad])
 
     def loss(self, views):
+        settings = {name: value for name, value in SETTINGS[self.kind].items() if not name.endswith("momentum")}
         projections = [self.online(view) for view in views]
-        if self.kind is SimCLR:
-            return simclr_loss(projections, SETTINGS[SimCLR]["temperature"])
-        predictions = [self.predictor(projection) for projection in projections]
+        if self.kind in (SimCLR, VICReg):
+            return (simclr_loss if self.kind is SimCLR else vicreg_loss)(projections, **settings)
+        predictions = [self.predictor(projection) for projection in projections] if self.predictor else projections
+        if self.kind is SimSiam:
+            return simsiam_loss(predictions, [projection.detach() for projection in projections])
         with torch.no_grad():
             targets = [self.target(view) for view in views]
-        if self.kind is BYOL:
-            return byol_loss(predictions, targets)
-        return moco_loss(predictions, targets, SETTINGS[MoCoV3]["temperature"])
+        if self.kind is DINO:
+            loss = dino_loss(predictions, targets, self.centre, **settings)
+            kept = SETTINGS[DINO]["centre_momentum"]
+            self.centre = kept * self.centre + (1 - kept) * torch.cat(targets).mean(0)
+            return loss
+        return (byol_loss if self.kind is BYOL else moco_loss)(predictions, targets, **settings)
 
     def step(self, views):
         self.optimizer.zero_grad()
@@ -193,7 +227,7 @@ def test_several_steps_with_a_moving_target(pair, images):
         close(loss.detach(), pair.naive.step(views))
     for own, full in pair.modules().values():
         close(own.state_dict(), full.state_dict())
-    if type(pair.method) is not SimCLR:
+    if isinstance(pair.method, MomentumMethod):
         _, full_active = split_encoder(pair.naive.target.encoder, pair.stage)
         backbone, projector = pair.method.target.copy
         close(backbone.state_dict(), full_active.state_dict())
@@ -217,7 +251,7 @@ def test_the_next_stage_starts_with_a_target_equal_to_the_online_branch(method_c
     method = objective(method_class, model)
     for stage in LayerWise().stages(4, 4):
         method.attach(*split_encoder(model, stage))
-        if method_class is not SimCLR:
+        if issubclass(method_class, MomentumMethod):
             close(method.target.copy.state_dict(), method.online().state_dict(), rtol=0, atol=0)
         optimizer = method.configure_optimizers()
         method.training_step(images(4)).backward()

@@ -14,7 +14,7 @@ from fedssl.client.local_step import LocalStep
 from fedssl.costs.prediction import StepPredictor, infer_step, lagrange_weights
 from fedssl.protocol.parts import PartitionedModel, build_model
 from layerwise import EncoderSpec, EndToEnd, LayerWise, LiveBytes, Progressive, Scheme, Stage, StepMeter, tensor_bytes
-from ssl_methods import BYOL, DigitsViews, MoCoV3, NaturalViews, SimCLR, Supervised
+from ssl_methods import BYOL, DINO, DigitsViews, MoCoV3, NaturalViews, SimCLR, SimSiam, Supervised, VICReg
 
 VIT = EncoderSpec("vit_tiny_patch16_224", 16, 1, options={"patch_size": 4, "depth": 4, "embed_dim": 32, "num_heads": 2})
 VIT_TINY = EncoderSpec("vit_tiny_patch16_224", 32, 3, options={"patch_size": 4, "depth": 3})
@@ -155,7 +155,7 @@ def test_the_peak_of_deep_stages_is_exact_at_the_papers_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [SimCLR, BYOL, MoCoV3, Supervised])
+@pytest.mark.parametrize("method", [SimCLR, BYOL, MoCoV3, SimSiam, VICReg, DINO, Supervised])
 def test_three_batch_sizes_tell_all_others(method: Callable[..., Any]) -> None:
     alignment = None if method is Supervised else GlobalAlignment()
     predictor = StepPredictor(small(method), LocalStep(alignment, 0.1))

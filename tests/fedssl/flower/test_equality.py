@@ -36,6 +36,7 @@ RUNS = {
     ),
     "progressive": ("prog_fedssl.yaml", ("--model.alignment=GlobalAlignment", "--model.participation=2")),
     "FedNova": ("lw_fedssl.yaml", ("--model.aggregation=FedNova", "--model.rounds=2", "--model.compression=EightBit")),
+    "DINO": ("lw_fedssl.yaml", ("--model.method=DINO", "--model.rounds=2")),
     "SCAFFOLD": (
         "lw_fedssl.yaml",
         (

@@ -29,6 +29,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "BYOL": {"method": "BYOL", "alignment": GlobalAlignment()},
     "Barlow Twins": {"method": "BarlowTwins"},
+    "SimSiam": {"method": "SimSiam"},
+    "VICReg": {"method": "VICReg"},
+    "DINO": {"method": "DINO"},
     "MOON": {"method": "MoCoV3", "alignment": MoonAlignment()},
     "FedAvgM": {"server_optimizer": partial(SGD, lr=0.7, momentum=0.9)},
     "FedAdam": {"server_optimizer": partial(Adam, lr=0.01)},
@@ -42,7 +45,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-FEW = ("plain", "MOON", "FedAdam", "SCAFFOLD", "calibration", "partial", "bank")
+FEW = ("plain", "DINO", "MOON", "FedAdam", "SCAFFOLD", "calibration", "partial", "bank")
 """Variants of which each keeps another kind of state; the others are slow."""
 
 
