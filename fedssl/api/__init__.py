@@ -13,6 +13,7 @@ from fedssl.server.aggregation import (
     SCAFFOLD,
     Aggregation,
     CoordinateMedian,
+    FedDyn,
     FedNova,
     Krum,
     NormWeightedMean,
@@ -25,6 +26,7 @@ from fedssl.server.aggregation import (
 from fedssl.server.calibration import Calibration
 from fedssl.server.lr_schedule import LRSchedule
 from fedssl.server.selection import FedHybridSelector, RandomSelector, RoundRobinSelector, SmartFreezeSelector
+from fedssl.server.yogi import Yogi
 from fedssl.training.federated import FederatedSSL
 from fedssl.training.pretraining import CentralizedSSL
 from ssl_methods.alignment import GlobalAlignment, MoonAlignment
@@ -46,6 +48,7 @@ __all__ = [
     "DeviceFile",
     "Dirichlet",
     "EightBit",
+    "FedDyn",
     "FedEMA",
     "FedHybridSelector",
     "FedNova",
@@ -72,4 +75,5 @@ __all__ = [
     "UnchangedMean",
     "WeightedMean",
     "WholeClasses",
+    "Yogi",
 ]

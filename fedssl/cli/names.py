@@ -35,6 +35,7 @@ from fedssl.server.aggregation import Aggregation
 from fedssl.server.calibration import Calibration
 from fedssl.server.lr_schedule import LRSchedule
 from fedssl.server.selection import Selector
+from fedssl.server.yogi import Yogi
 from layerwise import BlockPerturbation, CausalTransformerSpec, EncoderSpec, Scheme
 from linear_eval import EvaluatedModule, EvaluationSettings, FinetuneSettings
 from ssl_methods import Method, TwoViews
@@ -68,7 +69,7 @@ PLACES: dict[str, tuple[type, ...]] = {
     "model.calibration": (Calibration,),
     "model.aggregation": (Aggregation,),
     "model.compression": (Compression,),
-    "model.server_optimizer": (SGD,),
+    "model.server_optimizer": (SGD, Yogi),
     "model.evaluation": (EvaluationSettings,),
     "model.finetuning": (FinetuneSettings,),
     "data": (LightningDataModule,),

@@ -183,6 +183,12 @@ class FederationSettings:
             )
         rule = self.server.aggregation
         rule.check_optimizer(check_optimizer("optimizer", self.model.optimizer))
+        if rule.needs_proximal and self.local.proximal != rule.needs_proximal:
+            raise ValueError(
+                f"aggregation {type(rule).__name__} needs clients with its own proximal term, they have "
+                f"{self.local.proximal}: set --model.proximal={rule.needs_proximal}, or choose another "
+                "--model.aggregation"
+            )
         if self.local.start and rule.corrects:
             raise ValueError(
                 f"aggregation {type(rule).__name__} corrects gradients for clients that start from the global weights, "

@@ -1,5 +1,6 @@
 """Aggregation rules, which make one result of the clients'."""
 
+from fedssl.server.aggregation.feddyn import FedDyn
 from fedssl.server.aggregation.fednova import FedNova
 from fedssl.server.aggregation.means import LDAWA, NormWeightedMean, StragglerMean, UnchangedMean, WeightedMean
 from fedssl.server.aggregation.private_mean import PrivateMean
@@ -12,6 +13,7 @@ __all__ = [
     "SCAFFOLD",
     "Aggregation",
     "CoordinateMedian",
+    "FedDyn",
     "FedNova",
     "Krum",
     "NormWeightedMean",

@@ -51,12 +51,14 @@ class Aggregation(ABC):
         always_steps: Every round ends with a step of all trained tensors, also if some or all clients gave nothing,
             because the models must not tell who did.
         corrects: Every task has a correction of the gradients, so that its cost is known before the run.
+        needs_proximal: mu of the proximal term that clients must train with; 0: any will do.
         refused: Why parts (by name) keep their values in the round that was finished last, though clients gave them.
     """
 
     takes_counters = True
     always_steps = False
     corrects = False
+    needs_proximal = 0.0
     refused: dict[str, str] = {}  # noqa: RUF012 (replaced, never changed)
 
     def begin(self, participation: Participation, rounds: int) -> None:

@@ -64,13 +64,13 @@ class SCAFFOLD(WeightedMean):
     def correction(self, client_id: int, parameters: Mapping[str, Tensor]) -> Tensors:
         """Return c - c_i."""
         own = self._own.get(client_id, {})
-        return {key: _variate(self._common, key, t) - _variate(own, key, t) for key, t in parameters.items()}
+        return {key: variate_of(self._common, key, t) - variate_of(own, key, t) for key, t in parameters.items()}
 
     def begin_round(self, reference: Tensors) -> None:
         super().begin_round(reference)
         self._drifts: Tensors = {}
-        self._common = _only(reference, self._common)
-        self._own = {client: _only(reference, own) for client, own in self._own.items()}
+        self._common = only_of(reference, self._common)
+        self._own = {client: only_of(reference, own) for client, own in self._own.items()}
 
     def add(self, update: Update) -> None:
         super().add(replace(update, num_images=1))
@@ -80,13 +80,13 @@ class SCAFFOLD(WeightedMean):
             if moved_by_gradients(key):
                 gradient = -difference_to(self._reference[key], tensor).cpu() / length
                 # c itself moves in ``finish``, because tasks of this round may still be made.
-                drift = gradient - _variate(self._common, key, gradient)
-                own[key] = _variate(own, key, gradient) + drift
-                self._drifts[key] = _variate(self._drifts, key, gradient) + drift
+                drift = gradient - variate_of(self._common, key, gradient)
+                own[key] = variate_of(own, key, gradient) + drift
+                self._drifts[key] = variate_of(self._drifts, key, gradient) + drift
 
     def finish(self) -> Tensors:
         for key, drift in self._drifts.items():
-            self._common[key] = _variate(self._common, key, drift) + drift / self._num_clients
+            self._common[key] = variate_of(self._common, key, drift) + drift / self._num_clients
         return super().finish()
 
     def state_dict(self) -> dict[str, Any]:
@@ -99,10 +99,11 @@ class SCAFFOLD(WeightedMean):
         self._own = {client: dict(own) for client, own in state["own"].items()}
 
 
-def _variate(variates: Tensors, key: str, like: Tensor) -> Tensor:
+def variate_of(variates: Tensors, key: str, like: Tensor) -> Tensor:
     """Return the variate of a tensor; zero if it has none yet."""
     return variates[key] if key in variates else torch.zeros(like.shape)
 
 
-def _only(reference: Tensors, variates: Tensors) -> Tensors:
+def only_of(reference: Tensors, variates: Tensors) -> Tensors:
+    """Return the variates of the tensors that are still trained."""
     return {key: variate for key, variate in variates.items() if key in reference}

@@ -37,6 +37,13 @@ RUNS = {
     "progressive": ("prog_fedssl.yaml", ("--model.alignment=GlobalAlignment", "--model.participation=2")),
     "FedNova": ("lw_fedssl.yaml", ("--model.aggregation=FedNova", "--model.rounds=2", "--model.compression=EightBit")),
     "DINO": ("lw_fedssl.yaml", ("--model.method=DINO", "--model.rounds=2")),
+    "FedDyn": (
+        "prog_fedssl.yaml",
+        (
+            *("--model.aggregation=FedDyn", "--model.proximal=0.1", "--model.participation=2", "--model.rounds=4"),
+            *("--model.server_optimizer=fedssl.Yogi", "--model.server_optimizer.lr=0.1"),
+        ),
+    ),
     "SCAFFOLD": (
         "lw_fedssl.yaml",
         (

@@ -11,8 +11,9 @@ import torch
 from torch.optim import SGD, Adam
 
 from fedssl.client.bank import ActivationBank
-from fedssl.server.aggregation import SCAFFOLD, FedNova
+from fedssl.server.aggregation import SCAFFOLD, FedDyn, FedNova
 from fedssl.server.calibration import Calibration
+from fedssl.server.yogi import Yogi
 from layerwise import LayerWise, Progressive
 from ssl_methods.alignment import GlobalAlignment, MoonAlignment
 
@@ -35,6 +36,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "MOON": {"method": "MoCoV3", "alignment": MoonAlignment()},
     "FedAvgM": {"server_optimizer": partial(SGD, lr=0.7, momentum=0.9)},
     "FedAdam": {"server_optimizer": partial(Adam, lr=0.01)},
+    "FedYogi": {"server_optimizer": partial(Yogi, lr=0.01)},
+    "FedDyn": {"aggregation": FedDyn(), "proximal": 0.1, "sizes": (4, 9, 8), "cohort_size": 2},
     "FedNova": {"aggregation": FedNova(momentum=0.9), "sizes": (4, 9, 8)},
     "SCAFFOLD": {"aggregation": SCAFFOLD(), "sizes": (4, 9, 8), "cohort_size": 2},
     "calibration": {"calibration": Calibration(batch_size=4)},
@@ -45,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-FEW = ("plain", "DINO", "MOON", "FedAdam", "SCAFFOLD", "calibration", "partial", "bank")
+FEW = ("plain", "DINO", "MOON", "FedYogi", "SCAFFOLD", "FedDyn", "calibration", "partial", "bank")
 """Variants of which each keeps another kind of state; the others are slow."""
 
 

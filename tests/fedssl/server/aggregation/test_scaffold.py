@@ -7,16 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import ROOT
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from updates import update_of
+from updates import settle, update_of
 
 from fedssl.client.local_step import LocalStep
 from fedssl.costs.prediction import StepPredictor
 from fedssl.protocol.messages import Failure, num_bytes
-from fedssl.server.aggregation import SCAFFOLD, Aggregation, WeightedMean
+from fedssl.server.aggregation import SCAFFOLD, WeightedMean
 from fedssl.server.participation import Participation
 from layerwise import EndToEnd, LayerWise, Stage
 
@@ -104,33 +103,9 @@ def test_other_optimizers_are_refused(optimizer: Callable[..., Any]) -> None:
         SCAFFOLD().check_optimizer(optimizer([nn.Parameter(torch.zeros(1))]))
 
 
-def settle(rule: Aggregation, proximal: float = 0.0, steps: int = 40) -> float:
-    """Where two clients with the losses w^2 / 2 and 4 (w - 1)^2 / 2 settle; their mean is least at 0.8."""
-    rule.check_optimizer(SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
-    rule.begin(Participation([9] * 2), 3)
-    now = torch.zeros(1)
-    for _ in range(300):
-        rule.begin_round({W: now})
-        for client, (curvature, least) in enumerate([(1, 0), (4, 1)]):
-            own, correction = now.clone(), rule.correction(client, {W: now}).get(W, torch.zeros(1))
-            for _ in range(steps):
-                own -= 0.1 * (curvature * (own - least) + proximal * (own - now) + correction)
-            rule.add(update_of({W: own}, 9, steps, client_id=client))
-        now = rule.finish()[W]
-    return now.item()
-
-
 def test_clients_with_different_data_find_the_common_optimum() -> None:
     assert settle(WeightedMean()) == pytest.approx(0.5, abs=0.02)
     assert settle(SCAFFOLD()) == pytest.approx(0.8, abs=1e-4)
-
-
-def test_the_rule_of_the_how_to_finds_it_too() -> None:
-    page = (ROOT / "docs" / "how-to" / "rules.md").read_text()
-    defined: dict[str, Any] = {}
-    exec(page.partition('title="feddyn.py"')[2].partition("```")[0], defined)
-    assert settle(WeightedMean(), proximal=1.0) == pytest.approx(0.62, abs=0.02)
-    assert settle(defined["FedDyn"](alpha=1.0), proximal=1.0) == pytest.approx(0.8, abs=1e-4)
 
 
 def close(weights: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
