@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 
 import timm
 import torch
-from timm.layers import global_pool_nlc
+import torch.nn.functional as F
+from timm.layers import PatchEmbed, global_pool_nlc
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models import is_model_in_modules
 from timm.models.resnet import ResNet
@@ -113,17 +114,47 @@ class ViTStem(nn.Module):
     """Stem with patch embedding, class token and position embedding: images (B, C, H, W) to tokens (B, T, D).
 
     The stem keeps timm's own module, emptied of blocks, norms and head, so that every embedding variant of timm (class
-    token, register tokens, no token, dropout) works unchanged.
+    token, register tokens, no token, dropout) works unchanged. It also takes some patches of each image
+    (B, V, 1 + C * rows * columns), the place of each in front of its pixels, and gives the tokens that they have among
+    all (masked autoencoders).
+
+    Attributes:
+        grid: Rows and columns of patches; ``None`` if the stem takes no patches.
+        patch: Rows and columns of pixels in a patch.
+        channels: Colour channels.
     """
 
     def __init__(self, model: VisionTransformer) -> None:
         super().__init__()
         self.model = model
+        embed = model.patch_embed
+        # A hybrid's embedding is a convolutional network, which needs whole images.
+        takes_patches = type(embed) is PatchEmbed
+        self.grid: tuple[int, int] | None = embed.grid_size if takes_patches else None
+        self.patch: tuple[int, int] = embed.patch_size
+        self.channels = embed.proj.in_channels if takes_patches else 0
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return the tokens of images, or of some of their patches, those of the class and registers first."""
         model = self.model
-        tokens = model._pos_embed(model.patch_embed(images))
-        return model.norm_pre(model.patch_drop(tokens))
+        if inputs.ndim == 4:
+            return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(inputs))))
+        return model.norm_pre(self._some(inputs[..., :1].long(), inputs[..., 1:]))
+
+    def _some(self, places: Tensor, pixels: Tensor) -> Tensor:
+        """Embed patches (B, V, pixels) at places (B, V, 1)."""
+        model, embed = self.model, self.model.patch_embed
+        tokens = embed.norm(F.linear(pixels, embed.proj.weight.flatten(1), embed.proj.bias))
+        assert self.grid is not None
+        count, (rows, columns), width = len(tokens), self.grid, tokens.shape[2]
+        index = places.expand_as(tokens)
+        # Among all patches, so that timm adds whatever it adds; the others are zeros, and left out afterwards.
+        everything = tokens.new_zeros(count, rows * columns, width).scatter(1, index, tokens)
+        if model.dynamic_img_size:
+            everything = everything.view(count, rows, columns, width)
+        embedded = model._pos_embed(everything)
+        first = embedded.shape[1] - rows * columns
+        return torch.cat([embedded[:, :first], embedded[:, first:].gather(1, index)], dim=1)
 
 
 class ViTTail(nn.Module):
@@ -140,6 +171,10 @@ class ViTTail(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         pooled = global_pool_nlc(self.norm(tokens), self.pool, self.prefix_tokens, self.include_prefix)
         return self.fc_norm(pooled)
+
+    def dense(self) -> nn.Sequential:
+        """Return the final norm of every token, (B, T, D) to (B, T, D), with the same layers."""
+        return nn.Sequential(self.norm, self.fc_norm)
 
 
 def timm_arguments(spec: EncoderSpec) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -80,11 +81,16 @@ class Stage:
         return [f"adapter.{block}.{number}" for number in range(self.adapters)]
 
 
-def split_encoder(encoder: StagedEncoder, stage: Stage) -> tuple[nn.Sequential, nn.Sequential]:
+def split_encoder(encoder: StagedEncoder, stage: Stage, dense: bool = False) -> tuple[nn.Sequential, nn.Sequential]:
     """Split the encoder into the frozen prefix and the active part of a stage.
 
     Both share their modules with ``encoder``. The prefix maps images to the active part's input (it is empty where the
     stem is trained), the active part maps that to features (B, D). With adapters the active part has frozen blocks too.
+
+    Args:
+        encoder: Encoder.
+        stage: Stage.
+        dense: True for the features (B, T, D) of every token of a Vision Transformer, without pooling.
     """
     parts, newest = encoder.parts(), stage.present[-1]
 
@@ -94,7 +100,8 @@ def split_encoder(encoder: StagedEncoder, stage: Stage) -> tuple[nn.Sequential, 
 
     frozen = [parts[f"block.{i}"] for i in stage.frozen]
     active = [active_block(i) for i in stage.trained]
-    active += [parts[f"output.{newest}"], parts["tail"], parts[f"reshape.{newest}"]]
+    tail = cast(Any, parts["tail"]).dense() if dense else parts["tail"]
+    active += [parts[f"output.{newest}"], tail, parts[f"reshape.{newest}"]]
     if stage.trains_stem:
         return nn.Sequential(), nn.Sequential(parts["stem"], *active)
     return nn.Sequential(parts["stem"], *frozen), nn.Sequential(*active)

@@ -5,6 +5,7 @@ from ssl_methods.barlow_twins import BarlowTwins
 from ssl_methods.byol import BYOL
 from ssl_methods.dino import DINO
 from ssl_methods.language_modelling import LanguageModelling
+from ssl_methods.mae import MAE
 from ssl_methods.method import Foundation, Inputs, Method, OptimizerFactory, StepOutput
 from ssl_methods.moco_v3 import MoCoV3, info_nce
 from ssl_methods.setting_checks import check_at_least, check_optimizer
@@ -17,6 +18,7 @@ from ssl_methods.vicreg import VICReg
 __all__ = [
     "BYOL",
     "DINO",
+    "MAE",
     "BarlowTwins",
     "DigitsViews",
     "Foundation",

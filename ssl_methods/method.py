@@ -83,11 +83,13 @@ class Method(LightningModule):
         clip_norm: Largest L2 norm of all gradients together, corrections included; longer ones are scaled down to it
             before every optimizer step. ``None``: no limit.
         generator: Source of the augmentation's random numbers.
+        dense: True if the features of an image are those of every token (B, T, feature_dim), without pooling.
         views_in_paper: Views of a sample that LW-FedSSL's resource figures count.
     """
 
     modality: ClassVar[str] = "images"
     num_views: int = 1
+    dense: ClassVar[bool] = False
     views_in_paper: ClassVar[int] = 1
 
     def __init__(self, foundation: Foundation) -> None:

@@ -230,3 +230,5 @@ class FederationSettings:
         if local.bank and method.num_views > 2:
             name, number = type(method).__name__, method.num_views
             raise ValueError(f"a bank stores two kinds of views: {name} has {number} views, leave it out")
+        if local.bank and method.dense:
+            raise ValueError(f"a bank stores features of whole views: {type(method).__name__} has none, leave it out")

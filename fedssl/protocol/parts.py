@@ -143,7 +143,7 @@ class PartitionedModel:
     def attach(self, stage: Stage) -> None:
         """Point the method at the stage's active part, on top of its frozen prefix."""
         self.encoder.use_adapters(stage.adapters)
-        prefix, active = split_encoder(self.encoder, stage)
+        prefix, active = split_encoder(self.encoder, stage, self.method.dense)
         if self.micro_batch is None:
             self.method.attach(prefix, active)
         else:
@@ -162,18 +162,22 @@ class PartitionedModel:
         self.micro_batch = size
         return self
 
+    def whole_stage(self) -> Stage:
+        """Return a stage that trains all present blocks."""
+        blocks = tuple(range(self.encoder.depth))
+        return Stage(0, blocks, blocks, True, 1)
+
     def attach_whole(self, stage: Stage) -> None:
         """Point the method at all parts of the stage, with nothing frozen (server-side calibration)."""
         whole = Stage(stage.index, stage.present, stage.present, True, stage.rounds)
-        self.method.attach(*split_encoder(self.encoder, whole))
+        self.method.attach(*split_encoder(self.encoder, whole, self.method.dense))
 
     def classify(self, images: Tensor) -> Tensor | None:
         """Return class scores (B, classes) of normalised images, by the trained classifier and output module.
 
         ``None`` if the method has no classifier.
         """
-        blocks = tuple(range(self.encoder.depth))
-        _, whole = split_encoder(self.encoder, Stage(0, blocks, blocks, True, 1))
+        _, whole = split_encoder(self.encoder, self.whole_stage())
         return self.method.classify(whole(images))
 
     def to(self, device: torch.device) -> PartitionedModel:

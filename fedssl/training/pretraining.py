@@ -204,6 +204,8 @@ class CentralizedSSL(Pretraining):
         self.base_batch_size = base_batch_size
         self.lr_schedule = lr_schedule
         self.method = self.model.method
+        if self.method.dense:
+            self.model.attach_whole(self.model.whole_stage())
         self.method.begin_client()
 
     def setup(self, stage: str) -> None:

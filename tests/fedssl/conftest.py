@@ -39,7 +39,7 @@ from fedssl.server.rounds import RoundReport
 from fedssl.server.selection import Selector
 from fedssl.server.server import Server
 from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme, Stage
-from ssl_methods import BYOL, DINO, BarlowTwins, DigitsViews, MoCoV3, SimCLR, SimSiam, Supervised, TwoViews, VICReg
+from ssl_methods import BYOL, DINO, MAE, BarlowTwins, DigitsViews, MoCoV3, SimCLR, SimSiam, Supervised, TwoViews, VICReg
 from ssl_methods.alignment import Alignment
 
 VIT = EncoderSpec(
@@ -64,6 +64,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "BYOL": partial(BYOL, hidden_dim=16, output_dim=8, projector_layers=2),
     "BarlowTwins": partial(BarlowTwins, hidden_dim=16, output_dim=8),
     "DINO": partial(DINO, hidden_dim=16, output_dim=8, bottleneck_dim=8),
+    "MAE": partial(MAE, decoder_dim=8, decoder_blocks=1, decoder_heads=2),
     "SimSiam": partial(SimSiam, hidden_dim=16, output_dim=8),
     "VICReg": partial(VICReg, hidden_dim=16, output_dim=8),
     "MoCoV3": partial(MoCoV3, temperature=0.2, hidden_dim=16, output_dim=8, projector_layers=2),

@@ -180,7 +180,7 @@ def task_of(model: PartitionedModel, stage: Stage, corrected: bool) -> Task:
 
 PAIRS = [
     pytest.param(method, scheme, marks=[] if method == "MoCoV3" or scheme == "LayerWise" else pytest.mark.slow)
-    for method in ("SimCLR", "BYOL", "BarlowTwins", "DINO", "MoCoV3", "SimSiam", "Supervised", "VICReg")
+    for method in ("SimCLR", "BYOL", "BarlowTwins", "DINO", "MAE", "MoCoV3", "SimSiam", "Supervised", "VICReg")
     for scheme in SCHEMES
 ]
 

@@ -14,7 +14,19 @@ from fedssl.client.local_step import LocalStep
 from fedssl.costs.prediction import StepPredictor, infer_step, lagrange_weights
 from fedssl.protocol.parts import PartitionedModel, build_model
 from layerwise import EncoderSpec, EndToEnd, LayerWise, LiveBytes, Progressive, Scheme, Stage, StepMeter, tensor_bytes
-from ssl_methods import BYOL, DINO, DigitsViews, MoCoV3, NaturalViews, SimCLR, SimSiam, Supervised, VICReg
+from ssl_methods import (
+    BYOL,
+    DINO,
+    MAE,
+    DigitsViews,
+    MoCoV3,
+    NaturalViews,
+    SimCLR,
+    SimSiam,
+    SSLMethod,
+    Supervised,
+    VICReg,
+)
 
 VIT = EncoderSpec("vit_tiny_patch16_224", 16, 1, options={"patch_size": 4, "depth": 4, "embed_dim": 32, "num_heads": 2})
 VIT_TINY = EncoderSpec("vit_tiny_patch16_224", 32, 3, options={"patch_size": 4, "depth": 3})
@@ -28,7 +40,7 @@ def built(spec: EncoderSpec, method: Callable[..., Any] = MoCoV3) -> Partitioned
 
 
 def small(method: Callable[..., Any]) -> PartitionedModel:
-    heads = {"num_classes": 10} if method is Supervised else SMALL_HEADS
+    heads = {Supervised: {"num_classes": 10}, MAE: {"decoder_dim": 16}}.get(method, SMALL_HEADS)
     return build_model(VIT, partial(method, **heads), DigitsViews(), partial(AdamW, lr=1e-3), 0)
 
 
@@ -138,7 +150,7 @@ def test_parts_of_the_memory_by_hand() -> None:
     ],
 )
 def test_deep_stages_follow_from_shallow_ones(method: Callable[..., Any], scheme: Scheme) -> None:
-    alignment = None if method is Supervised else GlobalAlignment()
+    alignment = GlobalAlignment() if issubclass(method, SSLMethod) else None
     predictor = StepPredictor(small(method), LocalStep(alignment, 0.1))
     for stage in scheme.stages(4, 15 if scheme.name == "progressive" else 12):
         inferred, run = predictor(stage, 8).as_dict(), predictor.run(stage, 8).as_dict()
@@ -155,9 +167,9 @@ def test_the_peak_of_deep_stages_is_exact_at_the_papers_size() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", [SimCLR, BYOL, MoCoV3, SimSiam, VICReg, DINO, Supervised])
+@pytest.mark.parametrize("method", [SimCLR, BYOL, MoCoV3, SimSiam, VICReg, DINO, MAE, Supervised])
 def test_three_batch_sizes_tell_all_others(method: Callable[..., Any]) -> None:
-    alignment = None if method is Supervised else GlobalAlignment()
+    alignment = GlobalAlignment() if issubclass(method, SSLMethod) else None
     predictor = StepPredictor(small(method), LocalStep(alignment, 0.1))
     stage = Stage(0, (0, 1), (1,), False, 1)
     for size in (8, 64, 16):

@@ -37,6 +37,7 @@ RUNS = {
     "progressive": ("prog_fedssl.yaml", ("--model.alignment=GlobalAlignment", "--model.participation=2")),
     "FedNova": ("lw_fedssl.yaml", ("--model.aggregation=FedNova", "--model.rounds=2", "--model.compression=EightBit")),
     "DINO": ("lw_fedssl.yaml", ("--model.method=DINO", "--model.rounds=2")),
+    "MAE": ("lw_fedssl.yaml", ("--model.method=MAE", "--model.rounds=2")),
     "FedDyn": (
         "prog_fedssl.yaml",
         (

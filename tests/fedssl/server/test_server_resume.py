@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "SimSiam": {"method": "SimSiam"},
     "VICReg": {"method": "VICReg"},
     "DINO": {"method": "DINO"},
+    "MAE": {"method": "MAE"},
     "MOON": {"method": "MoCoV3", "alignment": MoonAlignment()},
     "FedAvgM": {"server_optimizer": partial(SGD, lr=0.7, momentum=0.9)},
     "FedAdam": {"server_optimizer": partial(Adam, lr=0.01)},

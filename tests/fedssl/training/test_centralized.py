@@ -87,7 +87,7 @@ def test_a_single_image_gives_no_step(make_module: Callable[..., CentralizedSSL]
     assert equal_weights(module, make_module())
 
 
-@pytest.mark.parametrize("method", ["SimCLR", "BYOL"])
+@pytest.mark.parametrize("method", ["SimCLR", "BYOL", "DINO", "MAE"])
 def test_training_resumes_bit_for_bit(method: str, make_module: Callable[..., CentralizedSSL], tmp_path: Path) -> None:
     whole, resumed = make_module(method), make_module(method)
     settings: dict[str, Any] = {"enable_checkpointing": True, "plugins": [AtomicCheckpointIO()]}
