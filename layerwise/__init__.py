@@ -3,6 +3,7 @@
 from layerwise.caff import AllSmall, HeterogeneousLoRA, LastLayers, LoRA
 from layerwise.causal_transformer import CausalTransformerSpec
 from layerwise.encoder import StagedEncoder, StagedSpec, build_encoder
+from layerwise.heterofl import FedRolex, HeteroFL
 from layerwise.image_encoder import EncoderSpec, timm_arguments, use_small_stem
 from layerwise.meter import LiveBytes, StepCost, StepMeter, tensor_bytes
 from layerwise.micro_batch import MicroBatches, check_micro_batch
@@ -17,6 +18,8 @@ __all__ = [
     "CausalTransformerSpec",
     "EncoderSpec",
     "EndToEnd",
+    "FedRolex",
+    "HeteroFL",
     "HeterogeneousLoRA",
     "LastLayers",
     "LayerShare",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.lora import AdaptedQKV
+from layerwise.width import GroupSum
 
 
 class StagedSpec(ABC):
@@ -67,6 +68,7 @@ class StagedEncoder(nn.Module):
         widths: D_i, the feature width after each block.
         stand_ins: Stand-ins for every block but the first; none for ``output="linear"``.
         adapters: Low-rank adapters of every block, each adapter a part of its own; none without ``ranks``.
+        groups: Groups of every block's heads and hidden units, likewise; none without ``width_groups``.
 
     Attributes:
         depth: Number of leading blocks that ``forward`` runs; initially all.
@@ -81,6 +83,7 @@ class StagedEncoder(nn.Module):
         widths: list[int],
         stand_ins: Sequence[nn.Module] = (),
         adapters: Sequence[nn.ModuleList] = (),
+        groups: Sequence[nn.ModuleList] = (),
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -98,6 +101,7 @@ class StagedEncoder(nn.Module):
             for width in widths
         )
         self.adapters = nn.ModuleList(adapters)
+        self.groups = nn.ModuleList(groups)
         self.depth = len(blocks)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -121,8 +125,9 @@ class StagedEncoder(nn.Module):
         parts |= {f"output.{i}": output for i, output in enumerate(self.outputs)}
         parts["tail"] = self.tail
         parts |= {f"reshape.{i}": layer for i, layer in enumerate(self.reshape)}
-        for i, adapters in enumerate(self.adapters):
-            parts |= {f"adapter.{i}.{number}": adapter for number, adapter in enumerate(cast(nn.ModuleList, adapters))}
+        for name, extras in (("adapter", self.adapters), ("width", self.groups)):
+            for i, own in enumerate(extras):
+                parts |= {f"{name}.{i}.{number}": part for number, part in enumerate(cast(nn.ModuleList, own))}
         return parts
 
     def use_adapters(self, number: int) -> None:
@@ -130,6 +135,17 @@ class StagedEncoder(nn.Module):
         for layer in self.modules():
             if isinstance(layer, AdaptedQKV):
                 layer.active = number
+
+    def use_groups(self, numbers: Sequence[int]) -> None:
+        """Activate only these groups of every block's heads and hidden units; none are named for all."""
+        for layer in self.modules():
+            if isinstance(layer, GroupSum):
+                layer.active = tuple(numbers or range(layer.number))
+
+    def group_parts(self, block: int) -> list[str]:
+        """Return the names of all groups of a block; none where it is not divided."""
+        number = len(cast(nn.ModuleList, self.groups[block])) if self.groups else 0
+        return [f"width.{block}.{each}" for each in range(number)]
 
 
 def build_encoder(spec: StagedSpec, seed: int) -> StagedEncoder:

@@ -22,6 +22,7 @@ from layerwise.encoder import StagedEncoder, StagedSpec
 from layerwise.lora import add_adapters
 from layerwise.output_modules import resnet_stand_ins, vit_stand_ins
 from layerwise.pretrained import load_pretrained
+from layerwise.width import add_groups
 
 VIT_MODULES = ("vision_transformer", "deit", "vision_transformer_hybrid")
 """timm modules whose models take their image size at construction."""
@@ -53,6 +54,8 @@ class EncoderSpec(StagedSpec):
         weights: File or folder of pretrained weights, such as the ``encoder`` folder of a run; ``None`` initialises at
             random. They replace the position embedding too.
         ranks: Ranks of the low-rank adapters in a ViT's blocks, ascending. Schemes that train adapters set them.
+        width_groups: Groups of heads and hidden units in a ViT's blocks. Schemes of clients with narrower encoders set
+            them.
         channels_last: Lay out the weights of convolutions with the channels last, so that their outputs are too. A
             ResNet's step is faster on most processors; results differ by rounding.
     """
@@ -70,6 +73,7 @@ class EncoderSpec(StagedSpec):
     weights: str | None = None
     ranks: list[int] = field(default_factory=list)
     channels_last: bool = False
+    width_groups: int = 1
 
     def __post_init__(self) -> None:
         if not timm.is_model(self.name):
@@ -217,7 +221,8 @@ def _stage_vit(model: VisionTransformer, spec: EncoderSpec) -> StagedEncoder:
     model.blocks = nn.Sequential()
     model.norm, model.fc_norm, model.head = nn.Identity(), nn.Identity(), nn.Identity()
     widths, adapters = [model.embed_dim] * len(blocks), add_adapters(blocks, spec.ranks)
-    return StagedEncoder(spec, ViTStem(model), blocks, tail, widths, stand_ins, adapters)
+    groups = add_groups(blocks, spec.width_groups)
+    return StagedEncoder(spec, ViTStem(model), blocks, tail, widths, stand_ins, adapters, groups)
 
 
 def _check_vit(model: VisionTransformer, spec: EncoderSpec) -> None:
@@ -238,6 +243,8 @@ def _stage_resnet(model: ResNet, spec: EncoderSpec) -> StagedEncoder:
         raise ValueError(f"position 'sincos' needs a ViT, {spec.name!r} has no position embedding")
     if spec.ranks:
         raise ValueError(f"LoRA needs a ViT, {spec.name!r} has no attention")
+    if spec.width_groups > 1:
+        raise ValueError(f"width groups need a ViT, the channels of {spec.name!r} cannot be divided")
     if spec.stem == "small":
         use_small_stem(model, spec.in_channels)
     if spec.weights:

@@ -80,7 +80,7 @@ class AdaptedQKV(nn.Module):
 
 
 class AdaptedBlock(nn.Module):
-    """Block together with those of its adapters that are trained."""
+    """Block together with those of its adapters, or groups of its width, that are trained."""
 
     def __init__(self, block: nn.Module, adapters: Iterable[nn.Module]) -> None:
         super().__init__()

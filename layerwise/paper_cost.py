@@ -181,7 +181,11 @@ def part_costs(encoder: StagedEncoder) -> dict[str, PartCost]:
     macs["tail"], _ = run(shadow.tail, hidden)
     for i, (layer, width) in enumerate(zip(shadow.reshape, shadow.widths, strict=True)):
         macs[f"reshape.{i}"], _ = run(layer, torch.empty(1, width, device="meta"))
-    return {name: PartCost(macs.get(name, 0), _state_size(part)) for name, part in encoder.parts().items()}
+    costs = {name: PartCost(macs.get(name, 0), _state_size(part)) for name, part in encoder.parts().items()}
+    for i in range(len(encoder.blocks)):
+        # The paper knows no narrower clients: a block counts with all groups.
+        costs[f"block.{i}"] += sum((costs.pop(name) for name in encoder.group_parts(i)), PartCost())
+    return costs
 
 
 def head_costs(heads: Mapping[str, nn.Module], *feature_shape: int) -> dict[str, PartCost]:
@@ -196,7 +200,7 @@ def head_costs(heads: Mapping[str, nn.Module], *feature_shape: int) -> dict[str,
 
 def _counted(stage: Stage) -> list[str]:
     """Return the trained parts that the paper counts: all but the final norm and the reshaping layer."""
-    return [name for name in stage.trained_parts() if name != "tail" and not name.startswith("reshape.")]
+    return [name for name in stage.trained_parts() if name != "tail" and not name.startswith(("reshape.", "width."))]
 
 
 def _sample_macs(parts: Mapping[str, PartCost], head: PartCost, stage: Stage) -> int:

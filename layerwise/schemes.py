@@ -83,10 +83,12 @@ class Scheme(ABC):
         """Return the encoder that the scheme needs: by default the configured one.
 
         Raises:
-            ValueError: The configured encoder has adapters, which only schemes set.
+            ValueError: The configured encoder has adapters or groups, which only schemes set.
         """
         if spec.ranks:
             raise ValueError(f"encoder.ranks {spec.ranks}: leave them out, the scheme LoRA sets them")
+        if isinstance(spec, EncoderSpec) and spec.width_groups != 1:
+            raise ValueError(f"encoder.width_groups {spec.width_groups}: leave them out, the scheme HeteroFL sets them")
         return spec
 
     def variants(self, num_blocks: int, rounds: int) -> list[list[Stage]]:
@@ -97,10 +99,15 @@ class Scheme(ABC):
         """Return the variants of a stage that a client may train, largest first; its device decides. By default one."""
         return [stage]
 
-    def for_client(self, stage: Stage, rng: np.random.Generator) -> Stage:
-        """Return the part of its variant that one client holds: all of it without a layer budget.
+    def for_client(self, stage: Stage, rng: np.random.Generator, round_: int = 0) -> Stage:
+        """Return the part of its variant that one client holds in a round: all of it without a layer budget.
 
         All draws for a stage have equally many blocks, so that they cost the same.
+
+        Args:
+            stage: Variant of the client.
+            rng: Draws the blocks that a layer budget leaves out.
+            round_: Communication round, from 0.
         """
         return stage if self.layer_budget is None else keep_layers(stage, self.layer_budget, rng)
 

@@ -27,6 +27,8 @@ class Stage:
         rounds: Communication rounds of the stage.
         adapters: Low-rank adapters of each trained block that are trained in its place (LoRA); 0 trains the block
             itself.
+        groups: Groups of heads and hidden units of each block that the client holds; empty for all, and where blocks
+            are not divided.
         full_lr: True if clients train at the full learning rate, whose schedule does not count these rounds: warm-up
             of new blocks.
     """
@@ -38,11 +40,13 @@ class Stage:
     rounds: int
     adapters: int = 0
     full_lr: bool = False
+    groups: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         assert self.trained, self
         assert self.present[-len(self.trained) :] == self.trained, self
         assert not self.trains_stem or (self.trained == self.present and not self.adapters), self
+        assert not self.groups or self.trains_stem, self
 
     @property
     def frozen(self) -> tuple[int, ...]:
@@ -51,8 +55,8 @@ class Stage:
 
     @property
     def num_trained(self) -> int:
-        """Number of trained blocks, or of trained adapters in each."""
-        return self.adapters or len(self.trained)
+        """Number of trained blocks, or of trained adapters or groups in each."""
+        return self.adapters or len(self.groups) or len(self.trained)
 
     @property
     def depth(self) -> int:
@@ -72,13 +76,17 @@ class Stage:
         """
         stem = ["stem"] if self.trains_stem else []
         newest = self.present[-1]
-        blocks = [name for i in self.trained for name in self.adapter_parts(i) or [f"block.{i}"]]
+        blocks = [name for i in self.trained for name in self.adapter_parts(i) or [f"block.{i}", *self.group_parts(i)]]
         # In the order of the forward pass: of a late result the last parts are the finished ones.
         return [*stem, *blocks, f"output.{newest}", "tail", f"reshape.{newest}"]
 
     def adapter_parts(self, block: int) -> list[str]:
         """Return the names of the adapters that are trained in place of a trained block."""
         return [f"adapter.{block}.{number}" for number in range(self.adapters)]
+
+    def group_parts(self, block: int) -> list[str]:
+        """Return the names of the groups that are trained with a trained block."""
+        return [f"width.{block}.{number}" for number in self.groups]
 
 
 def split_encoder(encoder: StagedEncoder, stage: Stage, dense: bool = False) -> tuple[nn.Sequential, nn.Sequential]:
@@ -94,12 +102,13 @@ def split_encoder(encoder: StagedEncoder, stage: Stage, dense: bool = False) -> 
     """
     parts, newest = encoder.parts(), stage.present[-1]
 
-    def active_block(index: int) -> nn.Module:
-        block, adapters = parts[f"block.{index}"], stage.adapter_parts(index)
-        return AdaptedBlock(block, [parts[name] for name in adapters]) if adapters else block
+    def held_block(index: int) -> nn.Module:
+        block, groups = parts[f"block.{index}"], stage.group_parts(index) or encoder.group_parts(index)
+        own = [parts[name] for name in (*stage.adapter_parts(index), *groups)]
+        return AdaptedBlock(block, own) if own else block
 
-    frozen = [parts[f"block.{i}"] for i in stage.frozen]
-    active = [active_block(i) for i in stage.trained]
+    frozen = [held_block(i) for i in stage.frozen]
+    active = [held_block(i) for i in stage.trained]
     tail = cast(Any, parts["tail"]).dense() if dense else parts["tail"]
     active += [parts[f"output.{newest}"], tail, parts[f"reshape.{newest}"]]
     if stage.trains_stem:

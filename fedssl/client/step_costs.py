@@ -17,7 +17,7 @@ class StepKey:
 
     Args:
         stage: Index of the stage.
-        extent: Trained blocks, or adapters in each.
+        extent: Trained blocks, or adapters or groups in each.
         blocks: Present blocks.
         batch_size: Images in the step; 0 until a batch is known.
         remembers: Whether the client remembers what its alignment compares with.

@@ -90,7 +90,7 @@ def decode_order(content: RecordDict) -> Order:
     """Unpack an order."""
     note = _note(content)
     fields = note["stage"]
-    stage = Stage(**fields | {"present": tuple(fields["present"]), "trained": tuple(fields["trained"])})
+    stage = Stage(**fields | {name: tuple(fields[name]) for name in ("present", "trained", "groups")})
     active, frozen, correction = (_parts(content, name) for name in ("active", "frozen", "correction"))
     fixed = note["client_id"], note["round"], stage, active, note["frozen_ids"], frozen, correction
     task = Task(*fixed, note["lr_factor"])

@@ -208,7 +208,8 @@ def layer_tables(layers: dict[str, Any]) -> Iterator[Table | str]:
         sizes = (amount(row[key] / MIB) for key in ("peak_memory_bytes", "active_bytes"))
         rows.append([str(row["depth"]), str(row["trained"]), *sizes, f"{row['macs'] / 1e9:.2f}"])
     header = ["depth", "trained", "peak MiB", "up MiB", "GMACs"]
-    caption = f"trained: last layers, or adapters of each; up, GMACs: of a round with {layers['images']} images"
+    kinds = "last layers, or adapters or groups of each"
+    caption = f"trained: {kinds}; up, GMACs: of a round with {layers['images']} images"
     yield Table(header, rows, "what clients can train", caption)
     for depth, counts in layers["trained_layers"].items():
         clients = ", ".join(f"{number} train {count}" for count, number in sorted(Counter(counts).items()))

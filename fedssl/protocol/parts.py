@@ -108,11 +108,17 @@ class PartitionedModel:
 
     def trained_names(self, stage: Stage) -> list[str]:
         """List the parts that are trained and travel both ways: the stage's layers, all heads and method state."""
-        return [name for name in stage.trained_parts() if name in self.parts] + self.heads + self.states
+        return self._held(stage.trained_parts(), stage) + self.heads + self.states
 
     def frozen_names(self, stage: Stage) -> list[str]:
         """List the parts that clients need but do not train."""
-        return [name for name in stage.frozen_parts() if name in self.parts]
+        return self._held(stage.frozen_parts(), stage)
+
+    def _held(self, names: list[str], stage: Stage) -> list[str]:
+        """Leave out parts without tensors, and let all groups of a block follow it unless the stage says which."""
+        blocks = range(0 if stage.groups else len(self.encoder.blocks))
+        groups = {f"block.{i}": self.encoder.group_parts(i) for i in blocks}
+        return [each for name in names for each in (name, *groups.get(name, ())) if each in self.parts]
 
     def tied(self) -> dict[str, str]:
         """Map encoder parts that share a parameter with a head to the name of that head."""
@@ -143,6 +149,7 @@ class PartitionedModel:
     def attach(self, stage: Stage) -> None:
         """Point the method at the stage's active part, on top of its frozen prefix."""
         self.encoder.use_adapters(stage.adapters)
+        self.encoder.use_groups(stage.groups)
         prefix, active = split_encoder(self.encoder, stage, self.method.dense)
         if self.micro_batch is None:
             self.method.attach(prefix, active)
@@ -169,7 +176,7 @@ class PartitionedModel:
 
     def attach_whole(self, stage: Stage) -> None:
         """Point the method at all parts of the stage, with nothing frozen (server-side calibration)."""
-        whole = Stage(stage.index, stage.present, stage.present, True, stage.rounds)
+        whole = Stage(stage.index, stage.present, stage.present, True, stage.rounds, groups=stage.groups)
         self.method.attach(*split_encoder(self.encoder, whole, self.method.dense))
 
     def classify(self, images: Tensor) -> Tensor | None:

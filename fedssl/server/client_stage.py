@@ -31,7 +31,7 @@ class StageOptions:
         """Return what a client holds and trains in a round: a variant without the layers that depth dropout removes."""
         # The client among the numbers, so that the layers that one leaves out are trained by others in the same round.
         rng = numpy_generator(self._seed, "layers", round_, client)
-        return self._scheme.for_client(self._variants[variant], rng)
+        return self._scheme.for_client(self._variants[variant], rng, round_)
 
 
 def check_untied(model: PartitionedModel, stages: Iterable[Sequence[Stage]]) -> None:

@@ -44,7 +44,7 @@ class Yogi(Optimizer):
         super().__init__(params, {"lr": lr, "betas": tuple(betas), "eps": eps})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Step every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -53,10 +53,11 @@ class Yogi(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._move(parameter, group["lr"], *group["betas"], group["eps"])
+                    self._move(parameter, group)
         return loss
 
-    def _move(self, parameter: nn.Parameter, lr: float, first: float, second: float, eps: float) -> None:
+    def _move(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+        (first, second), eps = group["betas"], group["eps"]
         state, gradient = self.state[parameter], parameter.grad
         assert gradient is not None
         if not state:
@@ -65,4 +66,4 @@ class Yogi(Optimizer):
         square = gradient.square()
         state["mean"].lerp_(gradient, 1 - first)
         state["spread"].sub_((1 - second) * square * (state["spread"] - square).sign())
-        parameter.sub_(lr * state["mean"] / (state["spread"].sqrt() + eps))
+        parameter.sub_(group["lr"] * state["mean"] / (state["spread"].sqrt() + eps))

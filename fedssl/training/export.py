@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -21,6 +21,7 @@ from fedssl.data.datasets.texts import CHARACTERS
 from fedssl.utils.files import replace_folder
 from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, timm_arguments, use_small_stem
 from layerwise.pretrained import CHECKSUMS, HEADS_IN_FOLDER
+from layerwise.width import whole_block
 
 CLAIMS = ("license", "origin_url", "paper_ids", "paper_name", "notes")
 """Entries of timm's ``pretrained_cfg`` that describe timm's own weights and would be false of ours."""
@@ -139,8 +140,10 @@ def timm_state(encoder: StagedEncoder) -> dict[str, Tensor]:
 
 
 def _block_state(encoder: StagedEncoder, index: int) -> dict[str, Tensor]:
-    """Return the weights of a block, with its adapters merged into them."""
+    """Return the weights of a block, with its adapters merged into them and its groups put together."""
     block: Any = encoder.blocks[index]
+    if encoder.groups:
+        return whole_block(block, list(cast(Any, encoder.groups[index])))
     merged = {"attn.qkv.weight": block.attn.qkv.merged().detach()} if encoder.adapters else {}
     return block.state_dict() | merged
 

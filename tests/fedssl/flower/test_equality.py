@@ -37,6 +37,13 @@ RUNS = {
     "progressive": ("prog_fedssl.yaml", ("--model.alignment=GlobalAlignment", "--model.participation=2")),
     "FedNova": ("lw_fedssl.yaml", ("--model.aggregation=FedNova", "--model.rounds=2", "--model.compression=EightBit")),
     "DINO": ("lw_fedssl.yaml", ("--model.method=DINO", "--model.rounds=2")),
+    "FedRolex": (
+        "fedssl.yaml",
+        (
+            *("--model.scheme=FedRolex", "--model.rounds=3", "--model.devices=DeviceClasses"),
+            "--model.devices.classes=[{count: 1}, {memory: 600KiB, count: 2}]",
+        ),
+    ),
     "MAE": ("lw_fedssl.yaml", ("--model.method=MAE", "--model.rounds=2")),
     "FedDyn": (
         "prog_fedssl.yaml",
