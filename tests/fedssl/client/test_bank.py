@@ -15,7 +15,7 @@ from fedssl.federation.federation import Federation
 from fedssl.protocol.messages import Failure, Task
 from layerwise import CausalTransformerSpec, EncoderSpec, EndToEnd, LayerWise, LoRA
 from layerwise.memory import InfeasibleBudgetError
-from ssl_methods import DigitsViews, LanguageModelling, SimCLR, TwoViews
+from ssl_methods import MAE, DigitsViews, LanguageModelling, SimCLR, TwoViews
 
 TEXT = CausalTransformerSpec(context=8, depth=3, width=16, heads=2)
 PLAIN = TwoViews()
@@ -165,6 +165,8 @@ def test_bad_settings_are_refused(make_module: Callable[..., FederatedSSL], vit_
         ActivationBank(budget="many")
     with pytest.raises(ValueError, match="a bank stores views of images: LanguageModelling has none"):
         FederatedSSL(TEXT, LanguageModelling, None, SGD, LayerWise(), 3, bank=ActivationBank(), seed=0)
+    with pytest.raises(ValueError, match="a bank stores features of whole views: MAE has none"):
+        FederatedSSL(vit_spec, MAE, DigitsViews(), SGD, LayerWise(), 3, bank=ActivationBank(), seed=0)
     with pytest.raises(ValueError, match="a bank stores two kinds of views: FourViews has 4 views"):
         FederatedSSL(vit_spec, FourViews, DigitsViews(), SGD, LayerWise(), 3, bank=ActivationBank(), seed=0)
 
