@@ -35,6 +35,8 @@ class LocalGrid(Grid):
         self.hidden: set[int] = set()
         self.silent: set[int] = set()
         self.sent: list[Message] = []
+        self.left: list[tuple[int, Message]] = []
+        self.left_bytes = b""
         self.wire_bytes = {"query": [0, 0], "train": [0, 0]}
         self._replies: dict[str, Message] = {}
         self._run = Run.create_empty(1)
@@ -76,12 +78,14 @@ class LocalGrid(Grid):
             reply = self.answers.get(node, client_app.app)(arrived, self.contexts[node])
         except Exception as error:
             reply = Message(Error(2, repr(error)), reply_to=arrived)
+        self.left.append((node, reply))
         self._replies[message_id] = reply if reply.has_error() else self._travel(reply, 1)
         return message_id
 
     def _travel(self, message: Message, direction: int) -> Message:
         contents = {key: each.deflate() for key, each in get_all_nested_objects(message).items()}
         self.wire_bytes[message.metadata.message_type][direction] += sum(map(len, contents.values()))
+        self.left_bytes += b"".join(contents.values()) if direction else b""
         return inflate_object_from_contents(message.object_id, contents)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

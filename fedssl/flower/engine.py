@@ -12,10 +12,12 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from fedssl.federation.federation import Engine
+from fedssl.flower.consent import content_hash
 from fedssl.flower.records import (
     Hello,
     Lacking,
     Order,
+    Question,
     decode_answer,
     encode_order,
     encode_question,
@@ -28,6 +30,7 @@ from fedssl.protocol.messages import Failure, Result, num_bytes
 from fedssl.server.participation import Cohort, Participation
 from fedssl.server.rounds import RoundReport
 from fedssl.server.server import Server
+from fedssl.utils.files import write_text
 from layerwise import Stage
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,9 @@ POLL_SECONDS = 0.5
 ROOM_BYTES = 2**20
 IMAGES_OF_MEDIAN = 4
 """Cap on a client's claimed number of images, as a multiple of the median claim, unless a setting overrides it."""
+RECIPE = "recipe.yaml"
+TOLD_SECONDS = 30.0
+"""Time between two lines that say whom the server waits for."""
 GRACE_SECONDS = 30.0
 """Extra time-to-live, so that a late reply is reported as late and not as an expired message."""
 
@@ -72,7 +78,6 @@ class FlowerEngine(Engine):
         roster = self._roster = self._roster or self._make_roster(server)
         # Not a setting of the run: on a resume its operator may ask for another number.
         server.quorum = self._settings.min_replies
-        roster.ask_again()
         roster.refresh()
         # Nodes start one after another. The first round waits for all of them, so that a run does not begin with the
         # few that happened to be early; later rounds must not wait again for a client that has left.
@@ -81,8 +86,8 @@ class FlowerEngine(Engine):
         present = roster.connected()
         if len(present) < self._settings.min_clients:
             raise TimeoutError(
-                f"{len(present)} of {everyone} clients are connected after {self._settings.join_timeout:g} s, "
-                f"min-clients is {self._settings.min_clients}"
+                f"too few clients after {self._settings.join_timeout:g} s, min-clients is "
+                f"{self._settings.min_clients}: {roster.describe()}"
             )
         if first and len(present) < everyone:
             logger.warning("the run starts with %d of %d clients: %s", len(present), everyone, list(present))
@@ -98,7 +103,14 @@ class FlowerEngine(Engine):
             self._send(server, client, waiting, arrived)
         # Once all tasks are out, so that sending to a large cohort shortens nobody's time.
         started = time.monotonic()
+        told = Reminder()
         while waiting and not self._over(started, len(arrived)):
+            if told.is_due():
+                logger.warning(
+                    "round %d: %d of %d clients have answered after %.0f s, waiting for %s",
+                    *(server.round, len(arrived), len(cohort.participants), time.monotonic() - started),
+                    ", ".join(map(str, sorted(waiting.values()))),
+                )
             if not self._collect(server, waiting, arrived):
                 time.sleep(POLL_SECONDS)
         for client in waiting.values():
@@ -150,7 +162,7 @@ class FlowerEngine(Engine):
             if reply is None:
                 continue
             del waiting[message_id]
-            answer = self._read(reply, client)
+            answer = self._read(reply, client, server.participation)
             if not isinstance(answer, Lacking):
                 arrived[client] = answer
             # A client that lacks frozen layers, such as one with a cleared cache, is resent its task with them, once:
@@ -164,13 +176,22 @@ class FlowerEngine(Engine):
                 arrived[client] = Failure(client, "it cannot keep the frozen layers that it was sent")
         return len(waiting) < before
 
-    def _read(self, reply: Message | Exception, client: int) -> Result | Failure | Lacking:
+    def _read(
+        self, reply: Message | Exception, client: int, participation: Participation
+    ) -> Result | Failure | Lacking:
+        assert self._roster is not None
         if isinstance(reply, Exception):
             return malformed(client, reply)
         if reply.has_error():
             return Failure(client, f"Flower's error {reply.error.code}: {reply.error.reason}")
         self._wire["up"] += wire_bytes(reply.content)
-        return decode_answer(reply.content, client, self._most_bytes[client])
+        return decode_answer(
+            reply.content,
+            client,
+            self._most_bytes[client],
+            withheld=self._roster.hello(client).withheld,
+            assumed_images=participation.images[client],
+        )
 
     def _over(self, started: float, answers: int) -> bool:
         limit, enough = self._settings.round_timeout, self._settings.enough_replies
@@ -178,18 +199,24 @@ class FlowerEngine(Engine):
 
     def _wait(self, enough: Callable[[], bool]) -> None:
         assert self._roster is not None
-        until = time.monotonic() + self._settings.join_timeout
+        until, told = time.monotonic() + self._settings.join_timeout, Reminder()
         while not enough() and time.monotonic() < until:
+            if told.is_due():
+                logger.warning("waiting for clients: %s", self._roster.describe())
             time.sleep(POLL_SECONDS)
             self._roster.refresh()
 
     def _make_roster(self, server: Server) -> Roster:
         def welcome(hello: Hello) -> None:
+            _check_withheld(server, hello)
             server.holdings.replace(hello.client_id, hello.held)
             if hello.num_images:  # only the first claim counts: a client must not raise its own weight during the run
                 self._announced.setdefault(hello.client_id, hello.num_images)
 
-        question = encode_question(run_id(self._folder), self._recipe)
+        # For the operators of the nodes, who may want to read and approve it.
+        write_text(self._folder / RECIPE, self._recipe)
+        logger.warning("the run's recipe is %s, its SHA-256 %s", self._folder / RECIPE, content_hash(self._recipe))
+        question = encode_question(Question(run_id(self._folder), self._recipe))
         return Roster(self._grid, server.participation.num_clients, question, welcome)
 
     def _limit_images(self, participation: Participation) -> None:
@@ -208,3 +235,30 @@ class FlowerEngine(Engine):
         for name in ("min_clients", "min_replies", "enough_replies"):
             if (value := getattr(self._settings, name)) > clients:
                 raise ValueError(f"{name.replace('_', '-')} {value}: the run has {clients} clients")
+
+
+class Reminder:
+    """Clock that is due every half minute."""
+
+    def __init__(self) -> None:
+        self._next = time.monotonic() + TOLD_SECONDS
+
+    def is_due(self) -> bool:
+        """Tell if half a minute has passed since the start, or since it was due last."""
+        due = time.monotonic() >= self._next
+        self._next += TOLD_SECONDS if due else 0
+        return due
+
+
+def _check_withheld(server: Server, hello: Hello) -> None:
+    """Refuse a client that withholds what the run cannot do without.
+
+    Raises:
+        ValueError: It does.
+    """
+    for figure, reader, reads in (
+        ("loss", server.participation.selector, server.participation.selector.reads_losses),
+        ("counts", server.aggregation, server.aggregation.reads_steps),
+    ):
+        if reads and figure in hello.withheld:
+            raise ValueError(f"client {hello.client_id} withholds its {figure}, which {type(reader).__name__} needs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,23 +62,29 @@ def write_recipe(config: dict[str, Any]) -> str:
     return yaml.safe_dump(recipe | {"precision": config["trainer"].get("precision")}, sort_keys=False)
 
 
-def read_recipe(text: str, data_root: str | None = None) -> Recipe:
+def read_recipe(
+    text: str, data_root: str | None = None, check: Callable[[dict[str, Any]], None] = lambda _: None
+) -> Recipe:
     """Build model and data module from a recipe.
 
     Args:
         text: Recipe from ``write_recipe``. Its classes are imported and called, so the server must be trusted.
         data_root: Folder of all data sets on this machine; ``None`` takes the recipe's.
+        check: Called with the parsed settings before anything is built from them.
     """
     # First of all, because parsing already imports the classes that the text names.
     restrict_class_paths()
     recipe = yaml.safe_load(text)
     precision = recipe.pop("precision")
     if data_root is not None:
-        recipe["data"]["init_args"]["root"] = data_root
+        given = recipe["data"]["init_args"]
+        # Labelled images of the evaluation are loaded too, and must not come from elsewhere on this machine.
+        given |= {key: data_root for key in ("root", "eval_root") if given.get(key) is not None}
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(EvaluatedModule, "model", subclass_mode=True)
     parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
     parsed = parser.parse_object(recipe)
     check_class_paths(parsed)
+    check(parsed.as_dict())
     built = parser.instantiate_classes(parsed)
     return Recipe(built.model, built.data, precision == "bf16-mixed")

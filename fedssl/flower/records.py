@@ -1,9 +1,14 @@
-"""Tasks and results as Flower's records: weights as arrays by tensor name, everything else as one line of JSON."""
+"""Tasks and results as Flower's records: weights as arrays by tensor name, everything else as one line of JSON.
+
+A node sends what the functions here encode, and nothing else. ``docs/deployment.md`` lists it, and a test holds the
+messages of a run to the list.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +21,23 @@ LONGEST_REASON = 300
 LONGEST_NOTE = 2**20
 """Characters of what a client says beside its tensors; a thousand parts that it holds take a tenth of that."""
 
+WITHHOLDABLE = {
+    "loss": ("loss", "squared_loss"),
+    "counts": ("num_images", "steps"),
+    "operations": ("macs", "activation_bytes"),
+}
+"""Figures of a result that a node's operator can keep back."""
+
 COUNTS = ("num_images", "steps", "macs", "activation_bytes")
+
+CAUSES = {
+    "memory": "declines the stage: it needs more memory than the node allows",
+    "images": "too few images to contrast",
+    "loss": "its loss is not finite",
+    "consent": "its operator does not allow that; the node's log and audit file say what",
+    "error": "it failed; the node's log and audit file say why",
+}
+"""Why a client gives nothing. Only the word travels: the texts of errors name files and images of the node."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +48,15 @@ class Hello:
         client_id: Configured number of the client.
         held: Content id of every frozen part that it holds.
         memory_bytes: Memory that it may use; 0 if there is no limit.
-        num_images: Images of its own; 0 if the run's data set is divided among the clients.
+        num_images: Images of its own; 0 if the run's data set is divided among the clients, or if it withholds counts.
+        withheld: Figures that its results will lack, of ``WITHHOLDABLE``.
     """
 
     client_id: int
     held: dict[str, str]
     memory_bytes: int
     num_images: int
+    withheld: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,12 +64,38 @@ class Lacking:
     """Answer of a client without some frozen parts that the server believed it to hold.
 
     Args:
-        client_id: Id of the client.
         held: Content id of every frozen part that it holds.
     """
 
-    client_id: int
     held: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Answer of a client that gives nothing.
+
+    Args:
+        cause: One of ``CAUSES``.
+    """
+
+    cause: str
+
+
+class RefusedError(ValueError):
+    """A node does not take part, and says so."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Question who a client is.
+
+    Args:
+        run_id: Id of the run.
+        recipe: Model and data of the run.
+    """
+
+    run_id: str
+    recipe: str
 
 
 @dataclass(frozen=True)
@@ -66,15 +115,15 @@ class Order:
     needed_bytes: int
 
 
-def encode_question(run_id: str, recipe: str) -> RecordDict:
+def encode_question(question: Question) -> RecordDict:
     """Pack the question who a client is."""
-    return _pack({"run_id": run_id, "recipe": recipe})
+    return _pack(asdict(question))
 
 
-def decode_question(content: RecordDict) -> tuple[str, str]:
-    """Unpack run id and recipe from the question."""
+def decode_question(content: RecordDict) -> Question:
+    """Unpack the question."""
     note = _note(content)
-    return str(note["run_id"]), str(note["recipe"])
+    return Question(str(note["run_id"]), str(note["recipe"]))
 
 
 def encode_order(order: Order) -> RecordDict:
@@ -97,20 +146,35 @@ def decode_order(content: RecordDict) -> Order:
     return Order(task, note["run_id"], note["recipe"], note["needed_bytes"])
 
 
-def encode_answer(answer: Result | Failure | Lacking) -> RecordDict:
-    """Pack a client's answer to an order."""
-    fields = {key: value for key, value in vars(answer).items() if key != "parts"}
+def encode_answer(answer: Result | Lacking | Refusal, withheld: Collection[str] = ()) -> RecordDict:
+    """Pack a client's answer to an order.
+
+    Args:
+        answer: The answer.
+        withheld: Figures to leave out, of ``WITHHOLDABLE``.
+    """
+    left_out = {"parts", "client_id", *(name for figure in withheld for name in WITHHOLDABLE[figure])}
+    fields = {key: value for key, value in vars(answer).items() if key not in left_out}
     parts = answer.parts if isinstance(answer, Result) else {}
     return _pack({"kind": type(answer).__name__, **fields}, parts=parts)
 
 
-def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.inf) -> Result | Failure | Lacking:
+def decode_answer(
+    content: RecordDict,
+    client_id: int,
+    most_bytes: float = math.inf,
+    *,
+    withheld: Collection[str] = (),
+    assumed_images: int = 1,
+) -> Result | Failure | Lacking:
     """Unpack an answer that nobody has checked yet.
 
     Args:
         content: Answer, as it came over the network.
-        client_id: Client that was asked; the id in the answer is ignored.
+        client_id: Client that was asked.
         most_bytes: Limit on its tensors, in bytes.
+        withheld: Figures that the answer may lack, of ``WITHHOLDABLE``.
+        assumed_images: Number of images of a client that withholds it.
 
     Returns:
         The answer, or a ``Failure`` that says what is wrong with it. Names, shapes and values of the tensors are left
@@ -119,17 +183,16 @@ def decode_answer(content: RecordDict, client_id: int, most_bytes: float = math.
     try:
         note = _note(content, LONGEST_NOTE)
         if note["kind"] == "Lacking":
-            return Lacking(client_id, _names(note["held"]))
-        if note["kind"] == "Failure":
-            # On one line: the reason is logged, and a client must not write lines of its own into the server's log.
-            reason = " ".join(str(note["reason"]).split())[:LONGEST_REASON]
-            return Failure(client_id, reason, note["skipped"] is True, declined=note["declined"] is True)
+            return Lacking(_names(note["held"]))
+        if note["kind"] == "Refusal":
+            cause = note["cause"]
+            return Failure(client_id, CAUSES[cause], skipped=cause == "images", declined=cause == "memory")
         if note["kind"] != "Result":
             raise ValueError(f"it is a {str(note['kind'])[:20]!r}")
         size = sum(record.count_bytes() for record in content.array_records.values())
         if size > most_bytes:
             raise ValueError(f"{size} bytes of tensors, its task takes {most_bytes}")
-        return _result(note, _parts(content, "parts"), client_id)
+        return _result(_completed(note, withheld, assumed_images), _parts(content, "parts"), client_id)
     # Of any kind: deeply nested text ends in a ``RecursionError``.
     except Exception as error:
         return malformed(client_id, error)
@@ -150,11 +213,15 @@ def decode_hello(content: RecordDict) -> Hello:
     """Unpack a self-description that nobody has checked yet.
 
     Raises:
+        RefusedError: The client does not take part.
         ValueError: It is impossible.
     """
     note = _note(content, LONGEST_NOTE)
+    if "cause" in note:
+        raise RefusedError(CAUSES[note["cause"]])
+    withheld = tuple(figure for figure in WITHHOLDABLE if figure in note["withheld"])
     client_id, memory_bytes, num_images = (_count(note, name) for name in ("client_id", "memory_bytes", "num_images"))
-    return Hello(client_id, _names(note["held"]), memory_bytes, num_images)
+    return Hello(client_id, _names(note["held"]), memory_bytes, num_images, withheld)
 
 
 def wire_bytes(content: RecordDict) -> int:
@@ -186,10 +253,17 @@ def _parts(content: RecordDict, name: str) -> Parts:
     return unflatten(dict(record.to_torch_state_dict())) if record else {}
 
 
+def _completed(note: dict[str, Any], withheld: Collection[str], assumed_images: int) -> dict[str, Any]:
+    """Add what stands for withheld figures; rules and selectors that count on the true ones take no such client."""
+    stand_ins = {"loss": None, "squared_loss": None, "num_images": assumed_images, "steps": 1}
+    lacking = (name for figure in withheld for name in WITHHOLDABLE[figure])
+    return {name: stand_ins.get(name, 0) for name in lacking} | note
+
+
 def _result(note: dict[str, Any], parts: Parts, client_id: int) -> Result:
-    loss, squared_loss = float(note["loss"]), float(note["squared_loss"])
+    loss, squared_loss = (None if note[name] is None else float(note[name]) for name in WITHHOLDABLE["loss"])
     images, steps, macs, activation_bytes = (_count(note, name) for name in COUNTS)
-    if images < 1 or not math.isfinite(loss) or not math.isfinite(squared_loss):
+    if images < 1 or not all(each is None or math.isfinite(each) for each in (loss, squared_loss)):
         raise ValueError(f"{images} images with a loss of {loss}")
     return Result(client_id, parts, images, loss, squared_loss, macs, activation_bytes, steps)
 

@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import httpx
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedssl.flower.records import Hello, decode_hello, malformed
+from fedssl.flower.records import Hello, RefusedError, decode_hello, malformed
 
 logger = logging.getLogger(__name__)
+FIRST_PAUSE = 30.0
+LONGEST_PAUSE = 3600.0
+"""Seconds until a node without a usable answer is asked again; every further one doubles them, up to the longest."""
+
+
+@dataclass
+class Stranger:
+    """Node without a usable answer.
+
+    Args:
+        pause: Seconds between the last question and the next.
+        until: Time of the next question, on the monotonic clock.
+    """
+
+    pause: float
+    until: float
 
 
 class Roster:
@@ -23,7 +41,7 @@ class Roster:
         grid: Connection to the nodes.
         num_clients: Number of clients; valid client ids lie below it.
         question: Content of the query to each node.
-        welcome: Called with the answer of every client.
+        welcome: Called with the answer of every client; raises ``ValueError`` to send it away.
     """
 
     def __init__(self, grid: Grid, num_clients: int, question: RecordDict, welcome: Callable[[Hello], None]) -> None:
@@ -32,7 +50,7 @@ class Roster:
         self._nodes: dict[int, int] = {}
         self._hellos: dict[int, Hello] = {}
         self._asked: dict[str, int] = {}
-        self._strangers: set[int] = set()
+        self._strangers: dict[int, Stranger] = {}
         self._online: set[int] = set()
 
     def refresh(self) -> None:
@@ -41,8 +59,11 @@ class Roster:
         Never waits: an unanswered query stays in ``_asked`` until a later call finds its reply.
         """
         self._online = set(self._grid.get_node_ids())
-        # Nodes that gave an unusable answer count as known: they would otherwise be queried again at every poll.
-        known = {*self._nodes.values(), *self._asked.values(), *self._strangers}
+        # A node that was restarted may have been mended. Otherwise every question costs its device a process that
+        # imports torch, so the pauses grow.
+        self._strangers = {node: each for node, each in self._strangers.items() if node in self._online}
+        paused = {node for node, each in self._strangers.items() if time.monotonic() < each.until}
+        known = {*self._nodes.values(), *self._asked.values(), *paused}
         for node in sorted(self._online - known):
             message = Message(self._question, node, MessageType.QUERY)
             for message_id in self._grid.push_messages([message]):
@@ -53,13 +74,19 @@ class Roster:
                 del self._asked[message_id]
                 self._take(node, answer)
 
-    def ask_again(self) -> None:
-        """Query nodes without a usable answer again at the next ``refresh``; an owner may have mended the mistake."""
-        self._strangers.clear()
-
     def connected(self) -> dict[int, int]:
         """Node of every connected client, by client id."""
         return {client: node for client, node in sorted(self._nodes.items()) if node in self._online}
+
+    def describe(self) -> str:
+        """Say which clients are missing, and what is known of the nodes that might be theirs."""
+        missing = [str(client) for client in range(self._num_clients) if client not in self.connected()]
+        named = ", ".join(missing[:10]) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
+        asked = len(self._online & {*self._asked.values()})
+        refused = len(self._online & self._strangers.keys())
+        nodes = f"{len(self._online)} nodes are online, {asked} have not answered yet, {refused} do not take part"
+        connected = f"{self._num_clients - len(missing)} of {self._num_clients} clients are connected"
+        return f"{connected}; {nodes}; missing: {named}"
 
     def hello(self, client_id: int) -> Hello:
         """Latest self-description of a client."""
@@ -68,13 +95,16 @@ class Roster:
     def _take(self, node: int, answer: Message | Exception) -> None:
         try:
             hello = self._read(answer)
+            self._welcome(hello)
         except ValueError as error:
-            logger.warning("node %d does not take part: %s", node, error)
-            self._strangers.add(node)
+            before = self._strangers.get(node)
+            pause = min(2 * before.pause, LONGEST_PAUSE) if before else FIRST_PAUSE
+            self._strangers[node] = Stranger(pause, time.monotonic() + pause)
+            logger.warning("node %d does not take part: %s; it is asked again after %g s", node, error, pause)
             return
+        self._strangers.pop(node, None)
         self._nodes[hello.client_id], self._hellos[hello.client_id] = node, hello
         logger.info("client %d is on node %d", hello.client_id, node)
-        self._welcome(hello)
 
     def _read(self, answer: Message | Exception) -> Hello:
         if isinstance(answer, Exception):
@@ -83,6 +113,8 @@ class Roster:
             raise ValueError(answer.error.reason)
         try:
             hello = decode_hello(answer.content)
+        except RefusedError:
+            raise
         except Exception as error:
             raise ValueError(malformed(0, error).reason) from error
         if hello.client_id >= self._num_clients:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from functools import partial
 
 from flwr.app import Context
@@ -16,6 +18,7 @@ from fedssl.memory_budget.setting import MemoryBudget
 from fedssl.training.federated import FederatedSSL
 from layerwise import Stage
 
+logger = logging.getLogger(__name__)
 app = ServerApp()
 
 
@@ -69,4 +72,12 @@ def run(grid: Grid, context: Context) -> None:
         main(command_line(context.run_config), partial(FlowerCLI, grid=grid, rounds=rounds))
     except SystemExit as stop:
         if stop.code:
-            raise RuntimeError(str(stop)) from stop
+            reason = in_run_config(str(stop))
+            logger.error(reason)  # Flower prints a traceback, with the reason at its end
+            raise RuntimeError(reason) from None
+
+
+def in_run_config(advice: str) -> str:
+    """Replace the flags of ``train.py`` by the keys of ``--run-config``."""
+    advice = re.sub(r"--ckpt_path[ =](\S+)", r'resume="\1"', re.sub(r"--run_dir[ =](\S+)", r'run-dir="\1"', advice))
+    return advice.replace("(FEDSSL_DEBUG=1 shows where)", "(a SuperLink started with FEDSSL_DEBUG=1 shows where)")

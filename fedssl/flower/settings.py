@@ -78,7 +78,7 @@ def run_id(folder: Path) -> str:
     return path.read_text().strip()
 
 
-NODE_KEYS = ("client-id", "data-root", "images", "cache-dir", "memory", "device")
+NODE_KEYS = ("client-id", "data-root", "images", "cache-dir", "memory", "device", "consent", "audit")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,8 @@ class Node:
         cache: Folder for frozen layers between rounds.
         memory_bytes: Memory that training may use, in bytes; 0 for no limit.
         device: Device to train on.
+        consent: File with what the operator allows, see :mod:`fedssl.flower.consent`; ``None`` sets no limits.
+        audit: Folder in which is written what leaves this node.
     """
 
     client_id: int
@@ -100,6 +102,8 @@ class Node:
     cache: Path
     memory_bytes: int
     device: torch.device
+    consent: str | None
+    audit: Path
 
 
 def read_node(config: Mapping[str, Any]) -> Node:
@@ -114,13 +118,18 @@ def read_node(config: Mapping[str, Any]) -> Node:
     client_id = config.get("client-id", config.get("partition-id"))
     if type(client_id) is not int or client_id < 0:
         raise ValueError(f"--node-config must set client-id to a whole number from 0, got {client_id!r}")
+    if "consent" in config and not config.keys() & {"data-root", "images"}:
+        raise ValueError("--node-config has consent, but neither images nor data-root: the run would choose the folder")
+    cache = Path(config.get("cache-dir", default_cache())).expanduser()
     return Node(
         client_id,
         config.get("data-root"),
         config.get("images"),
-        Path(config.get("cache-dir", default_cache())).expanduser(),
+        cache,
         parse_bytes(config["memory"]) if "memory" in config else 0,
         torch.device(config.get("device", "cpu")),
+        config.get("consent"),
+        Path(config.get("audit", cache / "audit")).expanduser(),
     )
 
 

@@ -52,8 +52,8 @@ class Result:
         parts: Trained tensors by part name. They may share memory with the client's model: read them before
             the client trains again.
         num_images: Images the client trained on, its weight in the average.
-        loss: Mean training loss over the local steps.
-        squared_loss: Mean of the squared training loss over the local steps.
+        loss: Mean training loss over the local steps; ``None`` if the client keeps it to itself.
+        squared_loss: Mean of the squared training loss over the local steps, likewise.
         macs: Multiply-accumulates of the local training.
         activation_bytes: Largest number of bytes kept for backward in one step.
         steps: Optimizer steps of the local training.
@@ -62,8 +62,8 @@ class Result:
     client_id: int
     parts: Parts
     num_images: int
-    loss: float
-    squared_loss: float
+    loss: float | None
+    squared_loss: float | None
     macs: int
     activation_bytes: int
     steps: int

@@ -227,7 +227,8 @@ class Server:
         wanted = self.participation.selector.wants_updates
         # Sampled at once: the tensors may lie in the resident model, which the next client overwrites.
         update = sample_update(arrived, updates.reference) if wanted else None
-        return [Outcome(client, arrived.num_images, arrived.squared_loss, seconds, update)]
+        squared_loss = math.nan if arrived.squared_loss is None else arrived.squared_loss
+        return [Outcome(client, arrived.num_images, squared_loss, seconds, update)]
 
     def _close_round(self, updates: ReceivedUpdates, moved: bool) -> RoundReport:
         """Observe the pace, calibrate if that is due, and close the books of the round."""

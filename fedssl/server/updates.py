@@ -72,7 +72,7 @@ class ReceivedUpdates:
         self._max_update = max_update
         self._unpack = unpack
         self._lr_factor = lr_factor
-        self._images = 0
+        self._told = 0
         self._loss = 0.0
 
     def check(self, result: Result | Failure, parts: Iterable[str]) -> Result | Failure:
@@ -101,13 +101,14 @@ class ReceivedUpdates:
             return
         self._add(result)
         self.trained.append(result.client_id)
-        self._images += result.num_images
-        self._loss += result.loss * result.num_images
+        if result.loss is not None:
+            self._told += result.num_images
+            self._loss += result.loss * result.num_images
         self.activation_bytes = max(self.activation_bytes, result.activation_bytes)
 
     def mean_loss(self) -> float:
-        """Return the mean training loss weighted by images; NaN if no client gave a result."""
-        return self._loss / self._images if self._images else math.nan
+        """Return the mean training loss weighted by images; NaN if no client told its own."""
+        return self._loss / self._told if self._told else math.nan
 
     def reasons(self) -> str:
         """List the reasons why clients gave nothing usable; clients with the same reason are named together."""
@@ -121,7 +122,7 @@ class ReceivedUpdates:
         counters: Tensors = {}
         for key, tensor in flatten(result.parts).items():
             (floating if self.reference[key].is_floating_point() else counters)[key] = tensor
-        did = result.num_images, result.steps, result.loss
+        did = result.num_images, result.steps, math.nan if result.loss is None else result.loss
         self._hand_on(Update(result.client_id, floating, *did, self._lr_factor))
         self.given.update(floating)
         if self.distance:
@@ -134,9 +135,10 @@ def find_fault(result: Result, reference: Tensors, max_update: float = MAX_UPDAT
 
     Selectors, means and the client's weight rely on what is checked here.
     """
-    if result.num_images < 1 or not abs(result.loss) <= LARGEST_LOSS or not 0 <= result.squared_loss <= LARGEST_LOSS**2:
-        trained = f"{result.num_images} images with a loss of {result.loss:g}"
-        return Failure(result.client_id, f"{trained}, squared {result.squared_loss:g}, cannot be")
+    loss, squared_loss = result.loss or 0.0, result.squared_loss or 0.0
+    if result.num_images < 1 or not abs(loss) <= LARGEST_LOSS or not 0 <= squared_loss <= LARGEST_LOSS**2:
+        trained = f"{result.num_images} images with a loss of {loss:g}"
+        return Failure(result.client_id, f"{trained}, squared {squared_loss:g}, cannot be")
     if not 1 <= result.steps <= LARGEST_COUNTER:
         return Failure(result.client_id, f"{result.steps} local steps cannot be")
     tensors = flatten(result.parts)

@@ -35,6 +35,8 @@ class FedNova(Aggregation):
         ValueError: A number is out of its range, or both are set.
     """
 
+    reads_steps = True
+
     def __init__(self, momentum: float = 0.0, proximal: float = 0.0) -> None:
         if not 0 <= momentum < 1 or not 0 <= proximal < 1:
             raise ValueError(f"momentum and proximal must be at least 0 and below 1, got {momentum} and {proximal}")

@@ -26,7 +26,7 @@ class Update:
             them.
         num_images: Images it trained on, no more than the division gave it.
         steps: Optimizer steps it took, by its own account.
-        loss: Mean training loss over these steps, likewise.
+        loss: Mean training loss over these steps, likewise; NaN if it keeps that to itself.
         lr_factor: Factor of its optimizer's learning rate in this round.
     """
 
@@ -52,6 +52,7 @@ class Aggregation(ABC):
             because the models must not tell who did.
         corrects: Every task has a correction of the gradients, so that its cost is known before the run.
         needs_proximal: mu of the proximal term that clients must train with; 0: any will do.
+        reads_steps: It counts on the clients' true numbers of steps, so that clients that withhold them stay out.
         refused: Why parts (by name) keep their values in the round that was finished last, though clients gave them.
     """
 
@@ -59,6 +60,7 @@ class Aggregation(ABC):
     always_steps = False
     corrects = False
     needs_proximal = 0.0
+    reads_steps = False
     refused: dict[str, str] = {}  # noqa: RUF012 (replaced, never changed)
 
     def begin(self, participation: Participation, rounds: int) -> None:

@@ -40,6 +40,7 @@ class SCAFFOLD(WeightedMean):
     """
 
     corrects = True
+    reads_steps = True
 
     def begin(self, participation: Participation, rounds: int) -> None:
         """Start a run: all variates are zero."""

@@ -35,7 +35,8 @@ class Outcome:
     Args:
         client_id: Id of the client.
         num_images: Number of images it trained on.
-        mean_squared_loss: Mean over its steps of the squared batch loss; not finite if training diverged.
+        mean_squared_loss: Mean over its steps of the squared batch loss; not finite if training diverged,
+            NaN if the client keeps it to itself.
         seconds: Duration of the round on its device.
         update: Sampled entries (D,) of the trained layers' weights minus the global ones, the same entries for all
             clients of a stage; ``None`` unless the selector wants updates.
@@ -57,6 +58,9 @@ class Selector(ABC):
 
     wants_updates: ClassVar[bool] = False
     """Ask for ``Outcome.update``, which costs memory for every client."""
+
+    reads_losses: ClassVar[bool] = False
+    """Count on the losses of the clients, so that those that withhold them stay out."""
 
     def begin(self, num_clients: int, seed: int) -> None:
         """Forget everything: a run of clients ``0`` to ``num_clients - 1`` starts."""
@@ -96,6 +100,8 @@ def by_id(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 class LossSelector(Selector):
     """Base of selectors that prefer clients with a high loss: the loss of each client's last round."""
+
+    reads_losses = True
 
     def begin(self, num_clients: int, seed: int) -> None:
         """Forget all losses."""

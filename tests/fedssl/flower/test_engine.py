@@ -121,11 +121,21 @@ def test_bad_answers_are_dropped_counted_and_named(grid: Any, flower: Flower, ca
 
 
 def test_a_client_that_raises_is_named(grid: Any, flower: Flower, caplog: pytest.LogCaptureFixture) -> None:
-    grid.contexts[101].node_config["data-root"] = "/nowhere"
-    grid.contexts[101].node_config["images"] = "/nowhere/either"
-    with pytest.raises(Exception, match="2 of 3 clients are connected"):
+    grid.contexts[101].node_config["memory"] = "lots"
+    with pytest.raises(Exception, match=r"2 of 3 clients are connected; 3 nodes are online, .*; missing: 1"):
         flower(grid, min_clients=3, join_timeout=0.2)
-    assert "node 101 does not take part" in caplog.text
+    assert "node 101 does not take part: it failed; the node's log and audit file say why" in caplog.text
+    assert "client None: 'lots' is not a size" in caplog.text
+
+
+def test_a_run_that_divides_a_data_set_opens_no_folder_of_a_nodes_own(
+    grid: Any, flower: Flower, caplog: pytest.LogCaptureFixture
+) -> None:
+    grid.contexts[101].node_config["images"] = "/nowhere"
+    folder = flower(grid, "--model.rounds=1", "--model.scheme=EndToEnd", join_timeout=0.2)
+    assert column(folder, "client/participants") == [2]
+    assert "node 101 does not take part: its operator does not allow that" in caplog.text
+    assert "images of its own, and the run does not ask for them: it divides digits" in caplog.text
 
 
 def test_a_silent_client_is_late_and_the_round_goes_on(
@@ -170,7 +180,8 @@ def test_a_client_with_too_little_memory_declines(grid: Any, flower: Flower, cap
     folder = flower(grid, "--model.rounds=2")
     assert column(folder, "client/declined") == [1, 1]
     assert column(folder, "client/participants") == [2, 2]
-    assert "declines stage 0: it needs" in caplog.text
+    assert "update of client 1 is dropped: declines the stage: it needs more memory" in caplog.text
+    assert "client 1 declines stage 0: it needs" in caplog.text
     assert "has 1 KiB" in caplog.text
 
 
@@ -235,7 +246,7 @@ def test_two_nodes_cannot_be_the_same_client(grid: Any, flower: Flower, caplog: 
 
 def test_without_clients_the_run_says_so(grid: Any, flower: Flower) -> None:
     grid.hidden.update(grid.contexts)
-    with pytest.raises(RuntimeError, match=r"0 of 3 clients are connected after 0\.1 s, min-clients is 2"):
+    with pytest.raises(RuntimeError, match=r"after 0\.1 s, min-clients is 2: 0 of 3 clients are connected"):
         flower(grid, min_clients=2, join_timeout=0.1)
 
 

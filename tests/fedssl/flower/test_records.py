@@ -1,5 +1,6 @@
 """Tasks and results survive the journey, and nothing that arrives can do harm."""
 
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +14,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedssl.flower.records import (
+    CAUSES,
     Hello,
     Lacking,
     Order,
+    Refusal,
     decode_answer,
     decode_hello,
     decode_order,
@@ -25,7 +28,7 @@ from fedssl.flower.records import (
     wire_bytes,
 )
 from fedssl.flower.roster import Roster
-from fedssl.protocol.messages import Failure, Parts, flatten, num_bytes
+from fedssl.protocol.messages import Failure, Parts, Result, flatten, num_bytes
 from fedssl.server.aggregation import SCAFFOLD, Aggregation, WeightedMean
 
 
@@ -36,8 +39,8 @@ def same(a: Parts, b: Parts) -> bool:
     )
 
 
-def note(json: str, **records: Any) -> RecordDict:
-    return RecordDict({"note": ConfigRecord({"json": json}), **records})
+def note(text: str, **records: Any) -> RecordDict:
+    return RecordDict({"note": ConfigRecord({"json": text}), **records})
 
 
 @pytest.mark.parametrize("rule", [WeightedMean, SCAFFOLD])
@@ -61,17 +64,29 @@ def test_orders_and_answers_come_back_as_they_were(rule: type[Aggregation], make
     assert 0 < framing < 200 * len(flatten(result.parts)) + 300
 
 
-@pytest.mark.parametrize(
-    "answer", [Failure(3, "too few", skipped=True), Failure(3, "x", declined=True), Lacking(3, {})]
-)
-def test_other_answers_come_back(answer: Failure | Lacking) -> None:
-    assert decode_answer(encode_answer(answer), 3) == answer
+def test_other_answers_come_back() -> None:
+    assert decode_answer(encode_answer(Lacking({"stem": "0"})), 3) == Lacking({"stem": "0"})
+    assert decode_answer(encode_answer(Refusal("images")), 3) == Failure(3, CAUSES["images"], skipped=True)
+    assert decode_answer(encode_answer(Refusal("memory")), 3) == Failure(3, CAUSES["memory"], declined=True)
+    with pytest.raises(ValueError, match="its operator does not allow that"):
+        decode_hello(encode_answer(Refusal("consent")))
 
 
-def test_who_was_asked_counts_not_who_claims_to_answer() -> None:
-    assert decode_answer(encode_answer(Failure(9, "a\nforged   line" + "!" * 1000)), 3) == Failure(
-        3, ("a forged line" + "!" * 1000)[:300]
-    )
+def test_of_a_refusal_only_known_words_are_read() -> None:
+    failure = decode_answer(encode_answer(Refusal("a\nforged   line" + "!" * 1000)), 3)
+    assert isinstance(failure, Failure)
+    assert failure.reason.startswith("its answer is malformed: KeyError 'a")
+    assert len(failure.reason) == 300
+
+
+def test_withheld_figures_are_not_sent_and_have_stand_ins() -> None:
+    result = Result(1, {}, 30, 2.5, 6.5, 100, 50, steps=4)
+    content = encode_answer(result, ["loss", "counts", "operations"])
+    assert json.loads(content.config_records["note"]["json"]) == {"kind": "Result"}
+    back = decode_answer(content, 1, withheld=["loss", "counts", "operations"], assumed_images=200)
+    assert back == Result(1, {}, 200, None, None, 0, 0, steps=1)
+    assert "malformed: KeyError" in decode_answer(content, 1, withheld=["loss", "counts"]).reason
+    assert decode_answer(encode_answer(result), 1, withheld=["loss"]) == result
 
 
 def figures(**changes: str) -> str:
@@ -104,12 +119,12 @@ def test_what_cannot_be_read_is_a_failure(content: RecordDict) -> None:
     assert "malformed" in failure.reason
 
 
-@pytest.mark.parametrize("json", ["[" * 200_000, '{"held": {' + '"a": "b", ' * 200_000, "1"])
-def test_hostile_hellos_are_refused_before_they_cost_much(json: str) -> None:
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"held": {' + '"a": "b", ' * 200_000, "1"])
+def test_hostile_hellos_are_refused_before_they_cost_much(text: str) -> None:
     TaskIdentity.task_id = TaskIdentity.run_id = TaskIdentity.node_id = 1
     roster = Roster(None, 3, RecordDict(), lambda _: None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="malformed") as refused:
-        roster._read(Message(note(json), 100, "query"))
+        roster._read(Message(note(text), 100, "query"))
     assert len(str(refused.value)) < 400
 
 
@@ -121,7 +136,7 @@ def test_answers_larger_than_their_task_are_not_read() -> None:
 
 
 def test_hellos() -> None:
-    hello = Hello(2, {"stem": "0" * 32}, 512, 0)
+    hello = Hello(2, {"stem": "0" * 32}, 512, 0, ("loss",))
     assert decode_hello(encode_hello(hello)) == hello
     for bad in (Hello(-1, {}, 0, 0), Hello(0, {}, math.inf, 0), Hello(0, {"stem": 3}, 0, 0)):  # type: ignore[arg-type, dict-item]
         with pytest.raises(ValueError, match=r"client_id|memory_bytes|it holds"):

@@ -22,7 +22,7 @@ def wrong_shape(app: Any) -> None:
 def malformed(app: Any) -> None:
     from flwr.app import ConfigRecord, RecordDict
 
-    app.encode_answer = lambda _: RecordDict({"note": ConfigRecord({"json": "{"})})
+    app.encode_answer = lambda *_: RecordDict({"note": ConfigRecord({"json": "{"})})
 
 
 def _change_arrays(app: Any, change: Callable[[Any], Any]) -> None:
@@ -30,8 +30,8 @@ def _change_arrays(app: Any, change: Callable[[Any], Any]) -> None:
 
     honest = app.encode_answer
 
-    def encode(answer: Any) -> RecordDict:
-        content = honest(answer)
+    def encode(answer: Any, withheld: Sequence[str] = ()) -> RecordDict:
+        content = honest(answer, withheld)
         record = content.array_records["parts"]
         name = next(key for key, array in record.items() if array.dtype == "float32")
         record[name] = Array(change(record[name].numpy().copy()))
