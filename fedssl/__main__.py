@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 USAGE = """\
 Federated self-supervised representation learning for devices with little memory.
 
-usage: {program} {{fit,validate,test,plan,compare}} [-c FILE] [--any.setting VALUE]
+usage: {program} {{fit,validate,test,plan,compare,node}} [-c FILE] [--any.setting VALUE]
 
 sub-commands:
   fit         trains, then evaluates on the test split and exports the encoder
@@ -24,6 +24,7 @@ sub-commands:
   test        evaluates an encoder on the test split
   plan        predicts what each device will pay for a federated run
   compare     runs what is missing of a set of runs, and compares runs
+  node        checks the configuration of a device of a Flower deployment
 
 options:
   --version   shows the version
@@ -73,7 +74,7 @@ def main(arguments: list[str] | None = None, cli: Callable[[list[str]], FedSSLCL
     from fedssl.cli.command import main as run_command
     from fedssl.cli.lightning import FedSSLCLI
 
-    run_command(arguments, cli or FedSSLCLI, {COMPARE: _compare})
+    run_command(arguments, cli or FedSSLCLI, {COMPARE: _compare, "node": _node})
 
 
 def _compare(arguments: list[str]) -> int:
@@ -81,6 +82,19 @@ def _compare(arguments: list[str]) -> int:
     from fedssl.comparison.command import compare
 
     return compare(arguments)
+
+
+def _node(arguments: list[str]) -> int:
+    """Import what needs Flower only when it is asked for.
+
+    Raises:
+        ValueError: Flower is not installed.
+    """
+    try:
+        from fedssl.flower.check import check_node
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error}: node needs pip install 'fedssl[flower]'") from error
+    return check_node(arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -87,7 +87,15 @@ class Loopback:
         self.until(self._healthy, "the SuperLink")
 
     def start_node(
-        self, name: str, config: str, key: str | None = None, ca: Path | None = None, lie: str = "", port: int = 0
+        self,
+        name: str,
+        config: str,
+        key: str | None = None,
+        ca: Path | None = None,
+        lie: str = "",
+        port: int = 0,
+        commands: Path | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         """Starts a SuperNode.
 
@@ -98,13 +106,17 @@ class Loopback:
             ca: Another certificate authority to trust.
             port: Of a proxy before the SuperLink.
             lie: A function of ``liars/sitecustomize.py`` that changes what its ClientApp answers.
+            commands: Folder of commands that go before Flower's.
+            options: Of ``flower-supernode``.
         """
         secure = ["--root-certificates", str(ca or f"{self.certificates}/ca.crt")] if self.tls else ["--insecure"]
         login = ["--auth-supernode-private-key", str(self.folder / key)] if key else []
         cache = f'cache-dir="{self.folder / "cache"}"'
         link = ["--superlink", f"127.0.0.1:{port or self.port}", "--host", "127.0.0.1", "--port", str(free_port())]
         command = ["flower-supernode", *secure, *login, *link, "--node-config", f"{config} {cache}"]
-        self._start(name, *command, **({"PYTHONPATH": str(LIARS), "LIE": lie} if lie else {}))
+        variables = {"PYTHONPATH": str(LIARS), "LIE": lie} if lie else {}
+        variables |= {"PATH": f"{commands}:{self.environment()['PATH']}"} if commands else {}
+        self._start(name, *command, *options, **variables)
 
     def start_proxy(self, server: str) -> int:
         """Starts nginx with a ``server`` block, and returns its port."""
@@ -138,13 +150,13 @@ class Loopback:
         subprocess.run(command, check=True)
         return name
 
-    def run(self, *settings: str, **config: Any) -> int:
-        """Submits a run and returns its id."""
+    def run(self, *settings: str, app: Path = ROOT, **config: Any) -> int:
+        """Submits a run of the app in a folder and returns its id."""
         values = {"arguments": settings_text(settings), **{k.replace("_", "-"): v for k, v in config.items()}}
         path = self.folder / f"run{time.monotonic_ns()}.toml"
         path.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
         virtual = ["--federation-config", "num-supernodes=3 client-resources-num-cpus=1"] if self.simulation else []
-        answer = self.flwr("run", str(ROOT), "loop", "--run-config", str(path), *virtual)
+        answer = self.flwr("run", str(app), "loop", "--run-config", str(path), *virtual)
         assert answer["success"], answer
         return int(answer["run-id"])
 

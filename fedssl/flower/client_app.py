@@ -64,7 +64,7 @@ def _reply(
     Whatever goes wrong is told on this machine only: to the server goes one of a few words.
     """
     facts: dict[str, Any] = {"asked": message.metadata.message_type, "flower_run": message.metadata.run_id}
-    audit = None
+    audit, content = None, encode_answer(Refusal("error"))
     try:
         node = read_node(context.node_config)
         facts["client"] = node.client_id
@@ -80,7 +80,8 @@ def _reply(
         facts["reason"] = f"{type(error).__name__}: {error}"
         # What a person can mend needs no traceback.
         logger.error("client %s: %s", facts.get("client"), error, exc_info=not isinstance(error, ValueError | OSError))
-        content = encode_answer(Refusal("consent" if isinstance(error, ConsentError) else "error"))
+        if isinstance(error, ConsentError):
+            content = encode_answer(Refusal("consent"))
     try:
         if audit:
             audit.write(content, **facts)

@@ -137,13 +137,16 @@ def read_consent(path: str | None) -> Consent:
     unknown = [str(key) for key in found if key not in KEYS]
     if unknown:
         raise ValueError(f"{path}: unknown {', '.join(unknown)}; allowed are {', '.join(KEYS)}")
-    lists = {key: _texts(path, key, found[key]) for key in ("recipes", "classes", "withhold") if key in found}
+    # Checked by the constructor; ``Any`` as a file may hold anything.
+    given: dict[str, Any] = {
+        key: _texts(path, key, found[key]) for key in ("recipes", "classes", "withhold") if key in found
+    }
     tables = {key: _table(path, key, found.get(key, {})) for key in ("settings", "at-most")}
     settings = tuple((key, tuple(v) if isinstance(v, list) else (v,)) for key, v in tables["settings"].items())
     if not all(isinstance(value, SCALARS) for _, allowed in settings for value in allowed):
         raise ValueError(f"{path}: settings must be values or lists of values, got {tables['settings']}")
-    numbers = {key.replace("-", "_"): found[key] for key in ("minutes", "rounds-a-day") if key in found}
-    return Consent(**lists, **numbers, settings=settings, at_most=tuple(tables["at-most"].items()), path=path)
+    given |= {key.replace("-", "_"): found[key] for key in ("minutes", "rounds-a-day") if key in found}
+    return Consent(**given, settings=settings, at_most=tuple(tables["at-most"].items()), path=path)
 
 
 def content_hash(text: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from functools import partial
 
 from flwr.app import Context
@@ -13,7 +12,7 @@ from fedssl.cli.command import main
 from fedssl.cli.lightning import FedSSLCLI
 from fedssl.flower.engine import FlowerEngine
 from fedssl.flower.recipe import write_recipe
-from fedssl.flower.settings import RoundSettings, command_line, round_settings
+from fedssl.flower.settings import RoundSettings, command_line, in_run_config, round_settings
 from fedssl.memory_budget.setting import MemoryBudget
 from fedssl.training.federated import FederatedSSL
 from layerwise import Stage
@@ -75,9 +74,3 @@ def run(grid: Grid, context: Context) -> None:
             reason = in_run_config(str(stop))
             logger.error(reason)  # Flower prints a traceback, with the reason at its end
             raise RuntimeError(reason) from None
-
-
-def in_run_config(advice: str) -> str:
-    """Replace the flags of ``train.py`` by the keys of ``--run-config``."""
-    advice = re.sub(r"--ckpt_path[ =](\S+)", r'resume="\1"', re.sub(r"--run_dir[ =](\S+)", r'run-dir="\1"', advice))
-    return advice.replace("(FEDSSL_DEBUG=1 shows where)", "(a SuperLink started with FEDSSL_DEBUG=1 shows where)")

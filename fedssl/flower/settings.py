@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import uuid
 from collections.abc import Mapping
@@ -65,6 +66,13 @@ def command_line(config: Mapping[str, Any]) -> list[str]:
     arguments = ["fit", "-c", str(config["config"]), *shlex.split(str(config["arguments"]))]
     arguments += [f"--run_dir={config['run-dir']}"] if config["run-dir"] else []
     return arguments + ([f"--ckpt_path={config['resume']}"] if config["resume"] else [])
+
+
+def in_run_config(advice: str) -> str:
+    """Replace the flags of ``train.py`` by the keys of ``--run-config``."""
+    for flag, key in (("--ckpt_path", "resume"), ("--run_dir", "run-dir")):
+        advice = re.sub(rf"{flag}[ =]([\w./-]*\w)", rf'{key}="\1"', advice).replace(flag, key)
+    return advice.replace("(FEDSSL_DEBUG=1 shows where)", "(a SuperLink started with FEDSSL_DEBUG=1 shows where)")
 
 
 RUN_ID = "run_id"

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from shutil import which
@@ -60,9 +61,14 @@ def assert_equals_one_process(folder: Path, own: Path, settings: tuple[str, ...]
 
 @pytest.mark.soak
 def test_tls_and_keys_train_the_same_model_and_keep_strangers_out(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     link, folder = start(tls=True), tmp_path / "run"
+    (tmp_path / "node.toml").write_text("client-id = 0\n")
+    reach = [f"--superlink=localhost:{link.port}", f"--root-certificates={link.certificates}/ca.crt"]
+    with pytest.raises(SystemExit):
+        main(["node", "check", str(tmp_path / "node.toml"), *reach])
+    assert "answers with TLSv1.3; its certificate holds until " in capsys.readouterr().out
     for client in range(2):
         link.start_node(f"node{client}", f"client-id={client}", link.register(f"key{client}"))
     link.start_node("unregistered", "client-id=0", link.new_key("stranger"))
@@ -131,8 +137,41 @@ def test_liars_and_small_devices_are_dropped_counted_and_named(start: Start, tmp
     counts = [column(folder, f"client/{kind}") for kind in ("participants", "declined", "failed")]
     assert counts == [[1], [1], [4]]
     told = link.log(run)
-    for client, reason in enumerate(("declines stage 0", "is not finite", "has shape (1,)", "malformed"), 1):
+    for client, reason in enumerate(("declines the stage", "is not finite", "has shape (1,)", "malformed"), 1):
         assert any(f"client {client}" in line and reason in line for line in told.splitlines()), told
+
+
+@pytest.mark.soak
+def test_a_pinned_node_runs_no_code_that_was_sent(start: Start, tmp_path: Path) -> None:
+    app, folder = tmp_path / "app", tmp_path / "run"
+    app.mkdir()
+    project = (ROOT / "pyproject.toml").read_text().replace("fedssl.flower.client_app:app", "sent:app")
+    (app / "pyproject.toml").write_text(project.replace('license-files = ["LICENSE"]\n', "").replace("README.md", ""))
+    (app / "sent.py").write_text(
+        "import os\nfrom pathlib import Path\nfrom fedssl.flower import client_app\napp = client_app.app\n"
+        f"Path({str(tmp_path)!r}, 'ran on ' + Path(os.environ['PATH'].split(':')[0]).name).touch()\n"
+    )
+    link = start()
+    snippet = re.findall(r'```sh title="pin.sh"\n(.*?)```', (ROOT / "docs/deployment.md").read_text(), re.DOTALL)[0]
+    subprocess.run(["bash", "-ec", snippet], cwd=tmp_path, env=link.environment(), check=True)
+    link.start_node("pinned", "client-id=0", commands=tmp_path / "pinned")
+    link.start_node("ordinary", "client-id=1")
+    settings = ("--model.rounds=1", "--model.scheme=EndToEnd", "--data.clients=2")
+    run = link.run(*settings, app=app, run_dir=str(folder))
+    assert link.finish(run) == "finished:completed", link.log(run)
+    assert column(folder, "client/participants") == [2]
+    assert [path.name for path in tmp_path.glob("ran on *")] == ["ran on bin"]
+
+
+@pytest.mark.soak
+def test_trusted_entities_refuse_runs_that_are_not_from_flowers_hub(start: Start, tmp_path: Path) -> None:
+    link = start()
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    (tmp_path / "trusted.yaml").write_text(f"fpk_1: '{(tmp_path / 'key.pub').read_text().strip()}'\n")
+    link.start_node("wary", "client-id=0", options=["--trusted-entities", str(tmp_path / "trusted.yaml")])
+    run = link.run("--model.rounds=1", "--data.clients=1", run_dir=str(tmp_path / "run"), join_timeout=25.0)
+    assert link.finish(run) == "finished:failed", link.log(run)
+    assert "App verification is not supported by the connected SuperLink" in link.output()
 
 
 @pytest.mark.skipif(which("nginx") is None, reason="nginx is not installed")

@@ -154,6 +154,36 @@ def test_a_silent_client_is_late_and_the_round_goes_on(
     assert "round 0 ends without client 0: no answer after 0." in caplog.text
 
 
+def test_the_server_says_whom_it_waits_for(
+    grid: Any, flower: Flower, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedssl.flower.engine.TOLD_SECONDS", 0.1)
+    asked = client_app.app
+    grid.hidden.add(102)
+    grid.answers[100] = lambda message, context: grid.silent.add(100) or asked(message, context)
+    flower(grid, "--model.rounds=1", "--model.scheme=EndToEnd", round_timeout=0.4, join_timeout=0.3)
+    assert "waiting for clients: 2 of 3 clients are connected; 2 nodes are online" in caplog.text
+    assert "round 0: 1 of 2 clients have answered after 0 s, waiting for 0" in caplog.text
+
+
+def test_who_withholds_what_a_run_counts_on_takes_no_part(
+    grid: Any, flower: Flower, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for client, figures in ((101, "loss"), (102, "counts, operations")):
+        path = tmp_path / f"{client}.yaml"
+        path.write_text(f"withhold: [{figures}]")
+        grid.contexts[client].node_config |= {"consent": str(path), "data-root": str(tmp_path)}
+    settings = [
+        "--model.selector=FedHybridSelector",
+        "--model.selector.full_memory=1GiB",
+        "--model.aggregation=FedNova",
+    ]
+    folder = flower(grid, "--model.rounds=1", "--model.scheme=EndToEnd", *settings, join_timeout=0.2)
+    assert column(folder, "client/participants") == [1]
+    assert "client 1 withholds its loss, which FedHybridSelector needs" in caplog.text
+    assert "client 2 withholds its counts, which FedNova needs" in caplog.text
+
+
 def test_a_round_can_end_with_enough_answers(grid: Any, flower: Flower) -> None:
     asked = client_app.app
     grid.answers[102] = lambda message, context: grid.silent.add(102) or asked(message, context)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from fedssl.flower.settings import RoundSettings, command_line, read_node, round_settings
+from fedssl.flower.settings import RoundSettings, command_line, in_run_config, read_node, round_settings
 
 RUN = {
     "config": "lw_fedssl.yaml",
@@ -56,9 +56,21 @@ def test_nodes() -> None:
     assert (node.client_id, node.cache, node.memory_bytes) == (3, Path("/var/c"), 2048)
     assert (node.data_root, node.images, node.device) == ("/data", "/own", torch.device("cpu"))
     assert read_node({"partition-id": 4, "num-partitions": 9}).client_id == 4
+    assert (node.consent, node.audit) == (None, Path("/var/c/audit"))
+    with pytest.raises(ValueError, match="has consent, but neither images nor data-root"):
+        read_node({"client-id": 1, "consent": "/etc/consent.yaml"})
     with pytest.raises(ValueError, match="must set client-id to a whole number from 0, got None"):
         read_node({})
     with pytest.raises(ValueError, match="unknown in --node-config: client_id; allowed: client-id"):
         read_node({"client_id": 1})
     with pytest.raises(ValueError, match="is not a size"):
         read_node({"client-id": 1, "memory": "lots"})
+
+
+def test_errors_speak_of_the_keys_of_a_run() -> None:
+    told = "error: /srv/run holds a run: go on with --ckpt_path last, or choose another --run_dir"
+    assert in_run_config(f"{told}\n(FEDSSL_DEBUG=1 shows where)") == (
+        'error: /srv/run holds a run: go on with resume="last", or choose another run-dir\n'
+        "(a SuperLink started with FEDSSL_DEBUG=1 shows where)"
+    )
+    assert in_run_config("--run_dir /srv/run --ckpt_path auto") == 'run-dir="/srv/run" resume="auto"'

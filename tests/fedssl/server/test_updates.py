@@ -1,6 +1,7 @@
 """Checks of what clients send."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,6 +32,14 @@ def taken(*results: Result | Failure) -> tuple[ReceivedUpdates, WeightedMean]:
     for one in results:
         received.take(received.check(one, ["p"]))
     return received, rule
+
+
+def test_who_keeps_its_loss_counts_in_the_model_and_not_in_the_mean_loss() -> None:
+    quiet = replace(result(1, images=3, parts=parts(torch.tensor([4.0, 0.0]))), loss=None, squared_loss=None)
+    received, rule = taken(result(0, loss=2.0, parts=parts(torch.zeros(2))), quiet)
+    assert received.mean_loss() == 2.0
+    assert torch.equal(rule.finish()["p/w"], torch.tensor([3.0, 0.0]))
+    assert math.isnan(taken(quiet)[0].mean_loss())
 
 
 def test_good_results_are_averaged_and_added_up() -> None:
