@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 USAGE = """\
 Federated self-supervised representation learning for devices with little memory.
 
-usage: {program} {{fit,validate,test,plan,compare,node}} [-c FILE] [--any.setting VALUE]
+usage: {program} {{fit,validate,test,plan,compare,embed,node}} [-c FILE] [--any.setting VALUE]
 
 sub-commands:
   fit         trains, then evaluates on the test split and exports the encoder
@@ -24,6 +24,7 @@ sub-commands:
   test        evaluates an encoder on the test split
   plan        predicts what each device will pay for a federated run
   compare     runs what is missing of a set of runs, and compares runs
+  embed       writes the features of a folder of images, by the encoder of a run
   node        checks the configuration of a device of a Flower deployment
 
 options:
@@ -64,17 +65,17 @@ def console() -> None:
 
 
 def main(arguments: list[str] | None = None, cli: Callable[[list[str]], FedSSLCLI] | None = None) -> None:
-    """Run the whole command line, comparisons included.
+    """Run the whole command line, with comparisons and ``embed``.
 
     Args:
         arguments: Arguments without the program's name; ``None`` takes those of this process.
         cli: Builds and runs Lightning's sub-commands; ``None`` takes ``FedSSLCLI``.
     """
-    from fedssl.cli.arguments import COMPARE
+    from fedssl.cli.arguments import COMPARE, EMBED
     from fedssl.cli.command import main as run_command
     from fedssl.cli.lightning import FedSSLCLI
 
-    run_command(arguments, cli or FedSSLCLI, {COMPARE: _compare, "node": _node})
+    run_command(arguments, cli or FedSSLCLI, {COMPARE: _compare, EMBED: _embed, "node": _node})
 
 
 def _compare(arguments: list[str]) -> int:
@@ -82,6 +83,12 @@ def _compare(arguments: list[str]) -> int:
     from fedssl.comparison.command import compare
 
     return compare(arguments)
+
+
+def _embed(arguments: list[str]) -> int:
+    from fedssl.cli.embed import embed
+
+    return embed(arguments)
 
 
 def _node(arguments: list[str]) -> int:

@@ -282,7 +282,7 @@ def test_auto_says_that_a_run_is_finished(run: Path, capsys: pytest.CaptureFixtu
 def test_a_bare_command_shows_what_can_be_done() -> None:
     done = subprocess.run([sys.executable, "train.py"], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stderr) == (2, "")
-    assert "usage: train.py {fit,validate,test,plan,compare,node}" in done.stdout
+    assert "usage: train.py {fit,validate,test,plan,compare,embed,node}" in done.stdout
     assert prepare_arguments([]) == []
 
 

@@ -54,14 +54,16 @@ def of_classes() -> set[str]:
 
 
 def of_commands() -> set[str]:
-    heard, text = Heard(), io.StringIO()
+    heard, shown = Heard(), set()
     for add in (FedSSLCLI.add_default_arguments_to_parser, FedSSLCLI.add_arguments_to_parser):
         add(None, heard)
-    with suppress(SystemExit), redirect_stdout(text):
-        main(["compare", "--help"])
-    compare = {f"compare --{name}" for name in re.findall(r"^ .*?--([a-z]\w*)", text.getvalue(), re.MULTILINE)}
+    for command in ("compare", "embed"):
+        with suppress(SystemExit), redirect_stdout(io.StringIO()) as text:
+            main([command, "--help"])
+        names = re.findall(r"^ .*?--([a-z][\w.]*)", text.getvalue(), re.MULTILINE)
+        shown |= {f"{command} --{name}" for name in names}
     plan = list(inspect.signature(PlanningTrainer.plan).parameters)[3:]
-    return compare | {f"plan --{name}" for name in plan} | {f"--{name}" for name in heard.names}
+    return shown | {f"plan --{name}" for name in plan} | {f"--{name}" for name in heard.names}
 
 
 def of_flower() -> set[str]:

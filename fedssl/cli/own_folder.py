@@ -81,7 +81,7 @@ def _read(file: str) -> dict[str, Any]:
 def _flags(arguments: list[str]) -> dict[str, Any]:
     """Return the flags by dotted names, with their values as they were typed."""
     flags = {}
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
         name, equals, value = argument.partition("=")
         if name.startswith("--"):
             flags[name.removeprefix("--").replace(".init_args", "")] = value if equals else following

@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.trainer import Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
+from fedssl.data.datasets.pixels import Decoding
 from fedssl.data.disclosure import may_show_images
 from fedssl.data.images import ImageData
 from fedssl.runs.baselines import print_caution
@@ -102,7 +103,7 @@ def finish_fit(
     results = collect_results(module, seconds)
     results |= {"not_evaluated": data.no_evaluation} if data.no_evaluation else {}
     results |= {"files": data.accounts} if isinstance(data, ImageData) and data.accounts else {}
-    _export(module, folder / "encoder")
+    _export(module, folder / "encoder", data.decoding if isinstance(data, ImageData) else None)
     over_time = accuracy_over_simulated_time(folder / METRICS)
     results |= {"accuracy_over_simulated_time": over_time} if over_time else {}
     results |= {"resumed_with_changes": changes} if changes else {}
@@ -117,10 +118,10 @@ def finish_fit(
     print_shortfall(results)
 
 
-def _export(module: Pretraining, folder: Path) -> None:
+def _export(module: Pretraining, folder: Path, decoding: Decoding | None) -> None:
     """Write the encoder; one that is too shallow for timm, after an early end, must not cost the results."""
     try:
-        module.export(folder)
+        module.export(folder, decoding)
     except ValueError as error:
         if not module.progress or module.progress.finished:
             raise

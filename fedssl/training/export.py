@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 
+from fedssl.data.datasets.pixels import Decoding
 from fedssl.data.datasets.texts import CHARACTERS
 from fedssl.utils.files import replace_folder
 from layerwise import CausalTransformerSpec, EncoderSpec, StagedEncoder, timm_arguments, use_small_stem
@@ -37,6 +38,7 @@ def export_encoder(
     std: list[float],
     training: dict[str, Any] | None = None,
     heads: Heads | None = None,
+    decoding: Decoding | None = None,
 ) -> None:
     """Write ``config.json``, ``model.safetensors`` and ``heads.safetensors`` of an image encoder, all or nothing.
 
@@ -54,6 +56,7 @@ def export_encoder(
         std: Standard deviation of the image normalisation, one a channel.
         training: Progress of training, noted in ``config.json``.
         heads: Heads of the objective, from which another run can start; ``None`` leaves them out.
+        decoding: Conversion of the images that it was trained on, for whoever gives it further files.
 
     Raises:
         ValueError: The encoder is a ResNet with fewer than its four stages, which timm cannot build.
@@ -70,6 +73,7 @@ def export_encoder(
     preprocessing = {"input_size": size, "mean": mean, "std": std, "crop_pct": 1.0}
     config: dict[str, Any] = {} if spec.stem == "timm" else {"stem": spec.stem}
     config |= {"training": training} if training else {}
+    config |= {"decoding": asdict(decoding)} if decoding else {}
     config |= {
         "num_classes": 0,
         "num_features": encoder.widths[encoder.depth - 1],

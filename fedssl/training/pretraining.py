@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedssl.data.clients import ClientData
+from fedssl.data.datasets.pixels import Decoding
 from fedssl.data.images import ImageData
 from fedssl.protocol.parts import MethodFactory, PartitionedModel, build_model
 from fedssl.server.lr_schedule import LRSchedule, linear_scaling
@@ -169,13 +170,19 @@ class Pretraining(EvaluatedModule):
             samples.check_encoder(self.model.encoder.spec)
         self.model.method.check_labels(data.pool.labels)
 
-    def export(self, folder: Path) -> None:
-        """Write the encoder: one of images for timm, one of text for ``layerwise.CausalTransformerSpec``."""
+    def export(self, folder: Path, decoding: Decoding | None = None) -> None:
+        """Write the encoder: one of images for timm, one of text for ``layerwise.CausalTransformerSpec``.
+
+        Args:
+            folder: Destination; replaced if it exists.
+            decoding: Conversion of the images' files, noted beside the encoder.
+        """
         encoder = self.model.encoder
         heads = self.model.method.heads()
         training = self.progress.as_dict() | {"blocks_present": encoder.depth} if self.progress else None
         if self.augment:
-            export_encoder(encoder, folder, list(self.augment.mean), list(self.augment.std), training, heads)
+            mean, std = list(self.augment.mean), list(self.augment.std)
+            export_encoder(encoder, folder, mean, std, training, heads, decoding)
         else:
             export_text_encoder(encoder, folder, training, heads)
 

@@ -93,7 +93,7 @@ def read_folder(root: Path, split: str) -> Files:
         tests = root / "test"
         every = [path for path in files_below(root) if tests not in path.parents]
         if every:
-            return replace(unlabelled([path for path in every if is_image(path)]), others=not_images(every))
+            return unlabelled_among(every)
     base = find(root / split)
     own = {folder.name: images_below(folder) for folder in subfolders(base)}
     files, loose = unlabelled([]), unlabelled(image_files(base))
@@ -102,6 +102,11 @@ def read_folder(root: Path, split: str) -> Files:
         files = labelled_files(own, classes)
     labels = np.concatenate([files.labels, loose.labels])
     return Files([*files.paths, *loose.paths], labels, files.classes, others=not_images(files_below(base)))
+
+
+def unlabelled_among(every: list[Path]) -> Files:
+    """Take the images among the files, without labels."""
+    return replace(unlabelled([path for path in every if is_image(path)]), others=not_images(every))
 
 
 def not_images(paths: Iterable[Path]) -> list[Path]:

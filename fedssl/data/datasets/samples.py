@@ -202,7 +202,8 @@ class FileImages(ImageSet):
         self.paths: np.ndarray = np.array([os.fsencode(path) for path in paths], dtype=bytes)
 
     def _read(self, rows: Tensor) -> Tensor:
-        images = torch.empty(len(rows), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
+        with torch.inference_mode(False):  # an evaluation's mode does not reach the threads, which could not write then
+            images = torch.empty(len(rows), self.channels, self.image_size, self.image_size, dtype=torch.uint8)
 
         def decode(block: Tensor) -> None:
             for position in block.tolist():
