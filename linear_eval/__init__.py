@@ -4,6 +4,7 @@ The package is independent of the encoder's training. Accuracies are in percent,
 """
 
 from linear_eval.baselines import majority_metrics, pixel_features
+from linear_eval.by_client import ClientScores, evaluate_by_client
 from linear_eval.evaluate import ClassifierReport, EvaluationReport, EvaluationSettings, evaluate_features
 from linear_eval.evaluation_details import EncoderDetails, EvaluationDetails
 from linear_eval.features import Features, feature_std, linear_cka, rankme
@@ -19,6 +20,7 @@ from linear_eval.timm_encoder import TimmEncoder
 __all__ = [
     "ClassificationMetrics",
     "ClassifierReport",
+    "ClientScores",
     "EncoderDetails",
     "EvaluatedModule",
     "EvaluationDetails",
@@ -31,6 +33,7 @@ __all__ = [
     "SGDProbe",
     "TimmEncoder",
     "classification_metrics",
+    "evaluate_by_client",
     "evaluate_features",
     "feature_std",
     "finetune",

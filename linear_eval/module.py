@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -132,6 +132,16 @@ class EvaluatedModule(LightningModule):
             lambda images: self.normalize(images.to(self.device)),
             pictures,
         )
+
+    @torch.no_grad()
+    def encode(self, batches: Iterable[Batch]) -> Tensor:
+        """Encode labelled images in their order, and return the features, float32 (N, D), on the CPU.
+
+        Args:
+            batches: Batches of uint8 images (B, C, H, W) with their labels, which are not used.
+        """
+        self.encoder.to(self.device).eval()
+        return torch.cat([self.encoder(self.normalize(images.to(self.device))).float().cpu() for images, _ in batches])
 
     def on_validation_epoch_start(self) -> None:
         """Lightning's hook: start collecting features of the encoder."""

@@ -83,7 +83,6 @@ def encoder_folder(folder: Path) -> Path:
     return found
 
 
-@torch.inference_mode()
 def encode(encoder: TimmEncoder, images: ImageSet, batch_size: int) -> np.ndarray:
     """Encode images in their order, with a bar of the progress in a terminal.
 
@@ -93,11 +92,9 @@ def encode(encoder: TimmEncoder, images: ImageSet, batch_size: int) -> np.ndarra
     Raises:
         ValueError: A file is no readable image, or a feature is not finite.
     """
-    encoder.eval()
     console = Console(file=sys.stderr)
     batches = track(in_order(images, batch_size), "encoding", console=console, disable=not console.is_terminal)
-    found = [encoder.encoder(encoder.normalize(batch.to(encoder.device))).float().cpu() for batch, _ in batches]
-    features = torch.cat(found)
+    features = encoder.encode(batches)
     if bad := int((~torch.isfinite(features)).any(dim=1).sum()):
         raise ValueError(f"{bad} of {len(features)} features hold NaN or inf: the encoder has diverged")
     return features.numpy()

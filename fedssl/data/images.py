@@ -279,6 +279,8 @@ class FederatedData(ImageData, ClientData):
         partition: Rule that divides the images among the clients. ``ByFolder`` and ``ByTable`` are for your own images.
         auxiliary_fraction: Part of the pool set aside before the division for server-side calibration, in whole groups.
         auxiliary_dataset: Another data set for server-side calibration; excludes ``auxiliary_fraction``.
+        eval_clients: Evaluate the final encoder for each client too, on its own labelled images. Off by default: it
+            encodes all training images once more.
         **kwargs: Arguments of ``ImageData`` but for ``batch_size``: local steps use the model's.
     """
 
@@ -288,6 +290,7 @@ class FederatedData(ImageData, ClientData):
         partition: Partitioner = IID(),  # noqa: B008 (immutable)
         auxiliary_fraction: float = 0.0,
         auxiliary_dataset: str | None = None,
+        eval_clients: bool = False,
         **kwargs: Any,
     ) -> None:
         if "batch_size" in kwargs:
@@ -306,11 +309,17 @@ class FederatedData(ImageData, ClientData):
         self.partition = partition
         self.auxiliary_fraction = auxiliary_fraction
         self.auxiliary_dataset = auxiliary_dataset
+        self.eval_clients = eval_clients
 
     def setup(self, stage: str) -> None:
         """Load and divide the images."""
         super().setup(stage)
         if stage == "fit" and "datasets" not in vars(self):
+            if self.eval_clients and len(self.pool.labels[self.pool.labels >= 0].unique()) < 2:
+                raise ValueError(
+                    f"data.eval_clients needs labelled training images of two classes or more, which {self.pool.name}"
+                    f"/{self.split} has not: leave --data.eval_clients out"
+                )
             self.datasets = self._divide(self.pool)
             if len(self.datasets.clients) != self.num_clients:
                 logger.warning(

@@ -40,6 +40,8 @@ class OwnImages(FederatedData):
             raise ValueError(f"images_per_client must be at least 2, got {images_per_client}")
         if kwargs.get("eval_dataset") == NO_EVALUATION:
             raise ValueError("OwnImages need a labelled data set, which says what the clients' images are like")
+        if kwargs.get("eval_clients"):
+            raise ValueError("the server has no images of the clients: leave --data.eval_clients out")
         super().__init__(dataset=dataset, clients=clients, auxiliary_dataset=auxiliary_dataset, **kwargs)
         self.images_per_client = images_per_client
 

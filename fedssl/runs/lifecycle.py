@@ -15,8 +15,9 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from fedssl.data.datasets.pixels import Decoding
 from fedssl.data.disclosure import may_show_images
-from fedssl.data.images import ImageData
+from fedssl.data.images import FederatedData, ImageData
 from fedssl.runs.baselines import print_caution
+from fedssl.runs.client_results import client_results
 from fedssl.runs.results import (
     accuracy_over_simulated_time,
     collect_results,
@@ -102,6 +103,7 @@ def finish_fit(
     """
     results = collect_results(module, seconds)
     results |= {"not_evaluated": data.no_evaluation} if data.no_evaluation else {}
+    results |= _by_client(module, data)
     results |= {"files": data.accounts} if isinstance(data, ImageData) and data.accounts else {}
     _export(module, folder / "encoder", data.decoding if isinstance(data, ImageData) else None)
     over_time = accuracy_over_simulated_time(folder / METRICS)
@@ -116,6 +118,18 @@ def finish_fit(
     _report(module, data, folder, show_images)
     print_caution(results)
     print_shortfall(results)
+
+
+def _by_client(module: Pretraining, data: Any) -> dict[str, Any]:
+    """Evaluate the encoder for each client, if that is wanted; a failure here must not cost the other results."""
+    if not (isinstance(module, FederatedSSL) and isinstance(data, FederatedData) and data.eval_clients):
+        return {}
+    try:
+        with working("evaluating each client"):
+            return {"by_client": client_results(module, data, module.trainer.strategy.root_device)}
+    except (ValueError, OSError) as error:
+        print(f"not evaluated for each client: {error}", file=sys.stderr)
+        return {}
 
 
 def _export(module: Pretraining, folder: Path, decoding: Decoding | None) -> None:

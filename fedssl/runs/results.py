@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from fedssl.runs.client_results import describe
 from fedssl.runs.run_folder import read_metrics
 from fedssl.training.endings import UNFINISHED, shortfall
 from fedssl.training.federated import FederatedSSL
@@ -208,6 +209,8 @@ def print_results(results: dict[str, Any], folder: Path, console: Console | None
         console.print(f"{title}: not evaluated, as {results['not_evaluated']}", highlight=False, soft_wrap=True)
     else:
         console.print(quality_table(results, measures, title or "evaluation").rich(console.width))
+    if by_client := results.get("by_client"):
+        console.print(describe(by_client), highlight=False, soft_wrap=True)
     if "down_bytes_per_client" in results:
         console.print(cost_table(results, "cost of a device over the whole run").rich())
     if results.get("simulated_seconds"):

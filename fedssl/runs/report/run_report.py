@@ -16,6 +16,7 @@ from fedssl.data.clients import ClientData
 from fedssl.data.disclosure import may_show_images, without_paths
 from fedssl.data.images import ImageData
 from fedssl.runs.baselines import caution
+from fedssl.runs.client_results import client_table
 from fedssl.runs.report import figures, representation, summary
 from fedssl.runs.report.figures import Line
 from fedssl.runs.report.page import REPORT, Block, Listing, Picture, Section, build_page
@@ -119,7 +120,7 @@ def run_sections(record: RunRecord) -> list[Section]:
     return [
         Section("Quality", [*measured, *_training(record)]),
         Section("Cost", [*_cost(record)] if record.federated else [], COST),
-        Section("Clients", [*_clients(record, record.clients)] if record.clients else []),
+        Section("Clients", [*_by_client(record), *(_clients(record, record.clients) if record.clients else [])]),
         *(_evaluation(record, record.evaluation) if record.evaluation else []),
         Section("Origin", [summary.origin_table(record), Listing("config.yaml", configuration)]),
     ]
@@ -172,6 +173,12 @@ def accuracy_over_cost(record: RunRecord, traffic: Curve) -> Iterator[Block]:
     if len(curve[0]):
         figure = figures.lines([Line(curve)], label, "kNN top-1 %", from_zero=False)
         yield Picture(title, figure, "The online measure over what it took to get there.")
+
+
+def _by_client(record: RunRecord) -> Iterator[Block]:
+    """Tabulate what the encoder is worth to each client, if that was measured."""
+    if by_client := record.results.get("by_client"):
+        yield client_table(by_client)
 
 
 def _clients(record: RunRecord, clients: ClientDetails) -> Iterator[Block]:
