@@ -5,9 +5,12 @@ import re
 import shlex
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 from tiny_runs import ROOT, TINY_FEDERATION, Unstarted
 
 from fedssl.__main__ import main
@@ -102,6 +105,39 @@ def test_the_tutorial_ends_with_a_classifier(
     assert said[0] == "(1797, 16)"
     assert said[1].startswith("a 0, and its nearest neighbours: [")
     assert said[2].endswith("right with 100 labels")
+
+
+def few_digits() -> Any:
+    """The first 300 digits, as ``sklearn.datasets.load_digits`` has them all."""
+    digits = load_digits()
+    return SimpleNamespace(images=digits.images[:300], target=digits.target[:300])
+
+
+@pytest.mark.slow
+@pytest.mark.report
+def test_the_hospitals_end_with_results_for_each_and_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = ROOT / "docs" / "tutorial-hospitals.md"
+    code = [text for _, text in blocks(page, "python")]
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("sklearn.datasets.load_digits", few_digits)
+        exec(code[0], {})
+    text = "\n".join(text for _, text in blocks(page, "sh")).replace("\\\n", " ")
+    fit, embed = (shlex.split(line)[2:] for line in text.splitlines() if line.startswith("python train.py"))
+    tiny = [each for each in TINY_FEDERATION if "train_images" not in each and "clients" not in each]
+    main([*fit, *tiny, "--trainer.logger=false"])
+    assert "mean over 3 clients: kNN " in capsys.readouterr().out
+    assert "Each client by itself" in Path("runs/hospitals/report.html").read_text()
+    with pytest.raises(SystemExit) as ended:
+        main(embed)
+    assert ended.value.code == 0
+    capsys.readouterr()
+    exec("\n".join(code[1:]), {})
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in said[:3]] == ["north", "south", "west"]
+    assert re.fullmatch(r"like north/\d/\d+\.png: (\w+/\d/\d+\.png(, )?){3}", said[3])
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,7 @@ def describe(found: dict[str, Any]) -> str:
         f"{each['worst_client']}, spread {each['spread']:.1f})"
         for key, each in found["summary"].items()
     ]
-    return f"{len(found['clients'])} clients by themselves: {', '.join(said)}"
+    return f"mean over {len(found['clients'])} clients: {', '.join(said)}"
 
 
 def client_table(found: dict[str, Any]) -> Table:

@@ -105,7 +105,7 @@ def test_line_and_table_show_the_worst_client() -> None:
         "tested_on": "their own",
         "classes": ["healthy", "ill"],
     }
-    assert describe(found) == "2 clients by themselves: linear 75.0 % (worst 50.0 % at a, spread 25.0)"
+    assert describe(found) == "mean over 2 clients: linear 75.0 % (worst 50.0 % at a, spread 25.0)"
     table = client_table(found)
     assert [list(row) for row in table.rows] == [
         ["a", "8", "4", "75.0", "50.0", "", "50.0", "", "50.0"],
