@@ -71,11 +71,11 @@ def main(arguments: list[str] | None = None, cli: Callable[[list[str]], FedSSLCL
         arguments: Arguments without the program's name; ``None`` takes those of this process.
         cli: Builds and runs Lightning's sub-commands; ``None`` takes ``FedSSLCLI``.
     """
-    from fedssl.cli.arguments import COMPARE, EMBED
+    from fedssl.cli.arguments import COMPARE
     from fedssl.cli.command import main as run_command
     from fedssl.cli.lightning import FedSSLCLI
 
-    run_command(arguments, cli or FedSSLCLI, {COMPARE: _compare, EMBED: _embed, "node": _node})
+    run_command(arguments, cli or FedSSLCLI, {COMPARE: _compare, "embed": _embed, "node": _node})
 
 
 def _compare(arguments: list[str]) -> int:

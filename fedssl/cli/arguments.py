@@ -14,7 +14,6 @@ SHIPPED = next((place for place in _PLACES if place.is_dir()), _PLACES[0])
 CONFIG_FOLDERS = (Path(), Path("configs"), SHIPPED)
 SUBCOMMANDS = ("fit", "validate", "test", "plan")
 COMPARE = "compare"
-EMBED = "embed"
 
 
 class UsageError(SystemExit):
