@@ -165,6 +165,11 @@ class ImageData(LightningDataModule):
         return images
 
     @property
+    def trained_on(self) -> str:
+        """Number and data set of the images to pretrain on, in words."""
+        return f"{len(self.pool):,} images (data set `{self.dataset}`)"
+
+    @property
     def num_classes(self) -> int:
         """Number of classes of the evaluation."""
         return len(self.eval_train.classes)

@@ -45,6 +45,11 @@ class OwnImages(FederatedData):
         super().__init__(dataset=dataset, clients=clients, auxiliary_dataset=auxiliary_dataset, **kwargs)
         self.images_per_client = images_per_client
 
+    @property
+    def trained_on(self) -> str:
+        """Tell that only the nodes know."""
+        return "Images that devices hold themselves"
+
     def train_dataloader(self) -> DataLoader:
         """Loader of one item an epoch.
 

@@ -18,6 +18,7 @@ from fedssl.data.disclosure import may_show_images
 from fedssl.data.images import FederatedData, ImageData
 from fedssl.runs.baselines import print_caution
 from fedssl.runs.client_results import client_results
+from fedssl.runs.model_card import model_card
 from fedssl.runs.results import (
     accuracy_over_simulated_time,
     collect_results,
@@ -114,6 +115,8 @@ def finish_fit(
 
         theme.save_figure(figures.pace(read_metrics(folder / METRICS)), folder / "pace.png")
     write_results(results, folder / RESULTS)
+    if isinstance(data, ImageData) and (folder / "encoder").is_dir():
+        write_text(folder / "encoder" / "README.md", model_card(results, data))
     print_results(results, folder)
     _report(module, data, folder, show_images)
     print_caution(results)
