@@ -42,7 +42,7 @@ def evaluate_by_client(
 
     The shared classifiers tell whom the representation serves worst; the personalised probe, what a client gets that
     shares no labels. The latter is how Plato's examples of federated self-supervised learning evaluate: every client
-    fits a linear classifier to its own labels, on the global encoder (github.com/TL-System/plato, examples/ssl).
+    fits a linear classifier to its own labels, on the global encoder (github.com/TL-System/plato).
 
     Args:
         clients: Labelled features to learn from, if it has any, and to test on, of each client by name.
