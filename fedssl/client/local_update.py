@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from fedssl.client.bank import ActivationBank
 from fedssl.client.client_banks import ClientBanks, TrainingData
 from fedssl.client.local_step import LocalStep
+from fedssl.client.stacked_clients import ClientStack, train_stack
 from fedssl.client.start import StartRule
 from fedssl.client.step_costs import CostBook, StepKey
 from fedssl.client.training_loop import LoopReport, MemoryPlans, NonFiniteLossError, train_epochs
@@ -61,6 +62,7 @@ class LocalUpdate:
         plans: Keep local steps within a memory budget; ``None``: there is none.
         bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
         compression: Packs what clients send; ``None`` sends the weights.
+        clients_at_once: Most clients that are trained together with stacked weights.
 
     Attributes:
         client_states: What clients keep between rounds, by id.
@@ -79,6 +81,7 @@ class LocalUpdate:
         plans: MemoryPlans | None = None,
         bank: ActivationBank | None = None,
         compression: Compression | None = None,
+        clients_at_once: int = 1,
     ) -> None:
         self.model = model
         self.epochs = epochs
@@ -88,6 +91,7 @@ class LocalUpdate:
         self.seed = seed
         self.plans = plans
         self.compression = compression
+        self.clients_at_once = clients_at_once
         self.banks = ClientBanks(bank, seed) if bank else None
         self.book = CostBook()
         self._recall = recall
@@ -106,6 +110,67 @@ class LocalUpdate:
             self._clean()
             raise
 
+    def groups(self, tasks: Sequence[Task], sizes: Sequence[int]) -> Iterator[list[Task]]:
+        """Divide tasks into groups that can be trained together; each must be trained before the next is asked for.
+
+        Args:
+            tasks: Tasks of one round.
+            sizes: Number of samples of every client.
+        """
+        alike: dict[tuple[Stage, int], list[Task]] = {}
+        for task in tasks:
+            alike.setdefault((task.stage, sizes[task.client_id]), []).append(task)
+        for (stage, size), group in alike.items():
+            # The first client of a kind trains alone: its steps are counted, and those of the others cost the same.
+            while group and not self._counted(stage, size):
+                yield [group.pop(0)]
+            if group:
+                yield group
+
+    def together(self, tasks: Sequence[Task], samples: Sequence[SampleSet]) -> list[Result | Failure]:
+        """Train the clients of a group, with stacked weights if there are several; the results are for keeps.
+
+        After an exception the next clients train as if there had been none.
+        """
+        if len(tasks) == 1:
+            answer = self(tasks[0], samples[0])
+            if isinstance(answer, Failure):
+                return [answer]
+            kept = {key: tensor.clone() for key, tensor in flatten(answer.parts).items()}
+            return [replace(answer, parts=unflatten(kept))]
+        try:
+            return self._attempt_together(tasks, samples)
+        except BaseException:
+            self._clean()
+            raise
+
+    def _attempt_together(self, tasks: Sequence[Task], samples: Sequence[SampleSet]) -> list[Result | Failure]:
+        first, method = tasks[0], self.model.method
+        self._receive(first)
+        # All clients start from the weights that the server sent, so what the first begins with is that of all.
+        self._start(first, None)
+        stack, key, factor = ClientStack(method), StepKey.at(first.stage), first.lr_factor
+        with stack.of(len(tasks)):
+            parameters, sent = self.model.parameters(first.correction), [flatten(task.correction) for task in tasks]
+            method.corrections = [
+                (own, torch.stack([each[name] for each in sent]).to(own.device)) for name, own in parameters.items()
+            ]
+            generators = [self._generators(task) for task in tasks]
+            reports = train_stack(
+                stack, method, samples, self.epochs, self.batch_size, generators, self.book, key, factor
+            )
+            trained = self.model.read(self.model.trained_names(first.stage))
+        method.corrections = []
+        answers: list[Result | Failure] = []
+        for place, (task, report) in enumerate(zip(tasks, reports, strict=True)):
+            parts = {part: {name: each[place] for name, each in own.items()} for part, own in trained.items()}
+            answers.append(self._answer(task, parts, samples[place], report))
+        return answers
+
+    def _counted(self, stage: Stage, size: int) -> bool:
+        batches = {min(size, self.batch_size), size % self.batch_size} - {0, 1}
+        return all(replace(StepKey.at(stage), batch_size=batch) in self.book.costs for batch in batches)
+
     def _attempt(self, task: Task, images: SampleSet) -> Result | Failure:
         self._receive(task)
         state = self._state(task)
@@ -113,16 +178,26 @@ class LocalUpdate:
         with torch.random.fork_rng():
             # Dropout layers know no generator but the global one, which the fork puts back.
             torch.manual_seed(derive_seed(self.seed, "local", task.round, task.client_id))
+            report: LoopReport | NonFiniteLossError
             try:
                 report = self._train(task, images, state)
             except NonFiniteLossError as error:
-                return Failure(task.client_id, str(error))
+                report = error
             except InfeasibleBudgetError as error:
                 # A budget that changes may suffice in a later round, so the client sits this one out.
                 return Failure(task.client_id, str(error), skipped=self.plans is not None and self.plans.changing)
+        # Not copied: the engine lets nobody train here before the server has taken the result.
+        return self._answer(task, self.model.read(self.model.trained_names(task.stage)), images, report)
+
+    def _answer(
+        self, task: Task, trained: Parts, images: SampleSet, report: LoopReport | NonFiniteLossError
+    ) -> Result | Failure:
+        """Make the client's answer of what it has trained."""
+        if isinstance(report, NonFiniteLossError):
+            return Failure(task.client_id, str(report))
         if report.steps == 0:
             return Failure(task.client_id, f"{len(images)} images are too few to contrast", skipped=True)
-        parts, lost = self._packed(task, state)
+        parts, lost = self._packed(task, trained)
         self._remember(task, lost)
         return self._result(task, parts, len(images), report)
 
@@ -150,7 +225,7 @@ class LocalUpdate:
     def _start(self, task: Task, state: ClientState | None) -> None:
         method = self.model.method
         self.model.client_state.reset()
-        method.generator = torch_generator(self.seed, "augment", task.round, task.client_id, device=method.device)
+        _, method.generator = self._generators(task)
         parameters = self.model.parameters(task.correction)
         sent = flatten(task.correction).items()
         corrections = [(parameters[key], t.to(parameters[key].device, non_blocking=True)) for key, t in sent]
@@ -163,7 +238,7 @@ class LocalUpdate:
         method.begin_client()
 
     def _train(self, task: Task, images: SampleSet, state: ClientState | None) -> LoopReport:
-        shuffle = torch_generator(self.seed, "shuffle", task.round, task.client_id)
+        shuffle, _ = self._generators(task)
         method, key = self.model.method, StepKey.at(task.stage)
         plans = self.plans.begin(task, method) if self.plans else None
         size, book = self.batch_size, self.book
@@ -177,6 +252,11 @@ class LocalUpdate:
         filled = before is None or before.bank != self._bank(task)
         return replace(report, macs=report.macs + (source.macs if filled else 0))
 
+    def _generators(self, task: Task) -> tuple[torch.Generator, torch.Generator]:
+        """Return the generators that shuffle and augment a client's samples."""
+        ids, device = (task.round, task.client_id), self.model.method.device
+        return torch_generator(self.seed, "shuffle", *ids), torch_generator(self.seed, "augment", *ids, device=device)
+
     def _bank(self, task: Task) -> str:
         return self.banks.rule.content(task) if self.banks else ""
 
@@ -185,14 +265,12 @@ class LocalUpdate:
         state = self.client_states.get(task.client_id)
         return state if state and state.layers == list(task.active) else None
 
-    def _packed(self, task: Task, state: ClientState | None) -> tuple[Parts, Tensors]:
+    def _packed(self, task: Task, trained: Parts) -> tuple[Parts, Tensors]:
         """Return what the client sends, and what its compression has lost."""
-        # Not copied: the engine lets nobody train here before the server has taken the result.
-        parts = self.model.read(self.model.trained_names(task.stage))
         if not self.compression:
-            return parts, {}
-        weights = self.model.parameters(parts)
-        return pack_update(self.compression, parts, task.active, weights, state.lost if state else {})
+            return trained, {}
+        state, weights = self._state(task), self.model.parameters(trained).keys()
+        return pack_update(self.compression, trained, task.active, weights, state.lost if state else {})
 
     def _remember(self, task: Task, lost: Tensors) -> None:
         bank = self._bank(task)

@@ -26,7 +26,15 @@ LARGEST_SHARE = 0.25
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The training loss became NaN or infinite."""
+    """The training loss became NaN or infinite.
+
+    Args:
+        total: Sum of the losses.
+        steps: Number of them.
+    """
+
+    def __init__(self, total: float, steps: int) -> None:
+        super().__init__(f"loss {total / steps} after {steps} local steps; a lower model.optimizer.lr may help")
 
 
 @dataclass(frozen=True)
@@ -143,9 +151,7 @@ def train_epochs(
             macs += cost.macs
             activation_bytes = max(activation_bytes, planned.peak_bytes if planned else cost.activation_bytes)
         if not math.isfinite(losses[0].item()):
-            raise NonFiniteLossError(
-                f"loss {losses[0].item() / steps} after {steps} local steps; a lower model.optimizer.lr may help"
-            )
+            raise NonFiniteLossError(losses[0].item(), steps)
     loss, squared_loss = (losses / steps).tolist() if steps else (math.nan, math.nan)
     return LoopReport(loss, squared_loss, steps, macs, activation_bytes)
 

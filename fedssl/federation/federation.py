@@ -219,4 +219,5 @@ def make_client(
         plans=plans,
         bank=local.bank,
         compression=local.compression,
+        clients_at_once=local.clients_at_once,
     )

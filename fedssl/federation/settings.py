@@ -11,6 +11,7 @@ from torch.optim import SGD, Optimizer
 
 from fedssl.client.bank import ActivationBank
 from fedssl.client.local_step import LocalStep
+from fedssl.client.stacked_clients import check_stackable
 from fedssl.client.start import StartRule
 from fedssl.costs.prediction import StepPredictor
 from fedssl.devices import Deadline, DeviceSource
@@ -74,6 +75,7 @@ class LocalSettings:
         bank: Clients train from stored outputs of the frozen prefix; ``None``: they run it in every step.
         memory: Memory budget of a step.
         compression: Packs what clients send; ``None`` sends the weights.
+        clients_at_once: Most clients that a process trains together, with stacked weights.
     """
 
     epochs: int = 1
@@ -86,9 +88,10 @@ class LocalSettings:
     bank: ActivationBank | None = None
     memory: MemoryBudget = MemoryBudget()  # noqa: RUF009 (frozen)
     compression: Compression | None = None
+    clients_at_once: int = 1
 
     def __post_init__(self) -> None:
-        check_at_least(1, local_epochs=self.epochs)
+        check_at_least(1, local_epochs=self.epochs, clients_at_once=self.clients_at_once)
         check_at_least(2, batch_size=self.batch_size)
         check_at_least(0, LARGEST_WEIGHT, proximal=self.proximal)
         if self.gradient_clip_norm is not None and not 0 < self.gradient_clip_norm < math.inf:
@@ -96,6 +99,25 @@ class LocalSettings:
         if self.memory != MemoryBudget() and self.bank:
             raise ValueError(
                 "a memory_budget plans steps that run the frozen prefix: leave out the bank, or the budget"
+            )
+        if self.clients_at_once > 1:
+            self._check_together()
+
+    def _check_together(self) -> None:
+        """Refuse what treats each client on its own."""
+        remembers = self.alignment and type(self.alignment).remember is not Alignment.remember
+        own = {
+            "memory_budget": self.memory != MemoryBudget(),
+            "bank": self.bank,
+            "start": self.start,
+            "proximal": self.proximal,
+            "gradient_clip_norm": self.gradient_clip_norm,
+            f"alignment {type(self.alignment).__name__}": remembers,
+        }
+        for name in (name for name, given in own.items() if given):
+            raise ValueError(
+                f"clients_at_once {self.clients_at_once} stacks the weights of clients, and {name} treats each on its "
+                "own: leave out one of them"
             )
 
 
@@ -181,6 +203,8 @@ class FederationSettings:
             raise ValueError(
                 f"a memory_budget plans whole batches: leave out micro_batch {self.model.micro_batch}, or the budget"
             )
+        if self.local.clients_at_once > 1 and self.model.micro_batch:
+            raise ValueError("clients_at_once stacks whole batches of clients: leave it at 1, or leave out micro_batch")
         rule = self.server.aggregation
         rule.check_optimizer(check_optimizer("optimizer", self.model.optimizer))
         if rule.needs_proximal and self.local.proximal != rule.needs_proximal:
@@ -221,6 +245,8 @@ class FederationSettings:
         method, local = model.method, self.local
         self.scheme.check(model.encoder)
         self.scheme.stages(len(model.encoder.blocks), self.rounds)
+        if local.clients_at_once > 1:
+            check_stackable(method, check_optimizer("optimizer", self.model.optimizer))
         if local.start:
             local.start.check(model.heads)
         if local.alignment and not isinstance(method, SSLMethod):

@@ -124,7 +124,7 @@ class TopK(Compression):
         number = self._number(size)
         found = _checked(packed, places=(torch.int32, number), values=(torch.float32, number))
         places = found["places"].long()
-        if bool(((places < 0) | (places >= size)).any()):
+        if not bool(((places >= 0) & (places < size)).all()):
             raise ValueError(f"places are not all from 0 to {size - 1}")
         return torch.zeros(size, device=places.device).index_put((places,), found["values"])
 

@@ -137,12 +137,15 @@ class AggregatedStep(GlobalStep):
         No update that is taken in breaks the model at once. A server optimizer with a large learning rate can, and a
         liar who pushes a mean as far as is allowed, round after round.
         """
-        for key, tensor in flatten(self.model.read(self.model.parts)).items():
-            if not torch.isfinite(tensor).all():
-                raise NonFiniteModelError(
-                    f"round {round_}: {key} of the global model is not finite after {type(self.rule).__name__}, "
-                    f"{type(self.optimizer).__name__} and calibration; the checkpoint of the round before is good"
-                )
+        tensors = flatten(self.model.read(self.model.parts))
+        # Read at once: each reading would have the host wait for a GPU.
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])
+        if not finite.all():
+            key = next(key for key, sound in zip(tensors, finite, strict=True) if not sound)
+            raise NonFiniteModelError(
+                f"round {round_}: {key} of the global model is not finite after {type(self.rule).__name__}, "
+                f"{type(self.optimizer).__name__} and calibration; the checkpoint of the round before is good"
+            )
 
     def _aggregate(self, updates: ReceivedUpdates, round_: int) -> set[str]:
         """Give the optimizer its gradients, and the model its counters."""

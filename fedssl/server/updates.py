@@ -149,20 +149,29 @@ def find_fault(result: Result, reference: Tensors, max_update: float = MAX_UPDAT
             return Failure(result.client_id, f"{key} has shape {tuple(tensor.shape)}")
         if tensor.dtype != reference[key].dtype:
             return Failure(result.client_id, f"{key} has type {tensor.dtype}")
-        if not torch.isfinite(tensor).all():
+    measured = [_measure(tensor, reference[key]) for key, tensor in tensors.items()]
+    # Fetched at once: each reading of its own would have the host wait for a GPU.
+    figures = torch.stack(measured).cpu().tolist() if measured else []
+    for key, (sound, change, before) in zip(tensors, figures, strict=True):
+        limit = max_update * (1 + before)
+        if not sound and reference[key].is_floating_point():
             return Failure(result.client_id, f"{key} is not finite")
-        excess = _excess(tensor, reference[key], max_update)
-        if excess:
-            return Failure(result.client_id, f"{key} {excess}")
+        if not sound:
+            return Failure(result.client_id, f"{key} counts more than {LARGEST_COUNTER} steps")
+        if not change <= limit:
+            how = f"changed by {change:.3g} (root mean square), more than {limit:.3g}"
+            return Failure(result.client_id, f"{key} {how}")
     return None
 
 
-def _excess(tensor: Tensor, reference: Tensor, max_update: float) -> str:
-    """Say why a tensor is further from the global one than training takes it; empty if it is not."""
+def _measure(tensor: Tensor, reference: Tensor) -> Tensor:
+    """Return three numbers (3,): 1 if all values are possible; the root mean square of change and of the reference."""
+    tensor = tensor.to(reference.device)
     if not tensor.is_floating_point():
-        return f"counts more than {LARGEST_COUNTER} steps" if (tensor > LARGEST_COUNTER).any() else ""
-    change, limit = root_mean_square(difference_to(reference, tensor)), max_update * (1 + root_mean_square(reference))
-    return "" if change <= limit else f"changed by {change:.3g} (root mean square), more than {limit:.3g}"
+        sound = (tensor <= LARGEST_COUNTER).all().double()
+        return torch.stack([sound, torch.zeros_like(sound), torch.zeros_like(sound)])
+    change = root_mean_square(difference_to(reference, tensor))
+    return torch.stack([torch.isfinite(tensor).all().double(), change, root_mean_square(reference)])
 
 
 def check_max_update(max_update: float) -> None:
@@ -175,9 +184,9 @@ def check_max_update(max_update: float) -> None:
         raise ValueError(f"max_update must be above 0, got {max_update}")
 
 
-def root_mean_square(tensor: Tensor) -> float:
-    """Compute the root mean square of all entries; 0 of none."""
-    return float(torch.linalg.vector_norm(tensor.float())) / max(1, tensor.numel()) ** 0.5
+def root_mean_square(tensor: Tensor) -> Tensor:
+    """Compute the root mean square of all entries as a float64 scalar; 0 of none."""
+    return torch.linalg.vector_norm(tensor.float()).double() / max(1, tensor.numel()) ** 0.5
 
 
 def _clients(ids: list[int]) -> str:

@@ -82,6 +82,8 @@ class FederatedSSL(Pretraining):
         alignment: Representation alignment with the received global model; ``None`` switches it off.
         proximal: mu of the FedProx term; 0 switches it off.
         compression: Packs what clients send (BFloat16, EightBit, TopK); ``None`` sends the weights.
+        clients_at_once: Most clients that a process trains together, with stacked weights; those with as many samples
+            as another are.
         calibration: Server-side calibration on auxiliary images; ``None`` switches it off.
         aggregation: How the clients' results become one.
         max_update: Most that a tensor of a client's update may change, as a root mean square and in units of one plus
@@ -122,6 +124,7 @@ class FederatedSSL(Pretraining):
         alignment: Alignment | None = None,
         proximal: float = 0.0,
         compression: Compression | None = None,
+        clients_at_once: int = 1,
         calibration: Calibration | None = None,
         aggregation: Aggregation = WeightedMean(),  # noqa: B008 (a round starts it anew)
         max_update: float = MAX_UPDATE,
@@ -153,6 +156,7 @@ class FederatedSSL(Pretraining):
             bank=bank,
             memory=MemoryBudget.parse(memory_budget, devices),
             compression=compression,
+            clients_at_once=clients_at_once,
         )
         cohort = CohortSettings(
             participation=participation, dropout=dropout, selector=selector, devices=devices, deadline=deadline

@@ -74,35 +74,52 @@ class ProcessEngine(Engine):
         Raises:
             RankLostError: Another rank has ended.
         """
-        for start in range(0, len(cohort.participants), self._world_size):
+        at_once = self._local.clients_at_once
+        for start in range(0, len(cohort.participants), self._world_size * at_once):
             # Every rank makes the tasks of all ranks: a task updates the server's books on its client's frozen parts
             # and traffic, and all replicas must keep the same books.
-            tasks = [server.make_task(c) for c in cohort.participants[start : start + self._world_size]]
-            mine = tasks[self._rank] if self._rank < len(tasks) else None
-            own = self._train(mine) if mine else None
-            # At most one client a rank in between: a result may lie in the resident model until it has been taken.
-            for trainer in range(len(tasks)):
-                yield self._share(own, trainer)
+            block = cohort.participants[start : start + self._world_size * at_once]
+            tasks = [server.make_task(client) for client in block]
+            own = iter(self._train(tasks[self._rank * at_once : (self._rank + 1) * at_once]))
+            # With one client a rank in between, its result may lie in the resident model until it has been taken.
+            for place in range(len(tasks)):
+                trainer = place // at_once
+                yield self._share(next(own) if trainer == self._rank else None, trainer)
 
     @property
     def _device(self) -> torch.device:
         return next(self._local.model.method.parameters()).device
 
-    def _train(self, task: Task) -> Result | Failure:
-        """Train one client; an error counts as this client's failure, as it would on a network.
+    def _train(self, tasks: Sequence[Task]) -> list[Result | Failure]:
+        """Train the clients of this rank, together where they can be, and return their answers in the tasks' order."""
+        if self._local.clients_at_once == 1:
+            return [answer for task in tasks for answer in self._attempt([task])]
+        sizes = [len(images) for images in self._clients]
+        answers = [answer for group in self._local.groups(tasks, sizes) for answer in self._attempt(group)]
+        return sorted(answers, key=lambda answer: answer.client_id)
+
+    def _attempt(self, tasks: Sequence[Task]) -> Sequence[Result | Failure]:
+        """Train a group of clients; an error counts as the failure of its client, as it would on a network.
 
         Broken invariants of our own still end the run. So does a GPU that no longer computes, since every later client
         would fail on it.
         """
+        images = [self._clients[task.client_id] for task in tasks]
         try:
-            return self._local(task, self._clients[task.client_id])
+            if self._local.clients_at_once == 1:
+                return [self._local(tasks[0], images[0])]
+            return self._local.together(tasks, images)
         except AssertionError:
             raise
         except Exception as error:
             if not _works(self._device):
                 raise
-            logger.info("client %d failed", task.client_id, exc_info=True)
-            return Failure(task.client_id, f"{type(error).__name__}: {error}")
+            if len(tasks) > 1:
+                # So that only the client at fault fails.
+                logger.warning("%d clients together failed (%s); they train one by one", len(tasks), error)
+                return [answer for task in tasks for answer in self._attempt([task])]
+            logger.info("client %d failed", tasks[0].client_id, exc_info=True)
+            return [Failure(tasks[0].client_id, f"{type(error).__name__}: {error}")]
 
     def _share(self, own: Result | Failure | None, trainer: int) -> Result | Failure:
         """Broadcast a client's result from the rank that trained it, and keep the client's state here too."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from fake_card import Card, CardGenerator, replace_tensors
+from torch import Tensor, nn
 from torch.optim import SGD
 
 from fedssl.client.bank import ActivationBank
@@ -38,7 +40,7 @@ from fedssl.server.participation import Cohort
 from fedssl.server.rounds import RoundReport
 from fedssl.server.selection import Selector
 from fedssl.server.server import Server
-from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme, Stage
+from layerwise import BlockPerturbation, EncoderSpec, LayerWise, Scheme, Stage, StagedSpec
 from ssl_methods import BYOL, DINO, MAE, BarlowTwins, DigitsViews, MoCoV3, SimCLR, SimSiam, Supervised, TwoViews, VICReg
 from ssl_methods.alignment import Alignment
 
@@ -82,14 +84,16 @@ def random_images(number: int, seed: int = 0, size: int = 8) -> ArrayImages:
 
 def small_model(
     method: str | Callable[..., Any] = "SimCLR",
-    spec: EncoderSpec = VIT,
+    spec: StagedSpec = VIT,
     seed: int = 0,
     augment: TwoViews | None = None,
     optimizer: Callable[..., Any] = CLIENT_OPTIMIZER,
 ) -> PartitionedModel:
     """An encoder with small heads; equal arguments give equal weights."""
     factory = METHODS[method] if isinstance(method, str) else method
-    return build_model(spec, factory, augment or DigitsViews(), optimizer, seed)
+    return build_model(
+        spec, factory, augment or (DigitsViews() if spec.modality == "images" else None), optimizer, seed
+    )
 
 
 def weights_of(model: PartitionedModel) -> dict[str, Tensor]:
@@ -271,6 +275,14 @@ def make_settings() -> Callable[..., FederationSettings]:
 @pytest.fixture
 def make_world() -> Callable[..., Any]:
     return make_small_world
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[Card]:
+    monkeypatch.setattr(torch, "Generator", CardGenerator)
+    monkeypatch.setattr(nn.Module, "_apply", replace_tensors)
+    yield Card()
+    gc.collect()  # graphs of fake tensors crash the process if they are freed amid an operation on others
 
 
 @pytest.fixture

@@ -1,8 +1,4 @@
-"""A client's round as on a GPU, with fake tensors on a card that need not exist.
-
-Fake tensors have shapes and devices, but no values: a tensor left on the CPU, a generator of another device and a shape
-that depends on values are errors. What makes the host wait for the card is noted, and no step may add to it.
-"""
+"""A client's round as on a GPU, with fake tensors on a card that need not exist; no step may wait for it."""
 
 from __future__ import annotations
 
@@ -12,148 +8,50 @@ from typing import Any
 
 import pytest
 import torch
+from fake_card import CUDA, LOSS, Card
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import AdamW
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fedssl.client.bank import ActivationBank
 from fedssl.client.local_step import LocalStep
 from fedssl.client.local_update import LocalUpdate
+from fedssl.data.datasets import TextSet
 from fedssl.protocol.messages import Result, Task
 from fedssl.protocol.parts import PartitionedModel
 from fedssl.server.calibration import Calibration
-from layerwise import EndToEnd, HeterogeneousLoRA, LayerWise, Progressive, Stage
+from layerwise import CausalTransformerSpec, EndToEnd, HeterogeneousLoRA, LayerWise, Progressive, Stage
 from layerwise.memory import Action, PlannedStep, segments
 from layerwise.memory.codec import compress
 from layerwise.memory.layout import layout_of
 from linear_eval import Features, feature_std, knn_predict, rankme
-from ssl_methods import DigitsViews, MedicalViews, Method, NaturalViews, TwoViews
+from ssl_methods import DigitsViews, LanguageModelling, MedicalViews, Method, NaturalViews, TwoViews
 from ssl_methods.alignment import GlobalAlignment, MoonAlignment
 
-CUDA = torch.device("cuda:0")
 SCHEMES = {"LayerWise": LayerWise(), "Progressive": Progressive(), "EndToEnd": EndToEnd()}
-COPIES = ("_to_copy", "copy_")
-LOSS = ["_local_scalar_dense"] * 3
-"""Waits of a round with one epoch: a look if the loss is finite, and the mean loss and squared loss at the end."""
-
-
-class Card(TorchDispatchMode):
-    """Mode in which tensors are fake and may lie on a card.
-
-    Attributes:
-        waits: Operations for which the host would wait for the card.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.waits: list[str] = []
-        self._fake, self._generators = FakeTensorMode(allow_non_fake_inputs=True), OwnGenerators()
-
-    def __enter__(self) -> Card:
-        self._fake.__enter__()
-        super().__enter__()
-        self._generators.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._generators.__exit__(*error)
-        super().__exit__(*error)
-        self._fake.__exit__(*error)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.ops.prim.device.default:
-            # Asked by C++ code alone, which would look for a driver: autograd's engine in backward.
-            return torch.device("meta") if args[0].device == CUDA else args[0].device
-        if kwargs.get("device") == torch.device("meta"):
-            kwargs["device"] = CUDA  # that answer, handed on
-        name = func.overloadpacket.__name__
-        self._note(name, args, kwargs)
-        if name == "_local_scalar_dense" and isinstance(args[0], FakeTensor):
-            return 1.0 if args[0].is_floating_point() else int(args[0].dtype == torch.bool)
-        if name == "nonzero":
-            return torch.empty(0, args[0].dim(), dtype=torch.int64, device=args[0].device)
-        return func(*args, **kwargs)
-
-    def _note(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
-        if name in COPIES:
-            source, target = (args[0], kwargs.get("device")) if name == "_to_copy" else (args[1], args[0].device)
-            ends = {source.device.type, (target or source.device).type}
-            back, late = (target or source.device).type == "cpu", kwargs.get("non_blocking") or args[2:3] == (True,)
-            waits = len(ends) > 1 and (back or not late)
-        elif name in ("index", "index_put", "index_put_"):
-            waits = args[0].device == CUDA and any(i is not None and i.device != CUDA for i in args[1])
-        else:
-            waits = name in ("_local_scalar_dense", "nonzero") and args[0].device == CUDA
-        if waits:
-            self.waits.append(name)
-
-
-class OwnGenerators(TorchFunctionMode):
-    """Mode in which numbers must be drawn by a generator of their device; a fake one is plain in lower modes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out, generator = func(*args, **(kwargs or {})), (kwargs or {}).get("generator")
-        if generator is not None:
-            assert generator.device.type == out.device.type, f"{func} draws on {out.device} from {generator.device}"
-        return out
-
-
-class CardGenerator(torch._C.Generator):
-    """Generator that says it is of a device, as one of a card cannot be made without it."""
-
-    def __new__(cls, device: torch.device | str = "cpu") -> CardGenerator:
-        made = super().__new__(cls)
-        made.of = torch.device(device)
-        return made
-
-    @property
-    def device(self) -> torch.device:
-        return self.of
-
-
-def replace_tensors(module: nn.Module, move: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-    """Move a module as torch does, but for the parameters' identity: no real tensor can become a fake one."""
-    for owner in module.modules():
-        for name, old in owner._parameters.items():
-            if old is not None and not isinstance(old, FakeTensor):
-                owner._parameters[name] = nn.Parameter(move(old), old.requires_grad)
-        for name, buffer in owner._buffers.items():
-            owner._buffers[name] = None if buffer is None else move(buffer)
-    return module
-
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Card:
-    monkeypatch.setattr(torch, "Generator", CardGenerator)
-    monkeypatch.setattr(nn.Module, "_apply", replace_tensors)
-    return Card()
-
-
-@pytest.fixture
 def make_round(make_model: Callable[..., Any], noise: Any, vit_spec: Any, card: Card) -> Callable[..., Any]:
-    """Makes a client's model on the card, and gives a function that trains the client on a number of images."""
+    """Makes a client's model on the card, and gives a function that trains the client on a number of samples."""
 
     def make(method: Any = "SimCLR", scheme: Any = LayerWise(), **local: Any) -> Any:  # noqa: B008
         optimizer = {"optimizer": local.pop("optimizer")} if "optimizer" in local else {}
-        model = make_model(method, spec=scheme.adapt(vit_spec), **optimizer)
+        spec, samples = local.pop("spec", vit_spec), local.pop("samples", noise)
+        model = make_model(method, spec=scheme.adapt(spec), **optimizer)
         stage = scheme.stages(3, 3)[-1]
         with card:
             model.to(CUDA)
         update = LocalUpdate(model, epochs=1, batch_size=4, seed=0, recall=lambda *_: {}, **local)
 
-        def train(images: int) -> Result:
+        def train(number: int) -> Result:
             with card:
                 card.waits.clear()
-                result = update(task_of(model, stage, update.step.corrected), noise(images))
+                result = update(task_of(model, stage, update.step.corrected), samples(number))
             assert isinstance(result, Result), result
-            assert result.steps == images // 4
+            assert result.steps == number // 4
             held = [*tensors(model.method), *tree_leaves(result.parts), *tensors(model.encoder)]
             assert all(tensor.device == CUDA for tensor in held)
             return result
@@ -210,6 +108,17 @@ def test_no_further_term_waits(step: LocalStep, make_round: Callable[..., Any], 
 
 def test_low_rank_adapters_do_not_wait(make_round: Callable[..., Any], card: Card) -> None:
     make_round(scheme=HeterogeneousLoRA([2]))(4)
+    assert card.waits == LOSS
+
+
+def test_text_does_not_wait(make_round: Callable[..., Any], card: Card) -> None:
+    spec = CausalTransformerSpec(context=8, depth=3, width=16, heads=2)
+    make_round(LanguageModelling, spec=spec, samples=lambda number: TextSet("a", {"a": "x" * 9 * number}, 8))(4)
+    assert card.waits == LOSS
+
+
+def test_a_resnet_does_not_wait(make_round: Callable[..., Any], noise: Any, resnet_spec: Any, card: Card) -> None:
+    make_round(spec=resnet_spec, samples=partial(noise, size=16))(4)
     assert card.waits == LOSS
 
 
