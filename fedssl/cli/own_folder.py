@@ -41,7 +41,7 @@ def with_proposal(arguments: list[str]) -> list[str]:
     named = any("model.encoder.name" in settings for settings in meant)
     if named or "resnet" in encoder or every.get("model.encoder.weights") or "model.encoder.options" in flags:
         said.setdefault(PATCH, None)  # the user's network, timm's name of it or its weights say which patches it has
-    root = Path(every.get("data.root", "data")).expanduser().absolute()
+    root = Path(str(every.get("data.root", "data"))).expanduser().absolute()
     left = propose(Facts(0, 0, colour=True), said)  # without any, there is no need to look
     facts = facts_of(root) if left else None
     if facts is None:

@@ -81,15 +81,19 @@ ABSENT = object()
 
 
 def flatten(configuration: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten a configuration to dotted names as on the command line; the value of a class is its name."""
+    """Flatten a configuration to dotted names as on the command line; the value of a class is its name.
+
+    It may be a file of the user's that the parser has not seen: what has another shape than a setting is left to it.
+    """
     flat: dict[str, Any] = {}
     for key, value in configuration.items():
         name = f"{prefix}{key}"
         if not isinstance(value, dict) or not value:
             flat[name] = value
-        elif "class_path" in value:
-            flat[name] = value["class_path"].rpartition(".")[2]
-            flat |= flatten(value.get("init_args", {}), f"{name}.")
+        elif isinstance(path := value.get("class_path"), str):
+            flat[name] = path.rpartition(".")[2]
+            arguments = value.get("init_args")
+            flat |= flatten(arguments, f"{name}.") if isinstance(arguments, dict) else {}
         else:
             flat[name] = "on"  # a group of settings without a class, which another configuration may set to null
             flat |= flatten(value, f"{name}.")
