@@ -1,5 +1,7 @@
 """What a client keeps on its disk."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -71,8 +73,10 @@ def test_a_damaged_memory_is_forgotten_with_a_word(tmp_path: Path, caplog: pytes
 
 
 def test_old_runs_are_forgotten(tmp_path: Path) -> None:
-    for run in ("a1", "a2", "a3", "a4", "a5"):
-        make(tmp_path, run)
+    for age, run in enumerate(("a5", "a4", "a3", "a2", "a1")):
+        (tmp_path / (16 * run)).mkdir()
+        # Made within one tick of the file system's clock, they would be equally old.
+        os.utime(tmp_path / (16 * run), (0, time.time() - 60 * (age + 1)))
     (tmp_path / "cafe").mkdir()
     (tmp_path / (16 * "b1")).symlink_to("removed by another client meanwhile")
     make(tmp_path, "a6")
