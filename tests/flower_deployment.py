@@ -12,6 +12,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -216,6 +217,11 @@ class Loopback:
         """Ends everything: nodes first."""
         for name in sorted(self.processes, key=lambda each: each == "link"):
             self.kill(name, signal.SIGTERM)
+        # A ServerApp has a session of its own, and can outlive the SuperLink that started it.
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                if f"FLWR_HOME={self.home}\0".encode() in (process / "environ").read_bytes():
+                    os.kill(int(process.name), signal.SIGKILL)
 
     def _start(self, name: str, *command: str, **variables: str) -> None:
         with (self.folder / f"{name}.log").open("ab") as log:

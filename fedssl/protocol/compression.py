@@ -152,8 +152,9 @@ def pack_update(
         names = _names(part, tensors, weights)
         sent[part] = {name: tensor for name, tensor in tensors.items() if name not in names}
         if names:
-            change = _vector(tensors, names) - _vector(received[part], names).to(_vector(tensors, names).device)
-            change += lost[part].to(change.device) if part in lost else 0
+            after = _vector(tensors, names)
+            change = after - _vector(received[part], names).to(after.device)
+            change += lost[part].to(after.device) if part in lost else 0
             packed = rule.pack(change)
             left[part] = change - rule.unpack(packed, len(change))
             sent[part] |= {PACKED + name: tensor for name, tensor in packed.items()}

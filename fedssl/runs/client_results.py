@@ -42,12 +42,14 @@ def client_results(module: FederatedSSL, data: FederatedData, device: torch.devi
     tests, before = own_tests(data), module.device
     module.to(device)
     features: dict[str, tuple[Features | None, Features]] = {}
-    for client, (name, images) in enumerate(zip(data.client_names, data.datasets.clients, strict=True)):
-        labelled = images.subset(torch.nonzero(images.labels >= 0).flatten())
-        train, test = (labelled, tests.get(name)) if tests else _held_out(labelled, data.seed, client)
-        if test is not None and len(test):
-            features[name] = (_encoded(module, data, train) if len(train) else None, _encoded(module, data, test))
-    module.to(before)
+    try:
+        for client, (name, images) in enumerate(zip(data.client_names, data.datasets.clients, strict=True)):
+            labelled = images.subset(torch.nonzero(images.labels >= 0).flatten())
+            train, test = (labelled, tests.get(name)) if tests else _held_out(labelled, data.seed, client)
+            if test is not None and len(test):
+                features[name] = (_encoded(module, data, train) if len(train) else None, _encoded(module, data, test))
+    finally:
+        module.to(before)  # the run goes on without these results
     scores = evaluate_by_client(features, len(data.pool.classes), module.evaluation)
     clients = {name: _plain(each) for name, each in scores.items()}
     return {

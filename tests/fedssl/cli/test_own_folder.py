@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from photos import PROPOSED, save_photos
 from PIL import Image
 
 from fedssl.cli.arguments import find_config
@@ -13,23 +14,12 @@ from fedssl.cli.command import parse
 from fedssl.cli.own_folder import with_proposal
 from fedssl.runs.changed_settings import flatten
 
-PHOTOS = {
-    "data.image_size": 64,
-    "data.channels": 3,
-    "model.encoder.image_size": 64,
-    "model.encoder.in_channels": 3,
-    "model.encoder.options.patch_size": 8,
-    "model.augment": "NaturalViews",
-}
-
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Two images of 80 x 100 pixels in colour."""
     root = tmp_path / "my photos ü"
-    root.mkdir()
-    for i in range(2):
-        Image.new("RGB", (80, 100), "red").save(root / f"{i}.jpg")
+    save_photos(root, ["red", "red"])
     return root
 
 
@@ -45,7 +35,7 @@ def added(root: Path, *more: str) -> list[str]:
 
 
 def test_the_users_settings_win(photos: Path, tmp_path: Path) -> None:
-    assert added(photos) == [f"--{name}={value}" for name, value in PHOTOS.items()]
+    assert added(photos) == [f"--{name}={value}" for name, value in PROPOSED.items()]
     own = tmp_path / "own.yaml"
     own.write_text("data: {init_args: {dataset: folder, image_size: 32}}")
     assert with_proposal(["fit", "--config=lw.yaml", f"--data.root={photos}"]) == [
@@ -71,7 +61,7 @@ def test_the_configuration_of_the_run_has_values(photos: Path, tmp_path: Path) -
     resolved = parse(flags(photos, "--model.augment.grayscale=0.5", "--data.channels=1"))
     flat: dict[str, Any] = flatten(resolved)
     grey = {"data.channels": 1, "model.encoder.in_channels": 1, "model.augment": "MedicalViews"}
-    assert {name: flat[name] for name in PHOTOS} == PHOTOS | grey
+    assert {name: flat[name] for name in PROPOSED} == PROPOSED | grey
     assert flat["model.augment.grayscale"] == 0.5
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(resolved))

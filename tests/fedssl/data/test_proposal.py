@@ -3,27 +3,16 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from photos import PROPOSED, save_photos
 
 from fedssl.data.proposal import Facts, facts_of, patch_size, propose
-
-PHOTOS = {
-    "data.image_size": 64,
-    "data.channels": 3,
-    "model.encoder.image_size": 64,
-    "model.encoder.in_channels": 3,
-    "model.encoder.options.patch_size": 8,
-    "model.augment": "NaturalViews",
-}
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """Three images of 80 x 100 pixels, one of them in colour, and a file that is none."""
     root = tmp_path / "my photos ü"
-    (root / "deep").mkdir(parents=True)
-    for i, colour in enumerate(("grey", "red", "white")):
-        Image.new("RGB", (80, 100), colour).save(root / "deep" / f"{i}.jpg")
+    save_photos(root / "deep", ["grey", "red", "white"])
     (root / "none.jpg").touch()
     return root
 
@@ -50,7 +39,7 @@ def test_what_is_set_once_holds_for_data_and_encoder() -> None:
         "model.encoder.options.patch_size": 4,
         "model.augment": "MedicalViews",
     }
-    assert propose(Facts(9, 480, colour=True), {**PHOTOS, "data.image_size": None}) == {}
+    assert propose(Facts(9, 480, colour=True), {**PROPOSED, "data.image_size": None}) == {}
     assert [patch_size(size) for size in (8, 16, 32, 96, 97)] == [2, 4, 4, 12, 0]
 
 
