@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fedssl.runs.client_results import describe
 from fedssl.runs.report.page import Fact
 from fedssl.runs.report.record import RunRecord
 from fedssl.runs.results import ENCODERS, FULL, KNN, LINEAR, QUALITY, quality_table
@@ -24,6 +25,8 @@ def sentence(record: RunRecord) -> str:
 
 def describe_quality(results: dict[str, Any]) -> str:
     """Describe the accuracy on test images, or the perplexity of held-out text, or why there is neither."""
+    if "not_evaluated" in results and "by_client" in results:
+        return f"The representation was measured for each client alone, {describe(results['by_client'])}."
     if "not_evaluated" in results:
         return f"What the representation is worth was not measured, as {results['not_evaluated']}."
     if "perplexity" in results:

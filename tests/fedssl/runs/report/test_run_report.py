@@ -14,6 +14,7 @@ from webpage import check_page
 from fedssl.__main__ import main
 from fedssl.runs.report.record import RunRecord, read_details
 from fedssl.runs.report.run_report import write_run_report
+from fedssl.runs.report.summary import describe_quality
 
 SECTIONS = ["Quality", "Cost", "Clients", "Classes", "Representation", "Neighbours", "Layers", "Origin"]
 
@@ -127,3 +128,13 @@ def test_wandb_has_the_figures_and_tables(run: Path) -> None:
     assert "report/Cost/All devices in each stage/_type" in tables
     (folder,) = run.glob("wandb/offline-run-*/files")
     assert (folder / media["report/Cost/Memory/path"]).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_measure_of_each_client_alone_is_a_measure() -> None:
+    one = {"mean": 75.0, "worst": 70.0, "worst_client": "north", "spread": 2.5}
+    by_client = {"clients": {"north": {}, "south": {}}, "summary": {"knn_top1": one}}
+    found = {"not_evaluated": "data.eval_dataset is none", "by_client": by_client}
+    assert describe_quality(found) == (
+        "The representation was measured for each client alone, mean over 2 clients: kNN 75.0 % (worst 70.0 % at north, "
+        "spread 2.5)."
+    )
