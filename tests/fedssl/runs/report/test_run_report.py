@@ -135,6 +135,6 @@ def test_a_measure_of_each_client_alone_is_a_measure() -> None:
     by_client = {"clients": {"north": {}, "south": {}}, "summary": {"knn_top1": one}}
     found = {"not_evaluated": "data.eval_dataset is none", "by_client": by_client}
     assert describe_quality(found) == (
-        "The representation was measured for each client alone, mean over 2 clients: kNN 75.0 % (worst 70.0 % at north, "
-        "spread 2.5)."
+        "The representation was measured for each client alone, mean over 2 clients: kNN 75.0 % (worst 70.0 % "
+        "at north, spread 2.5)."
     )
